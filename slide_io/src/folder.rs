@@ -1,0 +1,3 @@
+//! folder
+/// Images in class folders (ImageNet layout).
+pub struct ImageFolder;

@@ -1,0 +1,38 @@
+//! Files to pixels: whole-slide images become patches at an exact µm/px.
+//!
+//! The flow through this crate, top to bottom:
+//!
+//! 1. [`Cohort`](manifest::Cohort): which slides there are, with labels, groups and splits from a csv.
+//! 2. [`Slide::open`](slide::Slide::open): one ordered table of formats, the native TIFF reader first, OpenSlide after it.
+//! 3. [`TissueMask`](tissue::TissueMask): where the tissue is, at low resolution.
+//! 4. [`Grid`](grid::Grid): where the patches are, at an exact µm/px.
+//! 5. [`h5`]: coordinates and features files in the layout of TRIDENT and CLAM.
+//! 6. [`SlidePatches`](patch::SlidePatches) and [`ImageFolder`](folder::ImageFolder): patches for training and
+//!    embedding behind one trait, [`PatchSource`](patch::PatchSource).
+//!
+//! Units: positions are level-0 pixels, sizes are pixels of the level they are read from, scales are µm/px.
+
+pub mod error;
+pub mod folder;
+pub mod format;
+pub mod geometry;
+pub mod grid;
+pub mod h5;
+pub mod jpeg;
+pub mod manifest;
+pub mod patch;
+pub mod pyramid;
+pub mod slide;
+pub mod thumbnail;
+pub mod tissue;
+
+pub use error::{Error, Result};
+pub use folder::ImageFolder;
+pub use geometry::{Level, Mpp, Point, Region, Size};
+pub use grid::{Grid, GridSpec};
+pub use manifest::{Cohort, SlideRecord};
+pub use patch::{Patch, PatchKey, PatchSource, SlidePatches};
+pub use slide::Slide;
+pub use tissue::{TissueMask, TissueParams};
+
+pub use image::{Rgb, RgbImage};

@@ -1,0 +1,5 @@
+//! manifest
+/// The slides of a study.
+pub struct Cohort;
+/// One slide of a study.
+pub struct SlideRecord;

@@ -1,0 +1,2 @@
+//! gensis
+fn main() {}
