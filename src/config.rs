@@ -3,6 +3,10 @@
 //! A configuration file holds only differences from these defaults. Unknown keys and wrong types are errors.
 //! `gensis config default` prints the whole.
 
+mod load;
+
+pub use load::DEFAULT_TOML;
+
 use serde::{Deserialize, Serialize};
 use slide_io::{GridSpec, TissueParams};
 use std::path::PathBuf;
@@ -304,12 +308,24 @@ pub struct Knn {
     pub k: Vec<usize>,
     /// Temperature of the votes.
     pub temperature: f64,
+    /// What else to score, as a check that training helped.
+    pub baselines: Vec<Baseline>,
+}
+
+/// What a trained encoder is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Baseline {
+    /// The same network before training.
+    Random,
+    /// The pixels themselves, after the evaluation transform.
+    Pixels,
 }
 
 impl Default for Knn {
     fn default() -> Self {
         // DINO's four values and temperature.
-        Self { k: vec![10, 20, 100, 200], temperature: 0.07 }
+        Self { k: vec![10, 20, 100, 200], temperature: 0.07, baselines: vec![] }
     }
 }
 

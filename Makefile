@@ -1,0 +1,37 @@
+# make demo    draw a small cohort of slides and run the whole experiment on it, on the CPU
+# make test    format and lint checks, then every test
+# Both install what is missing (Debian/Ubuntu packages), build, and are safe to repeat.
+
+.PHONY: help setup build demo test lint gpu-bin gpu-check golden
+
+help:
+	@sed -n 's/^# //p' Makefile
+	@echo "make lint    formatting and clippy, warnings are errors"
+	@echo "make gpu-bin one stripped binary for GPU machines: CUDA and wgpu, no OpenSlide, no HDF5"
+	@echo "make golden  make the reference numbers of the tests again (needs Python, see tests/golden/README.md)"
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	@echo "== building gensis (the first time takes about ten minutes)"
+	@cargo build --release --locked
+
+demo: build
+	@echo "== running the demo: 30 slides, 3 classes, about eight minutes on two cores"
+	target/release/gensis demo --out demo-run
+
+lint: setup
+	@echo "== formatting"
+	@cargo fmt --all --check
+	@echo "== clippy"
+	@cargo clippy --release --workspace --all-targets --locked --quiet -- -D warnings
+
+test: lint
+	@scripts/test.sh
+
+gpu-bin: setup
+	@scripts/gpu_bin.sh
+
+golden:
+	@for script in tests/golden/*/make.py; do echo "== $$script"; python3 "$$script" || exit 1; done

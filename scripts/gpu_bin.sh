@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# One stripped binary for GPU machines: CUDA (NVRTC) and wgpu (Vulkan), without OpenSlide and HDF5, so that it starts
+# on a machine that has neither. The drivers are loaded at run time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+out=target/gpu-bin
+echo "== building the GPU binary"
+cargo build --release --locked --no-default-features --features flex,cuda,wgpu --bin gensis --target-dir target/gpu
+mkdir -p "$out"
+strip -o "$out/gensis" target/gpu/release/gensis
+size=$(stat -c %s "$out/gensis")
+echo "$out/gensis: $((size / 1000000)) MB"
+[ "$size" -lt 55000000 ] || { echo "error: over 55 MB" >&2; exit 1; }
+if ldd "$out/gensis" | grep -E 'openslide|hdf5|cuda|nvrtc|vulkan'; then
+  echo "error: the binary must not need these at start" >&2
+  exit 1
+fi
+"$out/gensis" --version

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs what the build needs and is missing. Safe to repeat; does nothing when everything is there.
+set -euo pipefail
+
+missing=()
+command -v cc >/dev/null && command -v make >/dev/null || missing+=(build-essential)
+command -v cmake >/dev/null || missing+=(cmake)
+command -v nasm >/dev/null || missing+=(nasm)
+command -v pkg-config >/dev/null || missing+=(pkg-config)
+if command -v pkg-config >/dev/null; then
+  pkg-config --exists openslide || missing+=(libopenslide-dev)
+  pkg-config --exists hdf5 || pkg-config --exists hdf5-serial || missing+=(libhdf5-dev)
+else
+  missing+=(libopenslide-dev libhdf5-dev)
+fi
+# openslide-sys makes its bindings at build time, with libclang.
+compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null \
+  || missing+=(libclang-dev)
+
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "== installing system packages: ${missing[*]}"
+  command -v apt-get >/dev/null || {
+    echo "error: this is not Debian or Ubuntu; install the equivalents of: ${missing[*]}" >&2
+    exit 1
+  }
+  sudo=""
+  [ "$(id -u)" -eq 0 ] || sudo="sudo"
+  $sudo apt-get update -qq
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if ! command -v cargo >/dev/null; then
+  if [ -x "$HOME/.cargo/bin/cargo" ]; then
+    echo "error: cargo is installed but not on the PATH; run: . \"$HOME/.cargo/env\"" >&2
+  else
+    echo "error: Rust is missing; install it from https://rustup.rs, then run make again" >&2
+  fi
+  exit 1
+fi

@@ -1,0 +1,250 @@
+//! The command line: what can be asked, with defaults and one example each.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::device::DeviceChoice;
+
+/// Whole-slide images in, slide-level results out, with an encoder trained on those slides alone.
+#[derive(Debug, Parser)]
+#[command(name = "gensis", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 done but something is listed in failures.csv.\n\
+    Start with `gensis demo`, then `gensis inspect SLIDES`.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show levels, µm/px, vendor and tissue share of a slide, or a table of a folder.
+    #[command(after_help = "Example:\n  gensis inspect slides/ --json > slides.json")]
+    Inspect(InspectArgs),
+    /// Find tissue and write patch coordinates at an exact µm/px (TRIDENT and CLAM layout).
+    #[command(after_help = "Example:\n  gensis tile --slides 'slides/*.svs' --set grid.mpp=0.5 --out runs/mine")]
+    Tile(StageArgs),
+    /// Train an encoder on the patches with DINO; continues where it was stopped.
+    #[command(after_help = "Example:\n  gensis pretrain --config configs/mosaic.toml --out runs/mosaic --device cuda")]
+    Pretrain(StageArgs),
+    /// Compute patch embeddings with the trained encoder, one HDF5 file per slide.
+    #[command(after_help = "Example:\n  gensis embed --out runs/mosaic")]
+    Embed(StageArgs),
+    /// Score the embeddings: k-NN on patches, gated attention MIL on slides.
+    #[command(after_help = "Example:\n  gensis evaluate --out runs/mosaic --set evaluate.slide.folds=10 --update")]
+    Evaluate(EvaluateArgs),
+    /// Run a whole experiment: tile, pretrain, embed, evaluate, report. Finished stages are skipped.
+    #[command(after_help = "Example:\n  gensis run configs/mosaic.toml --set data.slides=cohort/train_images --out runs/mosaic")]
+    Run(RunArgs),
+    /// Write report.html of a run folder again.
+    #[command(after_help = "Example:\n  gensis report runs/mosaic")]
+    Report(ReportArgs),
+    /// Draw a small cohort of slides and run the whole experiment on it (a few minutes on a CPU).
+    #[command(after_help = "Example:\n  gensis demo --out demo-run")]
+    Demo(DemoArgs),
+    /// Print configurations.
+    #[command(after_help = "Example:\n  gensis config show configs/mosaic.toml --set pretrain.epochs=50")]
+    Config(ConfigArgs),
+    /// Show devices, libraries, threads and disk; --selftest proves that a device computes rightly.
+    #[command(after_help = "Example:\n  gensis doctor --selftest --device cuda --json")]
+    Doctor(DoctorArgs),
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Args)]
+pub struct ComputeArgs {
+    /// cpu, cuda[:N] or wgpu[:N].
+    #[arg(long, default_value_t = DeviceChoice::Cpu)]
+    pub device: DeviceChoice,
+    /// Threads that decode and augment; 0 takes all cores. Results do not depend on it.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// Options of a single stage.
+#[derive(Debug, Clone, Args)]
+pub struct StageArgs {
+    /// Experiment file; left out, the one recorded in --out is used, or the defaults.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Change one setting, for example --set pretrain.epochs=5. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// A folder of slides or a quoted glob (data.slides).
+    #[arg(long, value_name = "FOLDER|GLOB", conflicts_with = "images")]
+    pub slides: Option<String>,
+    /// A folder of images in class folders (data.images).
+    #[arg(long, value_name = "FOLDER")]
+    pub images: Option<String>,
+    /// csv with one row per slide (data.labels).
+    #[arg(long, value_name = "CSV")]
+    pub labels: Option<String>,
+    /// µm/px of level 0 for every slide, overriding the files (data.mpp).
+    #[arg(long, value_name = "UM_PER_PX")]
+    pub mpp: Option<f64>,
+    /// The run folder.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Go on in a folder of other settings; stages they touch run again.
+    #[arg(long)]
+    pub update: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+impl StageArgs {
+    /// All settings of the command line, shorthands first.
+    pub fn all_settings(&self) -> Vec<String> {
+        // JSON strings are TOML basic strings, so quotes and backslashes in a path stay as they are.
+        let text = |key: &str, value: &Option<String>| value.as_ref().map(|v| format!("{key}={}", serde_json::json!(v)));
+        let shorthands = [
+            text("data.slides", &self.slides),
+            text("data.images", &self.images),
+            text("data.labels", &self.labels),
+            self.mpp.map(|mpp| format!("data.mpp={mpp:?}")),
+        ];
+        shorthands.into_iter().flatten().chain(self.settings.iter().cloned()).collect()
+    }
+}
+
+/// Options of `evaluate`.
+#[derive(Debug, Clone, Args)]
+pub struct EvaluateArgs {
+    /// What to score.
+    #[arg(value_enum, default_value_t = Task::All)]
+    pub task: Task,
+    /// The stage's options.
+    #[command(flatten)]
+    pub stage: StageArgs,
+}
+
+/// Benchmarks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Task {
+    /// Every benchmark the data allow.
+    All,
+    /// Weighted k-NN on patches.
+    Knn,
+    /// Slide-level classification.
+    Slide,
+}
+
+/// Options of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Experiment file.
+    #[arg(value_name = "EXPERIMENT")]
+    pub experiment: PathBuf,
+    /// Change one setting. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// The run folder [default: runs/<name of the experiment file>].
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Go on in a folder of other settings; stages they touch run again.
+    #[arg(long)]
+    pub update: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// Options of `inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// A slide, a folder of slides, or a quoted glob.
+    pub path: String,
+    /// µm/px of level 0, for slides that do not state it.
+    #[arg(long, value_name = "UM_PER_PX")]
+    pub mpp: Option<f64>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `report`.
+#[derive(Debug, Clone, Args)]
+pub struct ReportArgs {
+    /// The run folder.
+    pub run: PathBuf,
+}
+
+/// Options of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// The run folder; the drawn slides go into its cohort/ folder.
+    #[arg(short, long, value_name = "FOLDER", default_value = "demo-run")]
+    pub out: PathBuf,
+    /// Change one setting. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// Options of `config`.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// What to print.
+    #[command(subcommand)]
+    pub action: ConfigAction,
+}
+
+/// What `config` prints.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigAction {
+    /// Every setting with its default and meaning.
+    Default,
+    /// An experiment file with all defaults filled in.
+    Show {
+        /// Experiment file.
+        file: PathBuf,
+        /// Change one setting. May be repeated.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+    },
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Run the golden numbers and training steps on --device; needs no data and no other file.
+    #[arg(long)]
+    pub selftest: bool,
+    /// Training steps of the self-test.
+    #[arg(long, default_value_t = 300)]
+    pub steps: usize,
+    /// Images per step of the self-test.
+    #[arg(long, default_value_t = 32)]
+    pub batch: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shorthands_become_settings_that_later_ones_override() {
+        let line = ["gensis", "tile", "--slides", "a \"b\"/*.svs", "--mpp", "0.5", "--set", "seed=3", "--out", "o"];
+        let Command::Tile(args) = Cli::parse_from(line).command else { panic!("expected tile") };
+        let experiment = crate::config::Experiment::load(None, &args.all_settings()).unwrap();
+        assert_eq!(experiment.data.slides, "a \"b\"/*.svs");
+        assert_eq!((experiment.data.mpp, experiment.seed), (0.5, 3));
+    }
+}

@@ -1,0 +1,119 @@
+//! One file a subcommand; each reads as a recipe. The stages of a run are functions of a [`Run`], so that `gensis run`
+//! and `gensis demo` are nothing but their sequence.
+
+mod config;
+mod demo;
+mod doctor;
+mod embed;
+mod evaluate;
+mod inspect;
+mod pretrain;
+mod progress;
+mod report;
+mod run;
+mod sources;
+mod tile;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::cli::{Cli, Command, ComputeArgs, StageArgs};
+use crate::config::Experiment;
+use crate::device::DeviceChoice;
+use crate::run_dir::RunDir;
+
+/// How a command that did not fail ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything worked.
+    Done,
+    /// The rest is done, but this many things are listed in `failures.csv` (or were printed).
+    DoneWithFailures(usize),
+}
+
+impl Outcome {
+    fn of(failures: usize) -> Self {
+        if failures == 0 { Self::Done } else { Self::DoneWithFailures(failures) }
+    }
+
+    /// 0 done, 3 done with failures.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::DoneWithFailures(_) => 3,
+        }
+    }
+}
+
+/// An experiment with its folder and where to compute: what every stage works on.
+pub(crate) struct Run {
+    pub experiment: Experiment,
+    pub dir: RunDir,
+    pub device: DeviceChoice,
+    pub threads: usize,
+}
+
+impl Run {
+    /// Opens `out` for an experiment, and sets the number of threads.
+    fn open(experiment: Experiment, out: &Path, update: bool, compute: &ComputeArgs) -> Result<Self> {
+        // Probing first: a run without its device should leave no folder behind.
+        crate::device::open(compute.device)?;
+        let threads = match compute.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .context("cannot start the worker threads")?;
+        let dir = RunDir::open(out, &experiment, update)?;
+        let provenance = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "arguments": std::env::args().skip(1).collect::<Vec<_>>(),
+            "device": compute.device.to_string(),
+            "threads": threads,
+        });
+        dir.log("started", provenance)?;
+        Ok(Self { experiment, dir, device: compute.device, threads })
+    }
+
+    /// Opens the run of a single stage: the given configuration, or the one recorded in the folder.
+    fn open_stage(args: &StageArgs) -> Result<Self> {
+        let recorded = args.out.join("experiment.toml");
+        let file = args.config.as_deref().or(recorded.exists().then_some(recorded.as_path()));
+        let experiment = Experiment::load(file, &args.all_settings())?;
+        Self::open(experiment, &args.out, args.update, &args.compute)
+    }
+
+    /// Writes `failures.csv` and turns its length into the outcome.
+    fn close(&self) -> Result<Outcome> {
+        let failures = self.dir.write_failures()?;
+        if !failures.is_empty() {
+            eprintln!("{} failure(s), listed in {}", failures.len(), self.dir.root().join("failures.csv").display());
+        }
+        Ok(Outcome::of(failures.len()))
+    }
+}
+
+/// Runs a parsed command line.
+pub fn dispatch(cli: Cli) -> Result<Outcome> {
+    match cli.command {
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Tile(args) => stage(&args, tile::tile),
+        Command::Pretrain(args) => stage(&args, pretrain::pretrain),
+        Command::Embed(args) => stage(&args, embed::embed),
+        Command::Evaluate(args) => stage(&args.stage, |run| evaluate::evaluate(run, args.task)),
+        Command::Run(args) => run::run(&args),
+        Command::Report(args) => report::write(&args.run).map(|_| Outcome::Done),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Config(args) => config::config(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+    }
+}
+
+fn stage(args: &StageArgs, work: impl FnOnce(&Run) -> Result<()>) -> Result<Outcome> {
+    let run = Run::open_stage(args)?;
+    work(&run)?;
+    run.close()
+}

@@ -1,0 +1,222 @@
+//! Reading an experiment: file, then `--set key=value`, then checks. Errors name the file, the line and the nearest key.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use toml::{Table, Value};
+
+use super::Experiment;
+
+/// The commented defaults, as `gensis config default` prints them. A test keeps them equal to `Experiment::default()`.
+pub const DEFAULT_TOML: &str = include_str!("../../configs/default.toml");
+
+impl Experiment {
+    /// Reads `file` (or nothing but the defaults), applies `key=value` settings in order, and checks the result.
+    pub fn load(file: Option<&Path>, settings: &[String]) -> Result<Self> {
+        let mut table = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                toml::from_str::<Self>(&text)
+                    .map_err(|error| anyhow!("{}: {}", path.display(), with_nearest_key(&error.to_string())))?;
+                toml::from_str::<Table>(&text)?
+            }
+            None => Table::new(),
+        };
+        for setting in settings {
+            apply(&mut table, setting).with_context(|| format!("--set {setting}"))?;
+            Self::from_table(&table)
+                .map_err(|error| anyhow!("--set {setting}: {}", with_nearest_key(error.message())))?;
+        }
+        let experiment = Self::from_table(&table).map_err(|error| anyhow!(with_nearest_key(error.message())))?;
+        experiment.check()?;
+        Ok(experiment)
+    }
+
+    fn from_table(table: &Table) -> Result<Self, toml::de::Error> {
+        Value::Table(table.clone()).try_into()
+    }
+
+    /// The whole experiment as TOML, every key present.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).context("cannot write the experiment as TOML")
+    }
+
+    /// Keys whose values differ, as `key: ours -> theirs`.
+    pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
+        let (ours, theirs) = (Value::try_from(self)?, Value::try_from(other)?);
+        let mut lines = Vec::new();
+        collect_differences("", &ours, &theirs, &mut lines);
+        Ok(lines)
+    }
+
+    /// Refuses settings that parse but make no sense, naming the key and what would.
+    fn check(&self) -> Result<()> {
+        let rules: &[(bool, &str)] = &[
+            (self.grid.mpp.0 > 0.0, "grid.mpp must be above 0 µm/px"),
+            (self.grid.size > 0 && self.grid.stride > 0, "grid.size and grid.stride must be above 0 px"),
+            ((0.0..=1.0).contains(&self.grid.min_tissue), "grid.min_tissue is a share, 0 to 1"),
+            (self.data.mpp >= 0.0, "data.mpp must be above 0 µm/px, or 0 to believe the files"),
+            (
+                self.data.slides.is_empty() || self.data.images.as_os_str().is_empty(),
+                "give data.slides or data.images, not both",
+            ),
+            (self.model.patch > 0, "model.patch must be above 0 px"),
+            (
+                self.crops.global_size as usize >= self.model.patch,
+                "crops.global_size must be at least model.patch: a crop needs a token",
+            ),
+            (
+                self.crops.local_count == 0 || self.crops.local_size as usize >= self.model.patch,
+                "crops.local_size must be at least model.patch: a crop needs a token",
+            ),
+            (scale_range(self.crops.global_scale), "crops.global_scale is [smallest, largest] share of the area, 0 to 1"),
+            (scale_range(self.crops.local_scale), "crops.local_scale is [smallest, largest] share of the area, 0 to 1"),
+            (self.head.out > 1, "head.out must be above 1"),
+            (self.pretrain.epochs > 0, "pretrain.epochs must be above 0"),
+            (self.pretrain.batch > 0, "pretrain.batch must be above 0"),
+            (
+                self.pretrain.warmup_epochs <= self.pretrain.epochs,
+                "pretrain.warmup_epochs must not exceed pretrain.epochs",
+            ),
+            (
+                self.pretrain.teacher_temp > 0.0
+                    && self.pretrain.warmup_teacher_temp > 0.0
+                    && self.pretrain.student_temp > 0.0,
+                "temperatures must be above 0",
+            ),
+            (self.embed.batch > 0, "embed.batch must be above 0"),
+            (!self.evaluate.knn.k.is_empty(), "evaluate.knn.k needs at least one number of neighbours"),
+            (self.evaluate.knn.k.iter().all(|&k| k > 0), "evaluate.knn.k: a number of neighbours is at least 1"),
+            (self.evaluate.slide.folds >= 2, "evaluate.slide.folds must be at least 2"),
+            (!self.evaluate.slide.seeds.is_empty(), "evaluate.slide.seeds needs at least one seed"),
+            (
+                self.evaluate.slide.validation > 0.0 && self.evaluate.slide.validation < 1.0,
+                "evaluate.slide.validation is a share between 0 and 1",
+            ),
+            (
+                (0.0..1.0).contains(&self.evaluate.slide.dropout),
+                "evaluate.slide.dropout is a probability below 1",
+            ),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, message)) => bail!("configuration: {message}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn scale_range([low, high]: [f64; 2]) -> bool {
+    low > 0.0 && low <= high && high <= 1.0
+}
+
+/// Puts `a.b.c=value` into the table; the value is TOML, or a bare string.
+fn apply(table: &mut Table, setting: &str) -> Result<()> {
+    let (path, text) = setting.split_once('=').context("expected key=value, for example pretrain.epochs=5")?;
+    let value = match format!("value = {text}").parse::<Table>() {
+        Ok(mut parsed) => parsed.remove("value").context("empty value")?,
+        Err(_) => Value::String(text.to_owned()),
+    };
+    let keys: Vec<&str> = path.trim().split('.').collect();
+    let (last, parents) = keys.split_last().context("empty key")?;
+    let mut place = table;
+    for key in parents {
+        place = place
+            .entry(key.to_string())
+            .or_insert_with(|| Value::Table(Table::new()))
+            .as_table_mut()
+            .with_context(|| format!("`{key}` is a value, not a section"))?;
+    }
+    place.insert(last.to_string(), value);
+    Ok(())
+}
+
+/// Adds "did you mean" to serde's "unknown field `x`, expected one of `a`, `b`", and drops the list behind it.
+fn with_nearest_key(message: &str) -> String {
+    let Some((before, rest)) = message.split_once("unknown field `") else { return message.trim_end().to_owned() };
+    let Some((unknown, expected)) = rest.split_once('`') else { return message.trim_end().to_owned() };
+    let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+    let nearest = known.iter().min_by_key(|key| strsim::damerau_levenshtein(key, unknown));
+    match nearest {
+        Some(nearest) if strsim::normalized_damerau_levenshtein(nearest, unknown) > 0.3 => {
+            format!("{before}unknown key `{unknown}`; did you mean `{nearest}`?")
+        }
+        _ => format!("{before}unknown key `{unknown}`; known here: {}", known.join(", ")),
+    }
+}
+
+fn collect_differences(path: &str, ours: &Value, theirs: &Value, lines: &mut Vec<String>) {
+    match (ours, theirs) {
+        (Value::Table(ours), Value::Table(theirs)) => {
+            let keys: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+            for key in keys {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let none = Value::String("(absent)".into());
+                collect_differences(&path, ours.get(key).unwrap_or(&none), theirs.get(key).unwrap_or(&none), lines);
+            }
+        }
+        _ if ours == theirs => {}
+        _ => lines.push(format!("{path}: {ours} -> {theirs}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(file: &str, settings: &[&str]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.toml");
+        std::fs::write(&path, file).unwrap();
+        let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+        format!("{:#}", Experiment::load(Some(&path), &settings).unwrap_err())
+    }
+
+    #[test]
+    fn printed_defaults_are_the_defaults() {
+        let printed: Experiment = toml::from_str(DEFAULT_TOML).unwrap();
+        assert_eq!(printed, Experiment::default());
+        let (printed, whole) = (DEFAULT_TOML.parse::<Table>().unwrap(), Table::try_from(Experiment::default()).unwrap());
+        fn keys(prefix: &str, table: &Table, out: &mut Vec<String>) {
+            for (key, value) in table {
+                let path = format!("{prefix}.{key}");
+                match value {
+                    Value::Table(inner) => keys(&path, inner, out),
+                    _ => out.push(path),
+                }
+            }
+        }
+        let (mut a, mut b) = (vec![], vec![]);
+        keys("", &printed, &mut a);
+        keys("", &whole, &mut b);
+        a.sort();
+        b.sort();
+        assert_eq!(a, b, "configs/default.toml must hold every key");
+    }
+
+    #[test]
+    fn mistyped_keys_name_file_line_and_nearest_key() {
+        let message = error("seed = 1\n[pretrain]\nepoch = 3\n", &[]);
+        assert!(message.contains("x.toml") && message.contains("line 3"), "{message}");
+        assert!(message.contains("unknown key `epoch`; did you mean `epochs`?"), "{message}");
+        let message = error("[pretrain]\nepochs = \"ten\"\n", &[]);
+        assert!(message.contains("line 2") && message.contains("invalid type"), "{message}");
+        let message = error("", &["pretrain.epcohs=2"]);
+        assert!(message.contains("--set pretrain.epcohs=2") && message.contains("did you mean `epochs`?"), "{message}");
+        let message = error("", &["grid.mpp=-1"]);
+        assert!(message.contains("grid.mpp must be above 0"), "{message}");
+    }
+
+    #[test]
+    fn settings_override_the_file_and_round_trip() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.toml");
+        std::fs::write(&path, "[pretrain]\nepochs = 12\n").unwrap();
+        let settings = ["pretrain.epochs=7".into(), "data.slides=a/*.tiff".into(), "evaluate.knn.k=[5]".into()];
+        let experiment = Experiment::load(Some(&path), &settings).unwrap();
+        assert_eq!((experiment.pretrain.epochs, experiment.data.slides.as_str()), (7, "a/*.tiff"));
+        assert_eq!(experiment.evaluate.knn.k, [5]);
+        assert_eq!(toml::from_str::<Experiment>(&experiment.to_toml().unwrap()).unwrap(), experiment);
+        let differences = experiment.differences(&Experiment::default()).unwrap();
+        assert!(differences.contains(&"pretrain.epochs: 7 -> 100".to_owned()), "{differences:?}");
+    }
+}

@@ -1,0 +1,261 @@
+//! The output folder of one experiment: its resolved configuration, one record per finished stage, failures, a log.
+//!
+//! Rules: everything is written to a temporary name and renamed; a stage is skipped only when its record holds the
+//! very header it would run with; a folder of another experiment is refused.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::config::Experiment;
+
+/// Prefix of files being written; those a killed run left behind are removed when the folder is opened again.
+pub const TEMPORARY_PREFIX: &str = ".gensis-";
+
+/// One thing that did not work while the rest went on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Stage that met it.
+    pub stage: String,
+    /// Slide id, patch or csv row.
+    pub item: String,
+    /// What is wrong, and what to do about it.
+    pub reason: String,
+}
+
+/// What a finished stage leaves: the header it ran with, what failed, and whatever later stages need to know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StageRecord {
+    /// Everything the result depends on. Equal headers mean equal results.
+    pub header: Value,
+    /// What failed.
+    pub failures: Vec<Failure>,
+    /// Results in brief, for later stages and the report.
+    pub summary: Value,
+}
+
+/// An open output folder. Only one process holds it at a time.
+pub struct RunDir {
+    root: PathBuf,
+    log: Mutex<File>,
+    /// Held, never read: the lock ends with the process.
+    _lock: File,
+}
+
+impl RunDir {
+    /// Opens or creates the folder for `experiment`. With `update` the folder's configuration is replaced, and stages
+    /// whose settings changed run again.
+    ///
+    /// # Errors
+    /// A folder that is not empty and not gensis's, one of another experiment, or one in use.
+    pub fn open(root: &Path, experiment: &Experiment, update: bool) -> Result<Self> {
+        let recorded = root.join("experiment.toml");
+        if !recorded.exists() && root.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+            bail!("{} holds files that gensis did not write; choose an empty or new folder with --out", root.display());
+        }
+        fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
+        let lock = lock(root)?;
+        if recorded.exists() {
+            let differences = Self::experiment(root)?.differences(experiment)?;
+            if !differences.is_empty() && !update {
+                bail!(
+                    "{} belongs to another experiment:\n  {}\nChoose another folder with --out, or add --update to go on in this \
+                     one with the new settings (stages they touch run again)",
+                    root.display(),
+                    differences.join("\n  ")
+                );
+            }
+        }
+        remove_temporary_files(root);
+        write_atomic(&recorded, experiment.to_toml()?.as_bytes())?;
+        let log = File::options().create(true).append(true).open(root.join("log.jsonl"))?;
+        Ok(Self { root: root.to_owned(), log: Mutex::new(log), _lock: lock })
+    }
+
+    /// The configuration recorded in a run folder.
+    pub fn experiment(root: &Path) -> Result<Experiment> {
+        let path = root.join("experiment.toml");
+        if !path.exists() {
+            bail!("{} is not a run folder: it has no experiment.toml", root.display());
+        }
+        Experiment::load(Some(&path), &[])
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A path inside the folder, whose parent exists.
+    pub fn file(&self, name: &str) -> Result<PathBuf> {
+        let path = self.root.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+        Ok(path)
+    }
+
+    /// The record of a finished stage, or `None`.
+    pub fn record(&self, stage: &str) -> Option<StageRecord> {
+        read_record(&self.root, stage)
+    }
+
+    /// The record of `stage` if it ran with this very header.
+    pub fn current(&self, stage: &str, header: &Value) -> Option<StageRecord> {
+        self.record(stage).filter(|record| &record.header == header)
+    }
+
+    /// Records that `stage` is finished.
+    pub fn finish(&self, stage: &str, record: &StageRecord) -> Result<()> {
+        let path = self.file(&format!("stages/{stage}.json"))?;
+        write_atomic(&path, &serde_json::to_vec_pretty(record)?)?;
+        self.log("stage finished", json!({ "stage": stage, "failures": record.failures.len() }))
+    }
+
+    /// Forgets that `stage` was finished; called before its output is touched.
+    pub fn forget(&self, stage: &str) -> Result<()> {
+        let path = self.root.join(format!("stages/{stage}.json"));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes `failures.csv` from the records of all finished stages, and returns them.
+    pub fn write_failures(&self) -> Result<Vec<Failure>> {
+        let failures: Vec<Failure> = STAGES.iter().filter_map(|stage| self.record(stage)).flat_map(|r| r.failures).collect();
+        let mut table = csv::Writer::from_writer(Vec::new());
+        table.write_record(["stage", "item", "reason"])?;
+        for failure in &failures {
+            table.write_record([&failure.stage, &failure.item, &failure.reason])?;
+        }
+        write_atomic(&self.root.join("failures.csv"), &table.into_inner()?)?;
+        Ok(failures)
+    }
+
+    /// Appends a line to `log.jsonl`.
+    pub fn log(&self, event: &str, fields: Value) -> Result<()> {
+        let mut line = json!({ "time": timestamp(), "event": event });
+        if let (Value::Object(line), Value::Object(fields)) = (&mut line, fields) {
+            line.extend(fields);
+        }
+        let mut file = self.log.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        writeln!(file, "{line}").context("cannot write log.jsonl")
+    }
+}
+
+/// Stages in the order of the flow, named as their records are.
+pub const STAGES: [&str; 4] = ["tile", "pretrain", "embed", "evaluate"];
+
+/// The record of a finished stage of the run in `root`.
+pub fn read_record(root: &Path, stage: &str) -> Option<StageRecord> {
+    let text = fs::read_to_string(root.join(format!("stages/{stage}.json"))).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// Now, as RFC 3339 in UTC.
+pub fn timestamp() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// Writes a file in one piece: a reader sees the old content or the new one, never a part.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        }
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn lock(root: &Path) -> Result<File> {
+    let file = File::options().create(true).append(true).open(root.join(".lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => bail!("{} is in use by another gensis process", root.display()),
+        Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", root.display())),
+    }
+}
+
+fn remove_temporary_files(folder: &Path) {
+    for entry in folder.read_dir().into_iter().flatten().flatten() {
+        let path = entry.path();
+        let temporary = entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX);
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => remove_temporary_files(&path),
+            Ok(kind) if kind.is_file() && temporary => {
+                // Best effort: a stale temporary file harms nobody.
+                let _ = fs::remove_file(&path);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_another_experiment_is_refused_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("run");
+        let experiment = Experiment::default();
+        drop(RunDir::open(&root, &experiment, false).unwrap());
+        drop(RunDir::open(&root, &experiment, false).unwrap());
+        let other = Experiment { seed: 7, ..Experiment::default() };
+        let error = format!("{:#}", RunDir::open(&root, &other, false).err().unwrap());
+        assert!(error.contains("another experiment") && error.contains("seed: 0 -> 7"), "{error}");
+        drop(RunDir::open(&root, &other, true).unwrap());
+        assert_eq!(RunDir::experiment(&root).unwrap().seed, 7);
+        let foreign = dir.path().join("foreign");
+        fs::create_dir(&foreign).unwrap();
+        fs::write(foreign.join("thesis.doc"), b"precious").unwrap();
+        assert!(RunDir::open(&foreign, &experiment, true).is_err());
+    }
+
+    #[test]
+    fn stages_are_current_only_with_equal_headers() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path(), &Experiment::default(), false).unwrap();
+        let failure = Failure { stage: "tile".into(), item: "a,b".into(), reason: "no \"scale\"".into() };
+        let record = StageRecord { header: json!({"seed": 1}), failures: vec![failure], summary: Value::Null };
+        run.finish("tile", &record).unwrap();
+        assert!(run.current("tile", &json!({"seed": 1})).is_some());
+        assert!(run.current("tile", &json!({"seed": 2})).is_none());
+        assert_eq!(run.write_failures().unwrap().len(), 1);
+        let text = fs::read_to_string(dir.path().join("failures.csv")).unwrap();
+        assert_eq!(text, "stage,item,reason\ntile,\"a,b\",\"no \"\"scale\"\"\"\n");
+        run.forget("tile").unwrap();
+        assert!(run.record("tile").is_none());
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_run_are_removed_and_two_processes_kept_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path(), &Experiment::default(), false).unwrap();
+        let error = RunDir::open(dir.path(), &Experiment::default(), false).err().unwrap();
+        assert!(error.to_string().contains("in use"), "{error}");
+        let left = run.file("pretrain/.gensis-abc").unwrap();
+        fs::write(&left, b"half").unwrap();
+        drop(run);
+        let _run = RunDir::open(dir.path(), &Experiment::default(), false).unwrap();
+        assert!(!left.exists());
+    }
+}
