@@ -1,0 +1,1 @@
+//! Pillow's 8-bit colour operations, byte for byte.
