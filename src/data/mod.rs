@@ -2,7 +2,8 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | [`color`] | Pillow's 8-bit colour operations, blur and flips, byte for byte |
+//! | [`color`] | Pillow's 8-bit colour operations and flips, byte for byte |
+//! | [`blur`] | Pillow's Gaussian blur, byte for byte |
 //! | [`crop`] | where a random crop lies, and Pillow's bicubic resize |
 //! | [`augment`] | DINO's recipe: one patch in, two global and some local crops out |
 //! | [`order`] | which patch comes when, and the random numbers that belong to it |
@@ -14,6 +15,7 @@
 //! the place where a run was resumed changes a byte.
 
 pub mod augment;
+pub mod blur;
 pub mod color;
 pub mod crop;
 pub mod loader;

@@ -161,13 +161,13 @@ impl Work for CropWork {
     /// which has a place of its own too, does not appear twice with the same crops.
     fn item(&self, number: usize) -> Place {
         let mut failed = Vec::new();
-        for candidate in self.order.iter().cycle().skip(number).take(self.order.len().min(MAX_REPLACEMENTS)) {
-            match read(&*self.source, *candidate) {
-                Ok(image) => {
-                    let mut rng = item_rng(self.seed, self.epoch, self.order[number]);
-                    let views = augment::crops(&image, &self.crops, &mut rng);
-                    return Place { views: Some((*candidate, views)), failed };
-                }
+        for &candidate in self.order.iter().cycle().skip(number).take(self.order.len().min(MAX_REPLACEMENTS)) {
+            let views = read(&*self.source, candidate).and_then(|image| {
+                let mut rng = item_rng(self.seed, self.epoch, self.order[number]);
+                augment::crops(&image, &self.crops, &mut rng).map_err(|e| ReadFailure::new(&*self.source, candidate, e))
+            });
+            match views {
+                Ok(views) => return Place { views: Some((candidate, views)), failed },
                 Err(failure) => failed.push(failure),
             }
         }

@@ -151,9 +151,10 @@ impl Work for ImageWork {
 
     fn item(&self, number: usize) -> Self::Item {
         let index = self.indices[number];
-        let failure = |reason| ReadFailure { index, key: self.source.key(index), reason };
+        let failure = |reason| ReadFailure::new(&*self.source, index, reason);
         let image = read(&*self.source, index)?;
-        let image = crop::evaluation_view(image, self.embed.resize, self.embed.crop).map_err(failure)?;
+        let image = crop::evaluation_view(image, self.embed.resize, self.embed.crop)
+            .map_err(|error| failure(format!("{error:#}")))?;
         if image.dimensions() != self.size {
             let ((width, height), expected) = (image.dimensions(), self.size);
             return Err(failure(format!(

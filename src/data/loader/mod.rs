@@ -5,6 +5,7 @@ mod crops;
 mod images;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +34,12 @@ pub struct ReadFailure {
     pub key: PatchKey,
     /// Why not.
     pub reason: String,
+}
+
+impl ReadFailure {
+    fn new(source: &dyn PatchSource, index: usize, reason: impl Display) -> Self {
+        Self { index, key: source.key(index), reason: format!("{reason:#}") }
+    }
 }
 
 /// Failures of all epochs so far, by index; shared by a loader and its iterators.
@@ -93,5 +100,5 @@ pub(super) fn read(source: &dyn PatchSource, index: usize) -> Result<RgbImage, R
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic_message(&*panic),
     };
-    Err(ReadFailure { index, key: source.key(index), reason })
+    Err(ReadFailure::new(source, index, reason))
 }
