@@ -155,3 +155,50 @@ fn hsv_to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
         _ => [v, p, q],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::golden::{Golden, sha256};
+
+    fn two_pixels() -> RgbImage {
+        RgbImage::from_raw(2, 1, vec![200, 100, 50, 10, 20, 30]).unwrap()
+    }
+
+    fn after(op: impl Fn(&mut RgbImage)) -> Vec<u8> {
+        let mut image = two_pixels();
+        op(&mut image);
+        image.into_raw()
+    }
+
+    #[test]
+    fn worked_numbers() {
+        assert_eq!((luma([200, 100, 50]), luma([10, 20, 30])), (124, 18));
+        assert_eq!(after(|image| brightness(image, 1.4)), [255, 140, 70, 14, 28, 42]);
+        assert_eq!(after(|image| contrast(image, 0.6)), [148, 88, 58, 34, 40, 46]);
+        assert_eq!(after(|image| saturation(image, 0.8)), [184, 104, 64, 11, 19, 27]);
+        assert_eq!(after(grayscale), [124, 124, 124, 18, 18, 18]);
+        assert_eq!(rgb_to_hsv([200, 100, 50]), [14, 191, 200]);
+        let mut image = RgbImage::from_raw(2, 1, vec![0, 127, 128, 200, 255, 0]).unwrap();
+        solarize(&mut image, 128);
+        assert_eq!(image.into_raw(), [0, 127, 127, 55, 0, 0]);
+    }
+
+    #[test]
+    fn all_colors_convert_as_pillow_converts_them() {
+        let golden = Golden::load().exhaustive;
+        let every = || (0..1u32 << 24).map(|color| [(color >> 16) as u8, (color >> 8) as u8, color as u8]);
+        assert_eq!(sha256(every().map(|color| [luma(color)])), golden.luma);
+        assert_eq!(sha256(every().map(rgb_to_hsv)), golden.rgb_to_hsv);
+        assert_eq!(sha256(every().map(hsv_to_rgb)), golden.hsv_to_rgb);
+    }
+
+    #[test]
+    fn empty_images_stay_empty() {
+        for op in [flip_horizontal, flip_vertical, grayscale, |image: &mut RgbImage| contrast(image, 0.5)] {
+            let mut image = RgbImage::new(0, 0);
+            op(&mut image);
+            assert_eq!(image.dimensions(), (0, 0));
+        }
+    }
+}

@@ -2,6 +2,8 @@
 //! be read: they are kept with their reason, never replaced by a blank image.
 
 mod crops;
+#[cfg(test)]
+mod fake;
 mod images;
 
 use std::collections::BTreeMap;
