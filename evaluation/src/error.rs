@@ -1,4 +1,7 @@
-//! One error for the whole crate.
+//! One error for the whole crate. It keeps apart what a user does about it: change the call, replace the file,
+//! or look at the training.
+
+use std::path::{Path, PathBuf};
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -7,6 +10,20 @@ pub enum Error {
     /// The caller asked for something that makes no sense.
     #[error("{0}")]
     Usage(String),
+    /// The file is damaged, or is not what its name says.
+    #[error("{}: the file is damaged: {what}", path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Training went wrong; says where, and what to try.
+    #[error("{0}")]
+    Training(String),
+    /// The device failed to run or to hand back a result.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// Reading slides, coordinates or features failed.
     #[error(transparent)]
     Slide(#[from] slide_io::Error),
@@ -17,7 +34,7 @@ pub enum Error {
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The refusal.
         source: std::io::Error,
     },
@@ -25,3 +42,20 @@ pub enum Error {
 
 /// Result with this crate's [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A call that makes no sense; `what` says why and what to do.
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::Usage(what.into())
+    }
+
+    /// `path` is damaged; `what` says how.
+    pub fn bad(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Self::BadFile { path: path.as_ref().to_owned(), what: what.into() }
+    }
+
+    /// An operating-system error about `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), source }
+    }
+}

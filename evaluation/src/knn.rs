@@ -1,1 +1,336 @@
-//! knn
+//! Weighted k-nearest-neighbour classification, as DINO's `eval_knn.py`: cosine similarity, the k nearest training
+//! patches vote for their class with weight exp(similarity / temperature).
+//!
+//! The search runs in blocks of a matrix product on the device, so memory stays bounded whatever the sizes; one
+//! search serves every k. Of equal similarities the lower training index is nearer; of equal votes the lower class
+//! wins: results do not depend on threads.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::embeddings::{EmbeddingTable, l2_normalise};
+use crate::error::{Error, Result};
+use crate::metric::Predictions;
+
+/// Rows of one block of queries and of one block of references: 16 MB of similarities at a time.
+const QUERY_BLOCK: usize = 512;
+const REFERENCE_BLOCK: usize = 8192;
+
+/// Settings of the classifier.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KnnConfig {
+    /// Neighbours; every value gives a result.
+    pub k: Vec<usize>,
+    /// Temperature of the votes.
+    pub temperature: f64,
+}
+
+impl Default for KnnConfig {
+    fn default() -> Self {
+        // DINO's four values and temperature.
+        Self { k: vec![10, 20, 100, 200], temperature: 0.07 }
+    }
+}
+
+/// What one k gives.
+#[derive(Clone, Debug)]
+pub struct KnnResult {
+    /// The k asked for.
+    pub k: usize,
+    /// Neighbours that voted: less than `k` where there are fewer training patches. Worth a warning.
+    pub used: usize,
+    /// Share of the votes per class and the class with the most, per test patch.
+    pub predictions: Predictions,
+}
+
+/// Classifies `test` by `train`, once per k. Both need a label on every row and the same classes.
+pub fn classify(
+    train: &EmbeddingTable,
+    test: &EmbeddingTable,
+    config: &KnnConfig,
+    device: &Device,
+) -> Result<Vec<KnnResult>> {
+    if train.dim != test.dim {
+        return Err(Error::usage(format!("training embeddings have {} numbers, test {}", train.dim, test.dim)));
+    }
+    if train.classes != test.classes {
+        return Err(Error::usage(format!(
+            "training classes {:?} are not the test classes {:?}",
+            train.classes, test.classes
+        )));
+    }
+    if !(config.temperature > 0.0 && config.temperature.is_finite()) {
+        return Err(Error::usage(format!("the k-NN temperature is above 0, not {}", config.temperature)));
+    }
+    let largest = config.k.iter().copied().max().unwrap_or(0);
+    if largest == 0 || config.k.contains(&0) {
+        return Err(Error::usage("k-NN needs one k or more, each at least 1"));
+    }
+    let (train_labels, test_labels) = (known_labels(train, "training")?, known_labels(test, "test")?);
+    let neighbours = nearest(&train.values, &test.values, train.dim, largest, device)?;
+    config
+        .k
+        .iter()
+        .map(|&k| {
+            let votes = neighbours.votes(&train_labels, train.classes.len(), k, config.temperature);
+            let predictions = Predictions::new(test_labels.clone(), votes, train.classes.len())?;
+            Ok(KnnResult { k, used: k.min(neighbours.k), predictions })
+        })
+        .collect()
+}
+
+fn known_labels(table: &EmbeddingTable, which: &str) -> Result<Vec<u32>> {
+    table.check()?;
+    table
+        .labels
+        .iter()
+        .zip(&table.keys)
+        .map(|(label, key)| label.ok_or_else(|| Error::usage(format!("{which} patch {} has no label", key.item))))
+        .collect()
+}
+
+/// The nearest references of every query, nearest first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Neighbours {
+    /// Neighbours per query: at most as asked for, at most as many as there are references.
+    pub k: usize,
+    /// `k` reference indices per query, row-major.
+    pub index: Vec<u32>,
+    /// Their cosine similarities, descending.
+    pub similarity: Vec<f32>,
+}
+
+/// The `k` rows of `references` with the largest cosine similarity to each row of `queries`; rows of `dim` numbers.
+pub fn nearest(references: &[f32], queries: &[f32], dim: usize, k: usize, device: &Device) -> Result<Neighbours> {
+    if dim == 0 || references.is_empty() || references.len() % dim != 0 || queries.len() % dim != 0 || k == 0 {
+        return Err(Error::usage(format!(
+            "k-NN with k {k} among {} training numbers for {} test numbers in rows of {dim}",
+            references.len(),
+            queries.len()
+        )));
+    }
+    if references.iter().chain(queries).any(|x| !x.is_finite()) {
+        return Err(Error::usage("k-NN on embeddings that are not finite"));
+    }
+    let k = k.min(references.len() / dim);
+    let device = device.clone().inner();
+    let unit_rows = |rows: &[f32]| {
+        let mut rows = rows.to_vec();
+        l2_normalise(&mut rows, dim);
+        let count = rows.len() / dim;
+        Tensor::<2>::from_data(TensorData::new(rows, [count, dim]), &device)
+    };
+    let mut index = Vec::with_capacity(queries.len() / dim * k);
+    let mut similarity = Vec::with_capacity(index.capacity());
+    for block in queries.chunks(QUERY_BLOCK * dim) {
+        let block_rows = unit_rows(block);
+        let mut best: Vec<BinaryHeap<Neighbour>> = vec![BinaryHeap::with_capacity(k + 1); block.len() / dim];
+        for (number, reference_block) in references.chunks(REFERENCE_BLOCK * dim).enumerate() {
+            let product = block_rows.clone().matmul(unit_rows(reference_block).transpose());
+            let product = product.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
+            let product = product.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))?;
+            let first = (number * REFERENCE_BLOCK) as u32;
+            let rows = product.par_chunks_exact(reference_block.len() / dim);
+            best.par_iter_mut().zip(rows).for_each(|(best, row)| merge(best, row, first, k));
+        }
+        for heap in best {
+            for neighbour in heap.into_sorted_vec() {
+                index.push(neighbour.index);
+                similarity.push(neighbour.similarity);
+            }
+        }
+    }
+    Ok(Neighbours { k, index, similarity })
+}
+
+/// Keeps the `k` nearest of `best` and of `similarities`, which belong to the references from `first` on.
+fn merge(best: &mut BinaryHeap<Neighbour>, similarities: &[f32], first: u32, k: usize) {
+    for (index, &similarity) in (first..).zip(similarities) {
+        if best.len() < k {
+            best.push(Neighbour { similarity, index });
+        } else if best.peek().is_some_and(|farthest| similarity > farthest.similarity) {
+            best.pop();
+            best.push(Neighbour { similarity, index });
+        }
+    }
+}
+
+impl Neighbours {
+    /// Each class's share of the votes of the `k` nearest, one row of `classes` per query. Votes are scaled by the
+    /// nearest one's, which changes no share and keeps exp in range at any temperature.
+    pub fn votes(&self, labels: &[u32], classes: usize, k: usize, temperature: f64) -> Vec<f32> {
+        let k = k.min(self.k);
+        let mut shares = vec![0.0; self.index.len() / self.k * classes];
+        let rows = self.index.par_chunks_exact(self.k).zip(self.similarity.par_chunks_exact(self.k));
+        shares.par_chunks_exact_mut(classes).zip(rows).for_each(|(shares, (index, similarity))| {
+            let mut votes = vec![0.0f64; classes];
+            for (&index, &s) in index.iter().zip(similarity).take(k) {
+                votes[labels[index as usize] as usize] += (f64::from(s - similarity[0]) / temperature).exp();
+            }
+            let total: f64 = votes.iter().sum();
+            shares.iter_mut().zip(votes).for_each(|(share, vote)| *share = (vote / total) as f32);
+        });
+        shares
+    }
+}
+
+/// Ordered so that the greatest is the farthest: lowest similarity, then highest index.
+#[derive(Clone, Copy, PartialEq)]
+struct Neighbour {
+    similarity: f32,
+    index: u32,
+}
+
+impl Eq for Neighbour {}
+
+impl Ord for Neighbour {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.similarity.total_cmp(&self.similarity).then(self.index.cmp(&other.index))
+    }
+}
+
+impl PartialOrd for Neighbour {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use slide_io::PatchKey;
+
+    use super::*;
+
+    fn one_query(similarity: Vec<f32>) -> Neighbours {
+        Neighbours { k: similarity.len(), index: (0..similarity.len() as u32).collect(), similarity }
+    }
+
+    #[test]
+    fn worked_votes() {
+        let shares = one_query(vec![0.9, 0.8, 0.5]).votes(&[0, 1, 1], 2, 3, 0.07);
+        assert!((f64::from(shares[0]) - 383_518.4 / (383_518.4 + 93_175.6)).abs() < 1e-6, "{shares:?}");
+        let shares = one_query(vec![0.9, 0.88, 0.87]).votes(&[0, 1, 1], 2, 3, 0.07);
+        assert!((f64::from(shares[1]) - 538_044.2 / (383_518.4 + 538_044.2)).abs() < 1e-6, "{shares:?}");
+        // A temperature at which exp(similarity / temperature) alone would overflow.
+        let shares = one_query(vec![0.9, 0.8]).votes(&[1, 0], 2, 2, 1e-4);
+        assert_eq!(shares, [0.0, 1.0]);
+        assert_eq!(one_query(vec![0.9, 0.9]).votes(&[1, 0], 2, 2, 0.07), [0.5, 0.5]);
+    }
+
+    #[cfg(feature = "flex")]
+    fn table(values: Vec<f32>, dim: usize, labels: &[u32], classes: usize) -> EmbeddingTable {
+        EmbeddingTable {
+            header: serde_json::Value::Null,
+            dim,
+            keys: (0..labels.len()).map(|i| PatchKey { item: format!("{i}.png"), origin: None }).collect(),
+            labels: labels.iter().map(|&label| Some(label)).collect(),
+            classes: (0..classes).map(|i| i.to_string()).collect(),
+            values,
+        }
+    }
+
+    #[cfg(feature = "flex")]
+    fn pseudo_random(n: usize, seed: u64) -> Vec<f32> {
+        use rand::{RngExt, SeedableRng};
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+    }
+
+    /// All similarities in float64, fully sorted.
+    #[cfg(feature = "flex")]
+    fn naive(references: &[f32], query: &[f32], dim: usize) -> Vec<f64> {
+        let length = |v: &[f32]| v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
+        let dot = |v: &[f32]| v.iter().zip(query).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+        references.chunks_exact(dim).map(|row| dot(row) / length(row) / length(query)).collect()
+    }
+
+    #[cfg(feature = "flex")]
+    fn check_against_naive(references: &[f32], queries: &[f32], dim: usize, k: usize) {
+        let found = nearest(references, queries, dim, k, &Device::flex()).unwrap();
+        assert_eq!(found.k, k.min(references.len() / dim));
+        for (row, query) in queries.chunks_exact(dim).enumerate() {
+            let all = naive(references, query, dim);
+            let mut sorted = all.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let at = row * found.k..(row + 1) * found.k;
+            let index = &found.index[at.clone()];
+            let mut distinct = index.to_vec();
+            distinct.sort_unstable();
+            distinct.dedup();
+            assert_eq!(distinct.len(), found.k);
+            for ((&index, &similarity), expected) in index.iter().zip(&found.similarity[at]).zip(sorted) {
+                // Products of unit vectors in float32: about dim × 6e-8 at worst.
+                assert!((f64::from(similarity) - expected).abs() < 2e-6);
+                assert!((f64::from(similarity) - all[index as usize]).abs() < 2e-6);
+            }
+        }
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn more_than_one_block_of_each_kind() {
+        let dim = 7;
+        let references = pseudo_random((REFERENCE_BLOCK + 100) * dim, 1);
+        let queries = pseudo_random((QUERY_BLOCK + 3) * dim, 2);
+        check_against_naive(&references, &queries, dim, 11);
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn equal_similarities_go_by_index() {
+        // Eight times the same patch: the first three are the nearest.
+        let found = nearest(&[0.5, 0.25].repeat(8), &[1.0, 2.0], 2, 3, &Device::flex()).unwrap();
+        assert_eq!(found.index, [0, 1, 2]);
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn several_k_in_one_search_and_more_than_there_are() {
+        let train = table(vec![1.0, 0.0, 0.9, 0.1, 0.0, 1.0], 2, &[0, 1, 1], 2);
+        let test = table(vec![1.0, 0.01, 0.1, 1.0], 2, &[0, 1], 2);
+        let config = KnnConfig { k: vec![1, 2, 200], temperature: 0.07 };
+        let results = classify(&train, &test, &config, &Device::flex()).unwrap();
+        assert_eq!(results.iter().map(|r| (r.k, r.used)).collect::<Vec<_>>(), [(1, 1), (2, 2), (200, 3)]);
+        for result in &results {
+            assert_eq!(result.predictions.predicted(), [0, 1]);
+        }
+        assert_eq!(results[0].predictions.scores(0), [1.0, 0.0]);
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn what_cannot_be_classified_is_refused() {
+        let device = Device::flex();
+        let good = table(vec![1.0, 0.0, 0.0, 1.0], 2, &[0, 1], 2);
+        let config = KnnConfig::default();
+        assert!(classify(&good, &good, &config, &device).is_ok());
+        let mut unlabelled = good.clone();
+        unlabelled.labels[1] = None;
+        let error = classify(&unlabelled, &good, &config, &device).unwrap_err().to_string();
+        assert!(error.contains("1.png has no label"), "{error}");
+        assert!(classify(&good, &table(vec![1.0; 3], 3, &[0], 2), &config, &device).is_err());
+        assert!(classify(&good, &table(vec![1.0; 2], 2, &[0], 3), &config, &device).is_err());
+        assert!(classify(&good, &good, &KnnConfig { k: vec![], ..config.clone() }, &device).is_err());
+        assert!(classify(&good, &good, &KnnConfig { k: vec![0, 5], ..config.clone() }, &device).is_err());
+        assert!(classify(&good, &good, &KnnConfig { temperature: 0.0, ..config.clone() }, &device).is_err());
+        assert!(classify(&table(vec![], 2, &[], 2), &good, &config, &device).is_err());
+        assert!(classify(&table(vec![f32::INFINITY; 2], 2, &[0], 2), &good, &config, &device).is_err());
+    }
+
+    #[cfg(feature = "flex")]
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn as_the_naive_search(
+            dim in 1..9usize, references in 1..60usize, queries in 1..20usize, k in 1..70usize, seed in 0..1000u64,
+        ) {
+            check_against_naive(&pseudo_random(references * dim, seed), &pseudo_random(queries * dim, !seed), dim, k);
+        }
+    }
+}

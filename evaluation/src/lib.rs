@@ -1,14 +1,25 @@
 //! Embeddings to scores to tables.
 //!
 //! Everything here starts from stored embeddings and ends in one [`ResultTable`](table::ResultTable), a polars
-//! data frame in long form. Knows patches only through `slide_io`'s `PatchSource`; knows no encoder.
+//! data frame in long form. Knows patches only by `slide_io`'s [`PatchKey`](slide_io::PatchKey); knows no encoder.
+//!
+//! The flow through this crate, top to bottom:
+//!
+//! 1. [`EmbeddingTable`](embeddings::EmbeddingTable) for patches, [`Bag`](bag::Bag)s of patches for slides.
+//! 2. [`split`]: folds, or the splits of a csv, with a validation part; no group in two of them.
+//! 3. [`knn`] on patches, [`mil`] on slides: scores per class.
+//! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals.
+//! 5. [`table`]: the long table and its Parquet, CSV and Markdown files.
 
+mod atomic_file;
+pub mod bag;
 pub mod bootstrap;
 pub mod embeddings;
 pub mod error;
 pub mod knn;
 pub mod metric;
 pub mod mil;
+mod seed;
 pub mod split;
 pub mod table;
 

@@ -1,0 +1,93 @@
+//! Every fold and seed: train, choose by validation loss, score the test part.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use burn::tensor::Device;
+
+use super::{Aggregator, MilConfig, SlideScore, TrainedHead, train_fold};
+use crate::bag::BagSource;
+use crate::error::{Error, Result};
+use crate::split::Fold;
+
+/// What is to be cross-validated, and how.
+pub struct CrossValidation<'a> {
+    /// The cohort.
+    pub source: &'a dyn BagSource,
+    /// Its folds; a given split is one fold.
+    pub folds: &'a [Fold],
+    /// How heads are trained.
+    pub config: &'a MilConfig,
+    /// Seeds of weights and order; every fold is trained with every seed.
+    pub seeds: &'a [u64],
+    /// Where to train.
+    pub device: &'a Device,
+    /// Folds trained at a time; changes the speed and the memory, not the results. 0 stands for one per processor;
+    /// take 1 on an accelerator.
+    pub workers: usize,
+}
+
+/// The test part of one fold as one head sees it.
+#[derive(Clone, Debug)]
+pub struct FoldPrediction<A> {
+    /// Index of the fold.
+    pub fold: usize,
+    /// Seed of the training.
+    pub seed: u64,
+    /// The head.
+    pub head: TrainedHead<A>,
+    /// Scores of the test slides.
+    pub scores: Vec<SlideScore>,
+}
+
+impl CrossValidation<'_> {
+    /// Trains and tests all folds with all seeds; the result is ordered by seed, then fold. `done` hears of each as it
+    /// finishes. The first failure ends the rest.
+    pub fn run<A: Aggregator>(&self, done: impl Fn(&FoldPrediction<A>) + Sync) -> Result<Vec<FoldPrediction<A>>> {
+        let jobs: Vec<(u64, usize)> =
+            self.seeds.iter().flat_map(|&seed| (0..self.folds.len()).map(move |fold| (seed, fold))).collect();
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let workers = if self.workers == 0 { processors } else { self.workers };
+        let next = AtomicUsize::new(0);
+        let finished = Mutex::new((0..jobs.len()).map(|_| None).collect::<Vec<_>>());
+        // Threads of their own, not rayon's: a rayon worker waiting inside a matrix product could take up another fold
+        // while it holds a lock of the autodiff graph.
+        thread::scope(|scope| {
+            for _ in 0..workers.min(jobs.len()) {
+                scope.spawn(|| {
+                    while let Some((job, &(seed, fold))) = take(&next, &jobs) {
+                        let outcome = self.one(seed, fold);
+                        match &outcome {
+                            Ok(prediction) => done(prediction),
+                            Err(_) => next.store(jobs.len(), Ordering::SeqCst),
+                        }
+                        finished.lock().unwrap_or_else(PoisonError::into_inner)[job] = Some(outcome);
+                    }
+                });
+            }
+        });
+        let finished = finished.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // Jobs not begun because another failed are None; the failure itself is among the others.
+        finished.into_iter().flatten().collect()
+    }
+
+    /// Trains and tests one fold.
+    fn one<A: Aggregator>(&self, seed: u64, fold: usize) -> Result<FoldPrediction<A>> {
+        let Fold { train, validation, test } = &self.folds[fold];
+        let trained = train_fold(self.source, train, validation, self.config, self.device, seed);
+        let in_fold = |error| match error {
+            Error::Training(what) => Error::Training(format!("fold {fold}, seed {seed}: {what}")),
+            other => other,
+        };
+        let head: TrainedHead<A> = trained.map_err(in_fold)?;
+        let scores = head.predict(self.source, test, self.device).map_err(in_fold)?;
+        Ok(FoldPrediction { fold, seed, head, scores })
+    }
+}
+
+/// The next job nobody has taken.
+fn take<'a, T>(next: &AtomicUsize, jobs: &'a [T]) -> Option<(usize, &'a T)> {
+    let job = next.fetch_add(1, Ordering::SeqCst);
+    jobs.get(job).map(|taken| (job, taken))
+}

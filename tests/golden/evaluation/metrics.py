@@ -1,0 +1,77 @@
+"""Reference numbers for evaluation/src/metric.rs, from scikit-learn.
+
+    python3 tests/golden/evaluation/metrics.py        # writes metrics.json beside this file
+
+Scores are float32 so that both sides rank the same numbers.
+"""
+
+import json
+import math
+import pathlib
+import warnings
+
+import numpy as np
+import sklearn
+from sklearn import metrics
+
+warnings.filterwarnings("ignore")
+
+
+def reference(truth, scores, classes):
+    predicted = scores.argmax(1)
+    labels = list(range(classes))
+
+    def auc(c):
+        positive = truth == c
+        return metrics.roc_auc_score(positive, scores[:, c]) if 0 < positive.sum() < len(truth) else math.nan
+
+    kappa = metrics.cohen_kappa_score(truth, predicted, labels=labels, weights="quadratic")
+    values = {
+        "accuracy": metrics.accuracy_score(truth, predicted),
+        "balanced_accuracy": metrics.balanced_accuracy_score(truth, predicted),
+        "macro_f1": metrics.f1_score(truth, predicted, average="macro", zero_division=0),
+        "weighted_f1": metrics.f1_score(truth, predicted, average="weighted", zero_division=0),
+        "macro_auc": np.nanmean([auc(c) for c in labels]),
+        "quadratic_kappa": kappa,
+    }
+    return {
+        "confusion": metrics.confusion_matrix(truth, predicted, labels=labels).ravel().tolist(),
+        "values": {name: None if math.isnan(value) else float(value) for name, value in values.items()},
+    }
+
+
+def case(name, classes, n, seed, *, signal=1.0, missing=(), never_predicted=(), levels=0):
+    """Softmax scores with `signal` towards the truth; `levels` > 0 rounds them so that they tie."""
+    rng = np.random.default_rng(seed)
+    present = [c for c in range(classes) if c not in missing]
+    truth = rng.choice(present, n, p=rng.dirichlet(np.full(len(present), 3.0)))
+    logits = rng.normal(size=(n, classes))
+    logits[np.arange(n), truth] += signal
+    logits[:, list(never_predicted)] -= 20
+    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    if levels:
+        scores = np.round(scores * levels) / levels
+    scores = scores.astype(np.float32)
+    numbers = {"truth": truth.tolist(), "scores": [float(np.format_float_positional(s)) for s in scores.ravel()]}
+    return {"name": name, "classes": classes} | numbers | reference(truth, scores, classes)
+
+
+cases = [
+    case("binary", 2, 60, 0),
+    case("three classes", 3, 80, 1),
+    case("six grades", 6, 120, 2),
+    case("no signal", 4, 90, 3, signal=0.0),
+    case("perfect", 3, 30, 4, signal=50.0),
+    case("ties", 3, 80, 5, levels=4),
+    case("a class without items", 4, 70, 6, missing=(1,)),
+    case("a class never predicted", 3, 70, 7, never_predicted=(2,)),
+    case("a class neither true nor predicted", 5, 70, 8, missing=(3,), never_predicted=(3,)),
+    case("one class only", 3, 10, 9, missing=(0, 2)),
+    case("two items", 2, 2, 11),
+]
+# The worked numbers of the specification, as a check of this script itself.
+assert abs(reference(np.array([0, 0, 1, 1, 2, 2]), np.eye(3)[[0, 1, 1, 1, 2, 0]], 3)["values"]["macro_f1"] - 0.6555556) < 1e-6
+
+path = pathlib.Path(__file__).with_suffix(".json")
+path.write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
+print(f"scikit-learn {sklearn.__version__}: {len(cases)} cases, {path.stat().st_size} bytes")
