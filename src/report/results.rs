@@ -1,0 +1,270 @@
+//! Results: the long-form table pivoted to one table per task and data set, and the long form itself.
+
+use super::html::{escape, scroll_box};
+use super::number::{grouped, score};
+use super::{POOLED, ResultRow};
+
+/// All pivot tables and the long form behind a fold-out.
+pub fn tables(rows: &[ResultRow]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    pivot(rows).iter().map(Pivot::to_html).collect::<String>() + &long_form(rows)
+}
+
+/// Results of one task on one data set: a line per encoder and head, a column per metric.
+#[derive(Debug)]
+struct Pivot<'a> {
+    task: &'a str,
+    data: &'a str,
+    metrics: Vec<&'a str>,
+    lines: Vec<(&'a str, &'a str, Vec<Option<Cell>>)>,
+}
+
+/// What the rows of one metric say together.
+#[derive(Debug, PartialEq)]
+struct Cell {
+    /// Mean over folds and seeds.
+    mean: f64,
+    /// Standard deviation over them (n - 1), where there are at least two.
+    sd: Option<f64>,
+    /// Folds and seeds averaged.
+    runs: usize,
+    /// Bootstrap interval; over several seeds, the lowest end to the highest. None where folds have different test
+    /// items and no value was pooled over them.
+    interval: Option<(f64, f64)>,
+    /// Whether that interval spans those of several seeds.
+    spans: bool,
+    /// Mean of the values pooled over the folds.
+    pooled: Option<f64>,
+    /// Items behind one value, smallest and largest.
+    n: (usize, usize),
+}
+
+impl Cell {
+    fn of(rows: &[&ResultRow]) -> Option<Self> {
+        let (pooled, single): (Vec<&ResultRow>, Vec<_>) = rows.iter().partition(|r| r.fold == POOLED);
+        let (runs, pooled) = if single.is_empty() { (pooled, vec![]) } else { (single, pooled) };
+        let mean = |rows: &[&ResultRow]| rows.iter().map(|r| r.value).sum::<f64>() / rows.len() as f64;
+        let first = runs.first()?;
+        let center = mean(&runs);
+        let squares: f64 = runs.iter().map(|r| (r.value - center).powi(2)).sum();
+        let same_items = runs.iter().all(|r| r.fold == first.fold);
+        let bounded: &[&ResultRow] = match (pooled.is_empty(), same_items) {
+            (false, _) => &pooled,
+            (true, true) => &runs,
+            (true, false) => &[],
+        };
+        let low = bounded.iter().filter_map(|r| r.low).min_by(f64::total_cmp);
+        let high = bounded.iter().filter_map(|r| r.high).max_by(f64::total_cmp);
+        Some(Self {
+            mean: center,
+            sd: (runs.len() > 1).then(|| (squares / (runs.len() - 1) as f64).sqrt()),
+            runs: runs.len(),
+            interval: low.zip(high),
+            spans: bounded.len() > 1,
+            pooled: (!pooled.is_empty()).then(|| mean(&pooled)),
+            n: runs.iter().fold((usize::MAX, 0), |(low, high), r| (low.min(r.n), high.max(r.n))),
+        })
+    }
+
+    fn to_html(&self) -> String {
+        let sd = self.sd.map_or(String::new(), |sd| format!(" <small>± {}</small>", score(sd)));
+        let pooled = self.pooled.map_or(String::new(), |v| format!("pooled {} ", score(v)));
+        let bounds = self.interval.map_or(String::new(), |(low, high)| {
+            format!(r#"<span class="whole">[{}, {}]</span>"#, score(low), score(high))
+        });
+        format!(
+            r#"<td class="num"><b>{}</b>{sd}<span class="note">{pooled}{bounds}</span>{}</td>"#,
+            score(self.mean),
+            self.whisker().unwrap_or_default(),
+        )
+    }
+
+    /// The interval and its value drawn on a scale from 0 to 1.
+    fn whisker(&self) -> Option<String> {
+        let (low, high) = self.interval?;
+        let value = self.pooled.unwrap_or(self.mean);
+        ([low, high, value].iter().all(|v| (0.0..=1.0).contains(v)) && low <= high).then(|| {
+            let [low, width, at] = [low, high - low, value].map(|v| v * 100.0);
+            format!(
+                r#"<span class="whisker" aria-hidden="true"><i style="left:{low:.1}%;width:{width:.1}%"></i><b style="left:{at:.1}%"></b></span>"#
+            )
+        })
+    }
+}
+
+/// Groups rows in the order they come in.
+fn pivot(rows: &[ResultRow]) -> Vec<Pivot<'_>> {
+    let groups = distinct(rows.iter().map(|r| (r.task.as_str(), r.data.as_str())));
+    let table = |(task, data): (&'_ str, &'_ str)| -> Vec<&ResultRow> {
+        rows.iter().filter(|r| r.task == task && r.data == data).collect()
+    };
+    groups
+        .into_iter()
+        .map(|(task, data)| {
+            let rows = table((task, data));
+            let metrics = distinct(rows.iter().map(|r| r.metric.as_str()));
+            let line = |(encoder, head)| {
+                let cell = |metric: &&str| {
+                    let same = |r: &&&ResultRow| r.encoder == encoder && r.head == head && r.metric == *metric;
+                    Cell::of(&rows.iter().filter(same).copied().collect::<Vec<_>>())
+                };
+                (encoder, head, metrics.iter().map(cell).collect())
+            };
+            let lines = distinct(rows.iter().map(|r| (r.encoder.as_str(), r.head.as_str())));
+            Pivot { task, data, lines: lines.into_iter().map(line).collect(), metrics }
+        })
+        .collect()
+}
+
+fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = Vec::new();
+    items.for_each(|item| {
+        if !seen.contains(&item) {
+            seen.push(item)
+        }
+    });
+    seen
+}
+
+impl Pivot<'_> {
+    fn to_html(&self) -> String {
+        let title = [self.task, self.data].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" on ");
+        let metrics: String =
+            self.metrics.iter().map(|m| format!(r#"<th scope="col" class="num">{}</th>"#, escape(m))).collect();
+        let lines: String = self.lines.iter().map(line).collect();
+        let table = format!(
+            r#"<table class="pivot"><caption class="quiet">{title}</caption><thead><tr><th scope="col">Encoder</th><th scope="col">Head</th><th scope="col" class="num">Runs</th><th scope="col" class="num">Items</th>{metrics}</tr></thead><tbody>{lines}</tbody></table>"#,
+            title = escape(&title),
+        );
+        format!("<h3>{}</h3><p class=\"note\">{}</p>{}", escape(&title), self.reading(), scroll_box(&title, &table))
+    }
+
+    /// How the cells of this table are to be read.
+    fn reading(&self) -> String {
+        let any = |test: fn(&Cell) -> bool| self.lines.iter().flat_map(|l| &l.2).flatten().any(test);
+        let mut parts = Vec::new();
+        if any(|c| c.sd.is_some()) {
+            parts.push("Mean ± standard deviation over the runs (folds and seeds).");
+        }
+        if any(|c| c.pooled.is_some()) {
+            parts.push("Pooled: over the test predictions of all folds.");
+        }
+        if any(|c| c.interval.is_some()) {
+            parts.push("In brackets the bootstrap interval; the bars run from 0 to 1.");
+        }
+        if any(|c| c.interval.is_some() && c.spans) {
+            parts.push("With several seeds it spans all of theirs.");
+        }
+        parts.join(" ")
+    }
+}
+
+fn line((encoder, head, cells): &(&str, &str, Vec<Option<Cell>>)) -> String {
+    let known = || cells.iter().flatten();
+    let runs = known().map(|c| c.runs).max().unwrap_or(0);
+    let (low, high) = known().fold((usize::MAX, 0), |(low, high), c| (low.min(c.n.0), high.max(c.n.1)));
+    let items =
+        if low == high { grouped(low as u64) } else { format!("{}–{}", grouped(low as u64), grouped(high as u64)) };
+    let cells: String =
+        cells.iter().map(|c| c.as_ref().map_or(r#"<td class="num none">–</td>"#.into(), Cell::to_html)).collect();
+    format!(
+        r#"<tr><th scope="row">{}</th><td>{}</td><td class="num">{runs}</td><td class="num">{items}</td>{cells}</tr>"#,
+        escape(encoder),
+        escape(head),
+    )
+}
+
+fn long_form(rows: &[ResultRow]) -> String {
+    let optional = |v: Option<f64>| v.map_or("–".into(), score);
+    let body: String = rows
+        .iter()
+        .map(|r| {
+            let words: String = [&r.task, &r.data, &r.encoder, &r.head, &r.metric, &r.fold]
+                .iter()
+                .map(|s| format!("<td>{}</td>", escape(s)))
+                .collect();
+            let numbers: String =
+                [r.seed.to_string(), score(r.value), optional(r.low), optional(r.high), grouped(r.n as u64)]
+                    .iter()
+                    .map(|s| format!(r#"<td class="num">{s}</td>"#))
+                    .collect();
+            format!("<tr>{words}{numbers}</tr>\n")
+        })
+        .collect();
+    let words: String =
+        ["Task", "Data", "Encoder", "Head", "Metric", "Fold"].map(|h| format!(r#"<th scope="col">{h}</th>"#)).concat();
+    let numbers: String =
+        ["Seed", "Value", "Low", "High", "n"].map(|h| format!(r#"<th scope="col" class="num">{h}</th>"#)).concat();
+    let table = format!(
+        r#"<table class="sortable"><caption class="quiet">Every result: one row per metric, fold and seed</caption><thead><tr>{words}{numbers}</tr></thead><tbody>{body}</tbody></table>"#
+    );
+    format!(
+        "<details><summary>Long form: all {} rows</summary>{}</details>",
+        grouped(rows.len() as u64),
+        scroll_box("All results", &table)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(metric: &str, fold: &str, seed: u64, value: f64, interval: Option<(f64, f64)>) -> ResultRow {
+        ResultRow {
+            task: "slide".into(),
+            data: "cohort".into(),
+            encoder: "dino".into(),
+            head: "abmil".into(),
+            metric: metric.into(),
+            fold: fold.into(),
+            seed,
+            value,
+            low: interval.map(|i| i.0),
+            high: interval.map(|i| i.1),
+            n: 10,
+        }
+    }
+
+    fn cell(rows: &[ResultRow]) -> Cell {
+        Cell::of(&rows.iter().collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn folds_are_averaged_and_the_interval_is_that_of_the_pooled_predictions() {
+        let fold = |fold, value| row("auc", fold, 0, value, Some((0.0, 1.0)));
+        let pooled = row("auc", POOLED, 0, 0.75, Some((0.6, 0.9)));
+        let rows = [fold("0", 0.7), fold("1", 0.8), fold("2", 0.9), pooled];
+        let cell = cell(&rows);
+        assert!((cell.mean - 0.8).abs() < 1e-12 && (cell.sd.unwrap() - 0.1).abs() < 1e-12);
+        assert_eq!((cell.runs, cell.interval, cell.pooled), (3, Some((0.6, 0.9)), Some(0.75)));
+        assert_eq!(super::tests::cell(&rows[..3]).interval, None, "folds differ in their items: no common interval");
+    }
+
+    #[test]
+    fn seeds_on_one_split_span_their_intervals_and_one_run_has_its_own() {
+        let rows = [row("acc", "test", 0, 0.6, Some((0.4, 0.8))), row("acc", "test", 1, 0.7, Some((0.5, 0.85)))];
+        assert_eq!(cell(&rows).interval, Some((0.4, 0.85)));
+        let one = cell(&rows[..1]);
+        assert_eq!((one.mean, one.sd, one.runs, one.interval), (0.6, None, 1, Some((0.4, 0.8))));
+        let only_pooled = cell(&[row("acc", POOLED, 0, 0.5, None)]);
+        assert_eq!((only_pooled.mean, only_pooled.pooled, only_pooled.interval), (0.5, None, None));
+    }
+
+    #[test]
+    fn pivots_keep_the_order_of_the_rows_and_leave_holes_open() {
+        let mut rows = vec![row("top1", "test", 0, 0.5, None), row("auc", "test", 0, 0.6, None)];
+        rows.push(ResultRow { head: "knn-20".into(), ..row("top1", "test", 0, 0.4, None) });
+        rows.push(ResultRow { task: "knn".into(), ..row("top1", "test", 0, 0.3, None) });
+        let tables = pivot(&rows);
+        assert_eq!(tables.iter().map(|t| t.task).collect::<Vec<_>>(), ["slide", "knn"]);
+        assert_eq!(tables[0].metrics, ["top1", "auc"]);
+        assert_eq!(tables[0].lines.len(), 2);
+        assert_eq!(tables[0].lines[1].2[1], None);
+        let html = super::tables(&rows);
+        assert!(html.contains("0.500") && html.contains("all 4 rows") && html.contains("slide on cohort"));
+        assert!(!html.contains("whisker"), "no interval, no bar");
+        assert_eq!(super::tables(&[]), "");
+    }
+}
