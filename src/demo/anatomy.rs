@@ -112,7 +112,14 @@ pub struct Anatomy {
 
 impl Anatomy {
     /// Grows a section of `width` x `height` µm, a share `diseased` of it of the given class.
-    pub fn grow(width: usize, height: usize, patient: &Patient, class: Class, diseased: f32, rng: &mut impl Rng) -> Self {
+    pub fn grow(
+        width: usize,
+        height: usize,
+        patient: &Patient,
+        class: Class,
+        diseased: f32,
+        rng: &mut impl Rng,
+    ) -> Self {
         let tissue = outline(width, height, rng);
         let disease = zone(&tissue, 340.0, diseased, rng);
         let fibrous = zone(&tissue, 200.0, rng.random_range(0.04..0.16), rng);
@@ -209,7 +216,8 @@ fn outline(width: usize, height: usize, rng: &mut impl Rng) -> Field {
     let tilt = rng.random_range(-0.5..0.5f32) + if rng.random_bool(0.5) { FRAC_PI_2 } else { 0.0 };
     let (sin, cos) = tilt.sin_cos();
     // (offset across, half length, half width), in units of half the section
-    let fragments: &[(f32, f32, f32)] = if two { &[(-0.46, 0.88, 0.42), (0.48, 0.80, 0.39)] } else { &[(0.0, 0.88, 0.76)] };
+    let fragments: &[(f32, f32, f32)] =
+        if two { &[(-0.46, 0.88, 0.42), (0.48, 0.80, 0.39)] } else { &[(0.0, 0.88, 0.76)] };
     let noise = Noise::new(rng.random());
     let cleft = Noise::new(rng.random());
     let inside: Vec<bool> = (0..width * height)
@@ -223,7 +231,8 @@ fn outline(width: usize, height: usize, rng: &mut impl Rng) -> Field {
                 .fold(f32::NEG_INFINITY, f32::max);
             let ragged = 0.34 * noise.fractal(x / 240.0, y / 240.0, 6);
             let margin = x.min(y).min(w - x).min(h - y);
-            let split = cleft.fractal(x / 240.0, y / 240.0, 3).abs() < 0.012 && cleft.at(x / 130.0 + 40.0, y / 130.0) > 0.35;
+            let split =
+                cleft.fractal(x / 240.0, y / 240.0, 3).abs() < 0.012 && cleft.at(x / 130.0 + 40.0, y / 130.0) > 0.35;
             body + ragged > 0.0 && margin > 12.0 && !split
         })
         .collect();
@@ -294,7 +303,9 @@ fn territories(tissue: &Field, seedlings: &[Seedling], rng: &mut impl Rng) -> Ve
     let mut nearest = vec![(f32::INFINITY, f32::INFINITY, NOBODY); w * h];
     for (id, s) in seedlings.iter().enumerate() {
         let radius = 1.5 * s.long + 12.0;
-        let range = |centre: f32, limit: usize| (centre - radius).max(0.0) as usize..((centre + radius).max(0.0) as usize).min(limit);
+        let range = |centre: f32, limit: usize| {
+            (centre - radius).max(0.0) as usize..((centre + radius).max(0.0) as usize).min(limit)
+        };
         for y in range(s.y, h) {
             for x in range(s.x, w) {
                 let i = y * w + x;

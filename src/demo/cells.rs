@@ -152,7 +152,13 @@ fn goblet(at: &Habitat, rng: &mut dyn Rng) -> Option<Cell> {
         return None;
     }
     let short = rng.random_range(4.6..6.4) * at.patient.build;
-    at.cell(Kind::Goblet, short * rng.random_range(1.25..1.8), short, at.anatomy.inward(at.x, at.y), rng.random_range(0.7..1.3))
+    at.cell(
+        Kind::Goblet,
+        short * rng.random_range(1.25..1.8),
+        short,
+        at.anatomy.inward(at.x, at.y),
+        rng.random_range(0.7..1.3),
+    )
 }
 
 fn nucleus(at: &Habitat, rng: &mut dyn Rng) -> Option<Cell> {
@@ -211,7 +217,13 @@ fn debris(at: &Habitat, rng: &mut dyn Rng) -> Option<Cell> {
         return None;
     }
     let radius = rng.random_range(0.8..1.9);
-    at.cell(Kind::Debris, radius * rng.random_range(1.0..1.6), radius, rng.random_range(0.0..TAU), rng.random_range(0.5..1.1))
+    at.cell(
+        Kind::Debris,
+        radius * rng.random_range(1.0..1.6),
+        radius,
+        rng.random_range(0.0..TAU),
+        rng.random_range(0.5..1.1),
+    )
 }
 
 fn stromal(at: &Habitat, compartment: Compartment, rng: &mut dyn Rng) -> Option<Cell> {
@@ -219,7 +231,8 @@ fn stromal(at: &Habitat, compartment: Compartment, rng: &mut dyn Rng) -> Option<
     if from_gland < 3.2 {
         return None;
     }
-    let crowded = (0.55 + 1.3 * at.follicles.fractal(at.x / 110.0, at.y / 110.0, 2)).max(0.05) * at.patient.inflammation;
+    let crowded =
+        (0.55 + 1.3 * at.follicles.fractal(at.x / 110.0, at.y / 110.0, 2)).max(0.05) * at.patient.inflammation;
     let (lymphocytes, fibroblasts) = match compartment {
         Compartment::LaminaPropria => (0.016 * crowded, 0.0012),
         Compartment::Submucosa => (0.0006 * crowded, 0.0013),

@@ -19,13 +19,14 @@ pub mod stain;
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use slide_io::pyramid::{PyramidSpec, write_pyramid};
 use slide_io::{Mpp, RgbImage};
 
 use anatomy::{Anatomy, Patient};
@@ -190,8 +191,32 @@ impl SlidePlan {
         painter::paint(&anatomy, &cells, &self.stain(), self.mpp.0 as f32, &mut self.stream(Purpose::Pixels))
     }
 
-    fn write(&self, folder: &Path) -> Result<PathBuf> {
-        todo!()
+    /// Tiles, quality and levels as the scanner at hand writes them, with the true scale.
+    fn pyramid(&self, level0: &RgbImage) -> PyramidSpec {
+        let spec = PyramidSpec { quality: 80, levels: vec![1, 4, 16], mpp: Some(self.mpp), ..PyramidSpec::default() };
+        match self.scanner {
+            Scanner::Generic => spec,
+            Scanner::Aperio => {
+                let ((w, h), tile, mpp) = (level0.dimensions(), 240, self.mpp.0);
+                let layout = format!("{w}x{h} [0,0 {w}x{h}] ({tile}x{tile}) JPEG Q={}", spec.quality);
+                let description = format!("Aperio Image Library v11.2.1\r\n{layout}|AppMag = 20|MPP = {mpp}");
+                PyramidSpec { tile, description: Some(description), ..spec }
+            }
+        }
+    }
+
+    fn file_name(&self) -> String {
+        let extension = match self.scanner {
+            Scanner::Generic => "tiff",
+            Scanner::Aperio => "svs",
+        };
+        format!("{}.{extension}", self.id)
+    }
+
+    fn write(&self, folder: &Path) -> Result<()> {
+        let image = self.paint();
+        let path = folder.join(self.file_name());
+        write_pyramid(&path, &image, &self.pyramid(&image)).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 

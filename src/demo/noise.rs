@@ -59,7 +59,8 @@ impl Noise {
     }
 
     fn hash(&self, x: i32, y: i32) -> u32 {
-        let mixed = self.seed ^ (x as u32).wrapping_mul(0x9E37_79B1) ^ (y as u32).wrapping_mul(0x85EB_CA77).rotate_left(13);
+        let mixed =
+            self.seed ^ (x as u32).wrapping_mul(0x9E37_79B1) ^ (y as u32).wrapping_mul(0x85EB_CA77).rotate_left(13);
         finish(mixed)
     }
 }
@@ -95,7 +96,8 @@ mod tests {
     #[test]
     fn noise_is_smooth_centred_and_of_its_seed() {
         let (noise, other) = (Noise::new(1), Noise::new(2));
-        let points: Vec<(f32, f32)> = (0..10_000).map(|i| ((i % 100) as f32 * 0.37 - 20.0, (i / 100) as f32 * 0.41)).collect();
+        let points: Vec<(f32, f32)> =
+            (0..10_000).map(|i| ((i % 100) as f32 * 0.37 - 20.0, (i / 100) as f32 * 0.41)).collect();
         let values: Vec<f32> = points.iter().map(|&(x, y)| noise.at(x, y)).collect();
         let mean = values.iter().sum::<f32>() / values.len() as f32;
         assert!(mean.abs() < 0.05, "mean {mean}");

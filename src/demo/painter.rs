@@ -99,7 +99,9 @@ impl Canvas {
     /// Runs `paint(dx, dy, ink below)` over the square around a place, in µm.
     fn over(&mut self, x: f32, y: f32, radius: f32, paint: impl Fn(f32, f32, Ink) -> Ink) {
         let first = |centre: f32| ((centre - radius) / self.mpp).ceil().max(0.0) as usize;
-        let last = |centre: f32, limit: usize| (((centre + radius) / self.mpp).floor().max(-1.0) as isize + 1).clamp(0, limit as isize) as usize;
+        let last = |centre: f32, limit: usize| {
+            (((centre + radius) / self.mpp).floor().max(-1.0) as isize + 1).clamp(0, limit as isize) as usize
+        };
         for py in first(y)..last(y, self.height) {
             for px in first(x)..last(x, self.width) {
                 let ink = &mut self.inks[py * self.width + px];
@@ -133,7 +135,8 @@ impl Canvas {
             let (x, y) = (px as f32 * self.mpp, py as f32 * self.mpp);
             let depth = 1.0 + 0.14 * thickness.at(x / 180.0, y / 180.0);
             let light = stain.light(self.inks[py as usize * self.width + px as usize].times(depth));
-            let shade = 1.0 + lean_x * (px as f32 / self.width as f32 - 0.5) + lean_y * (py as f32 / self.height as f32 - 0.5);
+            let shade =
+                1.0 + lean_x * (px as f32 / self.width as f32 - 0.5) + lean_y * (py as f32 / self.height as f32 - 0.5);
             let mut channel = 0;
             Rgb(light.map(|v| {
                 channel += 1;
@@ -176,7 +179,8 @@ struct Ground<'a> {
 
 impl Ground<'_> {
     fn ink(&self, x: f32, y: f32) -> Ink {
-        let edge = self.anatomy.tissue(x, y) + 0.8 * self.fine.at(x / 2.5, y / 2.5) + 3.0 * self.fine.at(x / 11.0, y / 11.0);
+        let edge =
+            self.anatomy.tissue(x, y) + 0.8 * self.fine.at(x / 2.5, y / 2.5) + 3.0 * self.fine.at(x / 11.0, y / 11.0);
         if edge < -1.0 {
             return Ink::default();
         }

@@ -82,7 +82,8 @@ impl Stain {
     /// Light left by `ink`, as RGB in 0-255.
     pub fn light(&self, ink: Ink) -> [f32; 3] {
         [0, 1, 2].map(|c| {
-            let density = ink.haematoxylin * self.haematoxylin[c] + ink.eosin * self.eosin[c] + ink.blood * self.blood[c];
+            let density =
+                ink.haematoxylin * self.haematoxylin[c] + ink.eosin * self.eosin[c] + ink.blood * self.blood[c];
             self.glass[c] * (-std::f32::consts::LN_10 * density).exp()
         })
     }

@@ -1,10 +1,13 @@
 //! The cohort as a whole: same bytes every time, files that agree with the csv, classes that differ in what they mean.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use image::imageops::{FilterType, resize};
+use slide_io::{Point, Region, Slide};
 
 use super::field::Field;
 use super::*;
-use image::imageops::{FilterType, resize};
 
 fn small(slides: usize) -> DemoSpec {
     DemoSpec { slides, side_um: 260, seed: 5 }
@@ -83,7 +86,8 @@ fn tissue_is_coloured_and_glass_is_not() {
                 _ => {}
             }
         }
-        let share = |values: &[f32], above: f32| values.iter().filter(|&&s| s > above).count() as f32 / values.len() as f32;
+        let share =
+            |values: &[f32], above: f32| values.iter().filter(|&&s| s > above).count() as f32 / values.len() as f32;
         assert!(share(&tissue, 0.12) > 0.8, "{}: pale tissue, {}", plan.id, share(&tissue, 0.12));
         assert!(share(&glass, 0.06) < 0.02, "{}: tinted glass, {}", plan.id, share(&glass, 0.06));
         let covered = tissue.len() as f32 / (tissue.len() + glass.len()) as f32;
@@ -93,16 +97,16 @@ fn tissue_is_coloured_and_glass_is_not() {
 
 #[test]
 fn a_part_of_a_diseased_slide_is_diseased() {
-    for plan in plan(&DemoSpec { slides: 6, side_um: 600, seed: 1 }) {
+    for plan in plan(&DemoSpec { slides: 6, side_um: 420, seed: 1 }) {
         let (_, cells) = plan.tissue();
         let count = |kind: cells::Kind| cells.iter().filter(|c| c.kind == kind).count() as f32;
         let benign = count(cells::Kind::Enterocyte);
-        assert!(benign > 200.0, "{}: {benign} benign nuclei", plan.id);
+        assert!(benign > 100.0, "{}: {benign} benign nuclei", plan.id);
         let (pencil, pleomorphic) = (count(cells::Kind::Pencil), count(cells::Kind::Pleomorphic));
         match plan.class {
             Class::Benign => assert!(pencil == 0.0 && pleomorphic == 0.0, "{}", plan.id),
-            Class::Adenoma => assert!(pencil > 150.0 && pleomorphic == 0.0, "{}: {pencil}", plan.id),
-            Class::Carcinoma => assert!(pencil == 0.0 && pleomorphic > 150.0, "{}: {pleomorphic}", plan.id),
+            Class::Adenoma => assert!(pencil > 60.0 && pleomorphic == 0.0, "{}: {pencil}", plan.id),
+            Class::Carcinoma => assert!(pencil == 0.0 && pleomorphic > 60.0, "{}: {pleomorphic}", plan.id),
         }
     }
 }
@@ -123,19 +127,85 @@ fn measure_nuclei(plan: &SlidePlan) -> (f32, f32) {
 
 #[test]
 fn classes_differ_in_the_nuclei_that_can_be_measured() {
-    let plans = plan(&DemoSpec { slides: 9, side_um: 600, seed: 2 });
+    let plans = plan(&DemoSpec { slides: 9, side_um: 420, seed: 2 });
     let mut measures: BTreeMap<Class, Vec<(f32, f32)>> = BTreeMap::new();
     let measured: Vec<_> = plans.par_iter().map(|p| (p.class, measure_nuclei(p))).collect();
     for (class, measure) in measured {
         measures.entry(class).or_default().push(measure);
     }
-    let mean = |class: Class, part: fn(&(f32, f32)) -> f32| measures[&class].iter().map(part).sum::<f32>() / measures[&class].len() as f32;
+    let mean = |class: Class, part: fn(&(f32, f32)) -> f32| {
+        measures[&class].iter().map(part).sum::<f32>() / measures[&class].len() as f32
+    };
     let (share, radius) = (|class| mean(class, |m| m.0), |class| mean(class, |m| m.1));
     for class in Class::ALL {
         eprintln!("{class:?}: share {:.3} radius {:.2} µm {:?}", share(class), radius(class), measures[&class]);
     }
-    // An adenoma is crowded with nuclei; a carcinoma has larger ones. Half the margin that these seeds show.
-    assert!(share(Class::Adenoma) > 1.15 * share(Class::Benign));
-    assert!(radius(Class::Carcinoma) > 1.1 * radius(Class::Benign));
-    assert!(radius(Class::Carcinoma) > 1.1 * radius(Class::Adenoma));
+    // Both diseases crowd the section with nuclei, and thicken them. The bounds are half-way to what these seeds show.
+    for class in [Class::Adenoma, Class::Carcinoma] {
+        assert!(share(class) > 1.25 * share(Class::Benign));
+        assert!(radius(class) > 1.4 * radius(Class::Benign));
+    }
+}
+
+#[test]
+fn classes_differ_in_the_nuclei_that_are_drawn() {
+    let plans = plan(&DemoSpec { slides: 9, side_um: 420, seed: 3 });
+    // Area that the largest twentieth of a slide's nuclei exceeds, µm².
+    let large: Vec<(Class, f32)> = plans
+        .par_iter()
+        .map(|plan| {
+            let nuclei = plan.tissue().1.into_iter().filter(|c| c.is_nucleus() && c.kind != cells::Kind::Plasma);
+            let mut areas: Vec<f32> = nuclei.map(|c| c.area()).collect();
+            areas.sort_by(f32::total_cmp);
+            (plan.class, areas[areas.len() * 19 / 20])
+        })
+        .collect();
+    let extreme = |class: Class, pick: fn(f32, f32) -> f32| {
+        large.iter().filter(|(c, _)| *c == class).map(|&(_, area)| area).reduce(pick).unwrap()
+    };
+    eprintln!("{large:?}");
+    assert!(extreme(Class::Adenoma, f32::min) > 1.3 * extreme(Class::Benign, f32::max));
+    assert!(extreme(Class::Carcinoma, f32::min) > 1.1 * extreme(Class::Adenoma, f32::max));
+}
+
+#[test]
+fn slides_open_with_their_levels_scale_and_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    let done = AtomicUsize::new(0);
+    paint_cohort(dir.path(), &small(6), |_| {
+        done.fetch_add(1, Ordering::Relaxed);
+    })
+    .unwrap();
+    assert_eq!(done.into_inner(), 6);
+    let mut rows = csv::Reader::from_path(dir.path().join("labels.csv")).unwrap();
+    assert_eq!(rows.headers().unwrap(), vec!["slide_id", "case_id", "label"]);
+    let rows: Vec<[String; 3]> = rows.deserialize().collect::<Result<_, _>>().unwrap();
+    let plans = plan(&small(6));
+    assert_eq!(rows.len(), plans.len());
+    for (row, plan) in rows.iter().zip(&plans) {
+        assert_eq!(row, &[plan.id.clone(), plan.case.clone(), plan.class.name().to_owned()]);
+        let slide = Slide::open(dir.path().join("slides").join(plan.file_name())).unwrap();
+        assert!((slide.mpp().unwrap().0 - plan.mpp.0).abs() < 1e-4, "{:?} for {:?}", slide.mpp(), plan.mpp);
+        assert_eq!(slide.levels().len(), 3);
+        let vendor = if plan.scanner == Scanner::Aperio { "aperio" } else { "generic" };
+        assert!(slide.format().contains(vendor), "{}", slide.format());
+        // What is read is what was painted, but for JPEG.
+        let painted = plan.paint();
+        let size = slide.size();
+        assert_eq!((size.width, size.height), painted.dimensions());
+        let read = slide.read(&Region { level: 0, origin: Point { x: 0, y: 0 }, size }).unwrap();
+        let error: u64 = read.iter().zip(painted.iter()).map(|(&a, &b)| u64::from(a.abs_diff(b))).sum();
+        let mean_error = error as f64 / read.len() as f64;
+        assert!(mean_error < 4.0, "{}: {mean_error} grey levels", plan.id);
+    }
+    assert!(rows.iter().zip(&plans).any(|(_, plan)| plan.scanner == Scanner::Aperio));
+}
+
+#[test]
+fn impossible_cohorts_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refusal = |spec: DemoSpec| paint_cohort(dir.path(), &spec, |_| ()).unwrap_err().to_string();
+    assert!(refusal(DemoSpec { slides: 2, ..small(2) }).contains("at least 3"));
+    assert!(refusal(DemoSpec { side_um: 50, ..small(6) }).contains("200 to 5000"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
