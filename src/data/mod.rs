@@ -1,2 +1,26 @@
-//! data
+//! Patches to batches: from a [`PatchSource`](slide_io::PatchSource) to normalised tensors' worth of pixels.
+//!
+//! | file | job |
+//! |---|---|
+//! | [`color`] | Pillow's 8-bit colour operations and flips, byte for byte |
+//! | [`blur`] | Pillow's Gaussian blur, byte for byte |
+//! | [`crop`] | where a random crop lies, and Pillow's bicubic resize |
+//! | [`augment`] | DINO's recipe: one patch in, two global and some local crops out |
+//! | [`order`] | which patch comes when, and the random numbers that belong to it |
+//! | [`prefetch`] | decode and augment on threads ahead of the consumer, delivered in order |
+//! | [`loader`] | [`CropLoader`] for training, [`EvalLoader`] for embedding |
+//! | [`normalize`] | bytes to normalised floats, channel-major |
+//!
+//! Everything random about a patch comes from `order::item_rng(seed, epoch, index)`, so neither the number of threads nor
+//! the place where a run was resumed changes a byte.
 
+pub mod augment;
+pub mod blur;
+pub mod color;
+pub mod crop;
+pub mod loader;
+pub mod normalize;
+pub mod order;
+pub mod prefetch;
+
+pub use loader::{CropBatch, CropLoader, EvalLoader, ImageBatch, ReadFailure};

@@ -1,0 +1,133 @@
+//! Where a crop lies (torchvision's rules) and Pillow's antialiased bicubic resize.
+
+use std::cell::RefCell;
+
+use anyhow::{Context, Result, ensure};
+use fast_image_resize::images::{CroppedImage, Image, ImageRef};
+use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::RgbImage;
+use rand::{Rng, RngExt};
+
+/// Width over height of a random crop, smallest and largest: torchvision's and DINO's.
+pub const RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
+/// Tries before a random crop falls back to the centre.
+const TRIES: usize = 10;
+
+/// A rectangle of an image, px.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rect {
+    /// From the left edge.
+    pub x: u32,
+    /// From the top edge.
+    pub y: u32,
+    /// Along x.
+    pub width: u32,
+    /// Along y.
+    pub height: u32,
+}
+
+/// A uniform number from `low` up to `high`.
+pub(crate) fn uniform([low, high]: [f64; 2], rng: &mut impl Rng) -> f64 {
+    low + (high - low) * rng.random::<f64>()
+}
+
+impl Rect {
+    /// Where torchvision's `RandomResizedCrop` cuts a `width` x `height` image: a share of the area uniform in `scale`,
+    /// a width over height log-uniform in [`RATIO`], ten tries, then as much of the centre as the ratio allows.
+    ///
+    /// Draws per try: area, ratio; and where it fits: y, x.
+    pub fn random((width, height): (u32, u32), scale: [f64; 2], rng: &mut impl Rng) -> Self {
+        let area = f64::from(width) * f64::from(height);
+        for _ in 0..TRIES {
+            let target = area * uniform(scale, rng);
+            let ratio = uniform(RATIO.map(f64::ln), rng).exp();
+            let w = (target * ratio).sqrt().round_ties_even() as u32;
+            let h = (target / ratio).sqrt().round_ties_even() as u32;
+            if (1..=width).contains(&w) && (1..=height).contains(&h) {
+                let y = rng.random_range(0..=height - h);
+                let x = rng.random_range(0..=width - w);
+                return Self { x, y, width: w, height: h };
+            }
+        }
+        let (w, h) = (f64::from(width), f64::from(height));
+        let (w, h) = if w / h < RATIO[0] {
+            (width, (w / RATIO[0]).round_ties_even() as u32)
+        } else if w / h > RATIO[1] {
+            ((h * RATIO[1]).round_ties_even() as u32, height)
+        } else {
+            (width, height)
+        };
+        Self { x: (width - w) / 2, y: (height - h) / 2, width: w, height: h }
+    }
+
+    /// Torchvision's `CenterCrop` of `side` px.
+    fn center((width, height): (u32, u32), side: u32) -> Self {
+        let offset = |length: u32| (f64::from(length - side) / 2.0).round_ties_even() as u32;
+        Self { x: offset(width), y: offset(height), width: side, height: side }
+    }
+}
+
+thread_local! {
+    // Keeps its buffers from image to image.
+    static RESIZER: RefCell<Resizer> = RefCell::new(Resizer::new());
+}
+
+/// Cuts `rect` out and resizes it to `size` with Pillow's bicubic filter (a = -0.5, widened where it shrinks), columns
+/// before rows as Pillow does. Coefficients have 16 bits where Pillow's have 22, so a byte may differ by 1.
+///
+/// # Errors
+/// A rectangle that is empty or outside the image.
+pub fn crop_and_resize(image: &RgbImage, rect: Rect, (width, height): (u32, u32)) -> Result<RgbImage> {
+    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)?;
+    let source = CroppedImage::new(&source, rect.x, rect.y, rect.width, rect.height)
+        .with_context(|| format!("crop {rect:?} of {} x {} px", image.width(), image.height()))?;
+    let narrowed = if rect.width == width { None } else { Some(resize_to(&source, width, rect.height)?) };
+    let resized = match &narrowed {
+        Some(narrowed) => resize_to(narrowed, width, height)?,
+        None => resize_to(&source, width, height)?,
+    };
+    RgbImage::from_raw(width, height, resized.into_vec()).context("the resized image has the wrong size")
+}
+
+fn resize_to(source: &impl IntoImageView, width: u32, height: u32) -> Result<Image<'static>> {
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
+    let mut out = Image::new(width, height, PixelType::U8x3);
+    RESIZER.with_borrow_mut(|resizer| resizer.resize(source, &mut out, &options))?;
+    Ok(out)
+}
+
+/// Size after torchvision's `Resize(short)`: the short side becomes `short`, the long one is rounded down; 0 keeps it.
+pub fn resized((width, height): (u32, u32), short: u32) -> (u32, u32) {
+    let long = |long: u32, side: u32| (f64::from(short) * f64::from(long) / f64::from(side)) as u32;
+    match short {
+        0 => (width, height),
+        _ if width <= height => (short, long(height, width)),
+        _ => (long(width, height), short),
+    }
+}
+
+/// The evaluation transform: the short side resized to `resize` px (0: as it is), then the centre `crop` px square
+/// (0: the whole).
+///
+/// # Errors
+/// An image smaller than the crop.
+pub fn evaluation_view(image: RgbImage, resize: u32, crop: u32) -> Result<RgbImage> {
+    let size = resized(image.dimensions(), resize);
+    let image = if size == image.dimensions() {
+        image
+    } else {
+        let whole = Rect { x: 0, y: 0, width: image.width(), height: image.height() };
+        crop_and_resize(&image, whole, size)?
+    };
+    if crop == 0 || size == (crop, crop) {
+        return Ok(image);
+    }
+    ensure!(
+        size.0 >= crop && size.1 >= crop,
+        "{} x {} px is smaller than the centre crop of {crop}: set embed.resize or a smaller embed.crop",
+        size.0,
+        size.1
+    );
+    let Rect { x, y, width, height } = Rect::center(size, crop);
+    Ok(image::imageops::crop_imm(&image, x, y, width, height).to_image())
+}
