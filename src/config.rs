@@ -109,6 +109,48 @@ impl Default for Model {
     }
 }
 
+impl Model {
+    /// The same model with `dim`, `depth` and `heads` filled in from `arch`, checked.
+    ///
+    /// # Errors
+    /// An unknown `arch`, a `custom` one without its three numbers, a width that the heads do not divide, or an image
+    /// smaller than one patch.
+    pub fn resolve(&self) -> anyhow::Result<Self> {
+        let [dim, depth, heads] = match self.arch.as_str() {
+            "vit_tiny" => [192, 12, 3],
+            "vit_small" => [384, 12, 6],
+            "vit_base" => [768, 12, 12],
+            "custom" => [0, 0, 0],
+            other => anyhow::bail!("model.arch = \"{other}\": known are vit_tiny, vit_small, vit_base and custom"),
+        };
+        let pick = |given: usize, named: usize| if given == 0 { named } else { given };
+        let model = Self {
+            dim: pick(self.dim, dim),
+            depth: pick(self.depth, depth),
+            heads: pick(self.heads, heads),
+            ..self.clone()
+        };
+        anyhow::ensure!(
+            model.dim > 0 && model.depth > 0 && model.heads > 0,
+            "model.arch = \"custom\" needs model.dim, model.depth and model.heads"
+        );
+        anyhow::ensure!(
+            model.dim.is_multiple_of(model.heads),
+            "model.dim = {} is not a multiple of model.heads = {}",
+            model.dim,
+            model.heads
+        );
+        anyhow::ensure!(
+            model.patch > 0 && model.image_size >= model.patch,
+            "model.image_size = {} holds no patch of {} px (model.patch)",
+            model.image_size,
+            model.patch
+        );
+        anyhow::ensure!((0.0..1.0).contains(&model.drop_path), "model.drop_path = {} is not in [0, 1)", model.drop_path);
+        Ok(model)
+    }
+}
+
 /// DINO projection head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -229,7 +271,9 @@ pub struct Pretrain {
     pub checkpoint_every: usize,
     /// k-NN on the labelled patches every this many epochs, where labels exist; 0 turns it off.
     pub knn_every: usize,
-    /// Micro-batches computed in parallel on the CPU, gradients summed; 0 chooses one per core.
+    /// Micro-batches whose gradients are summed: in parallel on the CPU, one after the other on an accelerator.
+    /// 0 takes 2 on the CPU, whatever its cores (so that the bits of a result do not depend on the machine), and 1 on
+    /// an accelerator. Results of different counts differ only by the rounding of sums.
     pub replicas: usize,
 }
 

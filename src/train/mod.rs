@@ -1,1 +1,8 @@
-//! train
+//! Training: DINO's loss, schedules and optimiser, the loop, its checkpoints and its watch.
+
+pub mod checkpoint;
+pub mod dino;
+pub mod optimizer;
+pub mod pretrain;
+pub mod schedule;
+pub mod watch;

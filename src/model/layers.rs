@@ -1,0 +1,82 @@
+//! The two layers everything is made of, with PyTorch's parameter names and the reference's initialisation.
+//!
+//! Matrices are stored `[in, out]`, the transpose of PyTorch's, which is what the matrix product wants;
+//! [`parameters`](super::parameters) turns them at the door. Parameters and the residual stream are always f32; with
+//! [`Precision::Bf16`] the products are computed in bf16, as PyTorch's autocast does.
+
+use super::random;
+use crate::config::Precision;
+use burn::module::{Module, Param};
+use burn::tensor::module::{layer_norm, linear};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+
+/// `x` in the type that products of this precision are computed in.
+pub fn for_product<const D: usize>(x: Tensor<D>, precision: Precision) -> Tensor<D> {
+    match precision {
+        Precision::F32 => x,
+        Precision::Bf16 => x.cast(FloatDType::BF16),
+    }
+}
+
+/// `x` back in f32.
+pub fn single<const D: usize>(x: Tensor<D>, precision: Precision) -> Tensor<D> {
+    match precision {
+        Precision::F32 => x,
+        Precision::Bf16 => x.cast(FloatDType::F32),
+    }
+}
+
+/// A parameter holding `values`.
+pub fn parameter<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+    Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
+}
+
+/// `y = x W + b`.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[in, out]`.
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl Linear {
+    /// Weights from a normal distribution with deviation 0.02, bias 0. `name` keys the random numbers.
+    pub fn new(input: usize, output: usize, seed: u64, name: &str, device: &Device) -> Self {
+        let weight = random::normal(&mut random::keyed(seed, name, &[]), 0.02, input * output);
+        Self {
+            weight: parameter(weight, [input, output], device),
+            bias: parameter(vec![0.0; output], [output], device),
+        }
+    }
+
+    /// `[.., in] -> [.., out]`, in the product's type.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>, precision: Precision) -> Tensor<D> {
+        linear(
+            for_product(x, precision),
+            for_product(self.weight.val(), precision),
+            Some(for_product(self.bias.val(), precision)),
+        )
+    }
+}
+
+/// Layer normalisation over the last dimension, eps 1e-6.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// Gain.
+    pub weight: Param<Tensor<1>>,
+    /// Shift.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl LayerNorm {
+    /// Gain 1, shift 0.
+    pub fn new(width: usize, device: &Device) -> Self {
+        Self { weight: parameter(vec![1.0; width], [width], device), bias: parameter(vec![0.0; width], [width], device) }
+    }
+
+    /// `[.., width] -> [.., width]` in f32.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        layer_norm(x, self.weight.val(), Some(self.bias.val()), 1e-6)
+    }
+}

@@ -1,0 +1,341 @@
+//! The vision transformer of DINO (`vision_transformer.py`), with timm's parameter names.
+//!
+//! Images `[B, 3, H, W]` become tokens `[B, 1 + N, D]` of which the first, CLS, is the image's embedding. Any image of
+//! at least one patch will do: sides that are no multiple of the patch are floored away, and the position embedding is
+//! interpolated where the grid differs from the one it was made for.
+
+use super::layers::{LayerNorm, Linear, for_product, parameter, single};
+use super::random;
+use crate::config::{Model, Precision};
+use burn::module::{Module, Param};
+use burn::tensor::activation::{gelu, softmax};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::RngExt;
+
+/// A vision transformer.
+#[derive(Module, Debug)]
+pub struct Vit {
+    /// `[1, 1, D]`.
+    pub cls_token: Param<Tensor<3>>,
+    /// `[1, 1 + grid * grid, D]`, the first row for CLS.
+    pub pos_embed: Param<Tensor<3>>,
+    /// Pixels to tokens.
+    pub patch_embed: PatchEmbed,
+    /// Transformer blocks, pre-norm.
+    pub blocks: Vec<Block>,
+    /// Final normalisation.
+    pub norm: LayerNorm,
+    #[module(skip)]
+    patch: usize,
+    #[module(skip)]
+    grid: usize,
+    #[module(skip)]
+    precision: Precision,
+}
+
+/// Pixels to tokens.
+#[derive(Module, Debug)]
+pub struct PatchEmbed {
+    /// A convolution whose stride is its kernel.
+    pub proj: PatchProjection,
+}
+
+/// The convolution of [`PatchEmbed`], computed as a product with unfolded patches.
+#[derive(Module, Debug)]
+pub struct PatchProjection {
+    /// `[D, 3, patch, patch]`.
+    pub weight: Param<Tensor<4>>,
+    /// `[D]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+/// Attention, then a two-layer perceptron, each normalised before and added to what came in.
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Before the attention.
+    pub norm1: LayerNorm,
+    /// Multi-head self-attention.
+    pub attn: Attention,
+    /// Before the perceptron.
+    pub norm2: LayerNorm,
+    /// Perceptron.
+    pub mlp: Mlp,
+}
+
+/// Multi-head self-attention.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Queries, keys and values, laid out `[3][head][width of a head]`.
+    pub qkv: Linear,
+    /// Heads back to tokens.
+    pub proj: Linear,
+    #[module(skip)]
+    heads: usize,
+}
+
+/// Linear, GELU (the exact one), linear.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// To four times the width.
+    pub fc1: Linear,
+    /// And back.
+    pub fc2: Linear,
+}
+
+/// Which residual branches of which rows are dropped, and how much the survivors are scaled: one draw.
+///
+/// Made on the host from the seed, the step and each row's own number, so that neither the device nor the split of a
+/// batch into micro-batches changes it.
+#[derive(Clone, Debug)]
+pub struct StochasticDepth {
+    /// Per block: factors `[rows, 1, 1]` of the attention and of the perceptron; none where nothing is dropped.
+    blocks: Vec<Option<[Tensor<3>; 2]>>,
+}
+
+impl StochasticDepth {
+    /// Draws for `rows` (each row's number in the whole batch) at `step`. The rate grows linearly from 0 at the first
+    /// block to `model.drop_path` at the last. None where that is 0.
+    pub fn draw(model: &Model, seed: u64, step: u64, rows: &[u64], device: &Device) -> Option<Self> {
+        if model.drop_path == 0.0 {
+            return None;
+        }
+        let factors: Vec<[f32; 2]> = rows
+            .iter()
+            .flat_map(|row| {
+                let mut rng = random::keyed(seed, "stochastic depth", &[step, *row]);
+                drop_rates(model.drop_path, model.depth)
+                    .map(|rate| [rng.random::<f64>(), rng.random::<f64>()].map(|u| survival(rate, u)))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let branch = |block: usize, branch: usize| {
+            let values = (0..rows.len()).map(|row| factors[row * model.depth + block][branch]).collect();
+            Tensor::from_data(TensorData::new(values, [rows.len(), 1, 1]), device)
+        };
+        let blocks = drop_rates(model.drop_path, model.depth)
+            .enumerate()
+            .map(|(i, rate)| (rate > 0.0).then(|| [branch(i, 0), branch(i, 1)]))
+            .collect();
+        Some(Self { blocks })
+    }
+}
+
+fn drop_rates(largest: f64, depth: usize) -> impl Iterator<Item = f64> {
+    (0..depth).map(move |i| if depth == 1 { 0.0 } else { largest * i as f64 / (depth - 1) as f64 })
+}
+
+/// 0 for a dropped branch, 1/keep for a surviving one; a branch survives where floor(keep + u) is 1.
+fn survival(rate: f64, u: f64) -> f32 {
+    let keep = 1.0 - rate;
+    ((keep + u).floor() / keep) as f32
+}
+
+impl Vit {
+    /// A network with the reference's initialisation: `model` is resolved (see [`Model::resolve`]), `seed` decides.
+    pub fn new(model: &Model, seed: u64, device: &Device) -> Self {
+        let (dim, patch) = (model.dim, model.patch);
+        let grid = model.image_size / patch;
+        let draw = |name: &str, count| random::normal(&mut random::keyed(seed, name, &[]), 0.02, count);
+        let blocks = (0..model.depth).map(|i| Block::new(model, seed, &format!("blocks.{i}"), device)).collect();
+        Self {
+            cls_token: parameter(draw("cls_token", dim), [1, 1, dim], device),
+            pos_embed: parameter(draw("pos_embed", (1 + grid * grid) * dim), [1, 1 + grid * grid, dim], device),
+            patch_embed: PatchEmbed { proj: PatchProjection::new(dim, patch, seed, device) },
+            blocks,
+            norm: LayerNorm::new(dim, device),
+            patch,
+            grid,
+            precision: Precision::F32,
+        }
+    }
+
+    /// The same network computing its products in `precision`.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// Width of the embedding.
+    pub fn dim(&self) -> usize {
+        self.norm.weight.dims()[0]
+    }
+
+    /// CLS of the last block, normalised: `[B, 3, H, W] -> [B, D]`.
+    pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        self.encode(images, None)
+    }
+
+    /// As [`forward`](Self::forward), with residual branches dropped.
+    pub fn encode(&self, images: Tensor<4>, depth: Option<&StochasticDepth>) -> Tensor<2> {
+        let mut x = self.embed(images);
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(x, self.precision, depth.and_then(|d| d.blocks[i].as_ref()));
+        }
+        // Only CLS is needed, so only CLS is normalised.
+        self.norm.forward(x.narrow(1, 0, 1)).squeeze_dim(1)
+    }
+
+    /// All tokens of the last block, normalised: `[B, 3, H, W] -> [B, 1 + N, D]`.
+    pub fn forward_tokens(&self, images: Tensor<4>) -> Tensor<3> {
+        let x = self.blocks.iter().fold(self.embed(images), |x, block| block.forward(x, self.precision, None));
+        self.norm.forward(x)
+    }
+
+    /// Outputs of the last `n` blocks, each passed through the final normalisation.
+    pub fn intermediate(&self, images: Tensor<4>, n: usize) -> Vec<Tensor<3>> {
+        let mut x = self.embed(images);
+        let mut outputs = Vec::new();
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(x, self.precision, None);
+            if i + n >= self.blocks.len() {
+                outputs.push(self.norm.forward(x.clone()));
+            }
+        }
+        outputs
+    }
+
+    /// Attention of the last block: `[B, heads, 1 + N, 1 + N]`, rows sum to 1.
+    pub fn last_attention(&self, images: Tensor<4>) -> Tensor<4> {
+        let (last, before) = self.blocks.split_last().expect("a resolved model has a block");
+        let x = before.iter().fold(self.embed(images), |x, block| block.forward(x, self.precision, None));
+        let [q, k, _] = last.attn.heads(last.norm1.forward(x), self.precision);
+        single(last.attn.scores(q, k, self.precision), self.precision)
+    }
+
+    /// Pixels to tokens with their positions, CLS first.
+    fn embed(&self, images: Tensor<4>) -> Tensor<3> {
+        let [batch, _, height, width] = images.dims();
+        let [rows, columns] = [height / self.patch, width / self.patch];
+        let x = self.patch_embed.proj.forward(images, rows, columns, self.precision);
+        let cls = self.cls_token.val().expand([batch, 1, self.dim()]);
+        Tensor::cat(vec![cls, x], 1) + self.positions(rows, columns)
+    }
+
+    /// The position embedding for a grid of `rows` x `columns`: `[1, 1 + rows * columns, D]`.
+    fn positions(&self, rows: usize, columns: usize) -> Tensor<3> {
+        let positions = self.pos_embed.val();
+        if rows == self.grid && columns == self.grid {
+            return positions;
+        }
+        let (device, grid, dim) = (positions.device(), self.grid, self.dim());
+        let matrix =
+            |to: usize| Tensor::<2>::from_data(TensorData::new(bicubic_matrix(grid, to), [to, grid]), &device);
+        let patches = positions.clone().narrow(1, 1, grid * grid).reshape([grid, grid * dim]);
+        let tall = matrix(rows).matmul(patches).reshape([rows, grid, dim]).swap_dims(0, 1).reshape([grid, rows * dim]);
+        let full = matrix(columns).matmul(tall).reshape([columns, rows, dim]).swap_dims(0, 1);
+        Tensor::cat(vec![positions.narrow(1, 0, 1), full.reshape([1, rows * columns, dim])], 1)
+    }
+}
+
+/// Row-major `[to, from]` matrix of PyTorch's bicubic interpolation (a = -0.75, no antialias, border clamped) as DINO
+/// calls it: the scale is (to + 0.1) / from, and the given scale is used, not the ratio of sizes.
+fn bicubic_matrix(from: usize, to: usize) -> Vec<f32> {
+    const A: f64 = -0.75;
+    let near = |t: f64| ((A + 2.0) * t - (A + 3.0)) * t * t + 1.0;
+    let far = |t: f64| ((A * t - 5.0 * A) * t + 8.0 * A) * t - 4.0 * A;
+    let mut matrix = vec![0.0; to * from];
+    for row in 0..to {
+        let source = source_coordinate(row, from, to);
+        let (cell, t) = (source.floor(), source - source.floor());
+        let weights = [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)];
+        for (k, weight) in weights.into_iter().enumerate() {
+            let column = (cell as i64 + k as i64 - 1).clamp(0, from as i64 - 1) as usize;
+            matrix[row * from + column] += weight as f32;
+        }
+    }
+    matrix
+}
+
+fn source_coordinate(row: usize, from: usize, to: usize) -> f64 {
+    (row as f64 + 0.5) * from as f64 / (to as f64 + 0.1) - 0.5
+}
+
+impl PatchProjection {
+    /// PyTorch's initialisation of a convolution, which the reference leaves alone: uniform on ±1/sqrt(inputs).
+    fn new(dim: usize, patch: usize, seed: u64, device: &Device) -> Self {
+        let inputs = 3 * patch * patch;
+        let draw = |name: &str, count| {
+            random::uniform(&mut random::keyed(seed, name, &[]), 1.0 / (inputs as f64).sqrt(), count)
+        };
+        Self {
+            weight: parameter(draw("patch_embed.proj.weight", dim * inputs), [dim, 3, patch, patch], device),
+            bias: parameter(draw("patch_embed.proj.bias", dim), [dim], device),
+        }
+    }
+
+    /// `[B, 3, H, W] -> [B, rows * columns, D]` in f32.
+    fn forward(&self, images: Tensor<4>, rows: usize, columns: usize, precision: Precision) -> Tensor<3> {
+        let [dim, channels, patch, _] = self.weight.dims();
+        let batch = images.dims()[0];
+        let unfolded = images
+            .narrow(2, 0, rows * patch)
+            .narrow(3, 0, columns * patch)
+            .reshape([batch, channels, rows, patch, columns, patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([batch * rows * columns, channels * patch * patch]);
+        let weight = self.weight.val().reshape([dim, channels * patch * patch]).transpose();
+        let tokens = for_product(unfolded, precision).matmul(for_product(weight, precision));
+        (single(tokens, precision) + self.bias.val().unsqueeze()).reshape([batch, rows * columns, dim])
+    }
+}
+
+impl Block {
+    fn new(model: &Model, seed: u64, name: &str, device: &Device) -> Self {
+        let dim = model.dim;
+        let linear =
+            |from, to, part: &str| Linear::new(from, to, seed, &format!("{name}.{part}.weight"), device);
+        Self {
+            norm1: LayerNorm::new(dim, device),
+            attn: Attention {
+                qkv: linear(dim, 3 * dim, "attn.qkv"),
+                proj: linear(dim, dim, "attn.proj"),
+                heads: model.heads,
+            },
+            norm2: LayerNorm::new(dim, device),
+            mlp: Mlp { fc1: linear(dim, 4 * dim, "mlp.fc1"), fc2: linear(4 * dim, dim, "mlp.fc2") },
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>, precision: Precision, depth: Option<&[Tensor<3>; 2]>) -> Tensor<3> {
+        let branch = |y: Tensor<3>, which: usize| match depth {
+            Some(factors) => single(y, precision) * factors[which].clone(),
+            None => single(y, precision),
+        };
+        let x = x.clone() + branch(self.attn.forward(self.norm1.forward(x), precision), 0);
+        x.clone() + branch(self.mlp.forward(self.norm2.forward(x), precision), 1)
+    }
+}
+
+impl Attention {
+    /// `[B, N, D] -> [B, N, D]`, in the product's type.
+    fn forward(&self, x: Tensor<3>, precision: Precision) -> Tensor<3> {
+        let [batch, tokens, dim] = x.dims();
+        let [q, k, v] = self.heads(x, precision);
+        let mixed = self.scores(q, k, precision).matmul(v);
+        self.proj.forward(mixed.swap_dims(1, 2).reshape([batch, tokens, dim]), precision)
+    }
+
+    /// Queries, keys and values, each `[B, heads, N, width of a head]`.
+    fn heads(&self, x: Tensor<3>, precision: Precision) -> [Tensor<4>; 3] {
+        let [batch, tokens, dim] = x.dims();
+        let width = dim / self.heads;
+        let qkv = self
+            .qkv
+            .forward(x, precision)
+            .reshape([batch, tokens, 3, self.heads, width])
+            .permute([2, 0, 3, 1, 4]);
+        std::array::from_fn(|i| qkv.clone().narrow(0, i, 1).squeeze_dim(0))
+    }
+
+    /// softmax(q kᵀ / sqrt(width)), the softmax in f32.
+    fn scores(&self, q: Tensor<4>, k: Tensor<4>, precision: Precision) -> Tensor<4> {
+        let scale = (q.dims()[3] as f64).powf(-0.5);
+        let scores = single((q * scale).matmul(k.transpose()), precision);
+        for_product(softmax(scores, 3), precision)
+    }
+}
+
+impl Mlp {
+    fn forward(&self, x: Tensor<3>, precision: Precision) -> Tensor<3> {
+        self.fc2.forward(gelu(self.fc1.forward(x, precision)), precision)
+    }
+}

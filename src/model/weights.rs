@@ -1,0 +1,252 @@
+//! Encoder files: safetensors with timm's names, the configuration in their metadata, so that one file is enough to
+//! embed; and the import of foreign weights (timm `.safetensors`, DINO `.pth`).
+
+use super::parameters::{self, Named, Values};
+use super::vit::Vit;
+use crate::config::{Model, Precision};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use burn::store::pytorch_reader::PytorchReader;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+/// The one metadata key of our files; its value is JSON. One key, since the order of several is not fixed.
+const METADATA_KEY: &str = "gensis";
+
+/// What has to be known to use an encoder's weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderConfig {
+    /// The network, resolved.
+    pub model: Model,
+    /// Mean of the normalisation its images went through, RGB.
+    pub mean: [f32; 3],
+    /// Standard deviation of that normalisation.
+    pub std: [f32; 3],
+    /// Where the weights come from: free-form, written by whoever made them.
+    #[serde(default)]
+    pub origin: serde_json::Value,
+}
+
+/// An encoder ready to use.
+#[derive(Clone, Debug)]
+pub struct Encoder {
+    /// How it was made.
+    pub config: EncoderConfig,
+    /// SHA-256 of the weights, in hexadecimal: see [`hash`].
+    pub hash: String,
+    /// The network.
+    pub vit: Vit,
+    device: Device,
+}
+
+impl Encoder {
+    /// Wraps a network.
+    pub fn new(vit: Vit, config: EncoderConfig, device: &Device) -> Self {
+        Self { config, hash: hash(&parameters::export(&vit)), vit, device: device.clone() }
+    }
+
+    /// Reads a file of ours (`.safetensors`), a timm checkpoint (`.safetensors`) or a DINO one (`.pth`, `.pt`).
+    ///
+    /// # Errors
+    /// An unreadable file, and weights that do not fit: nothing is loaded half-way.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let context = || format!("cannot load the encoder {}", path.display());
+        let (tensors, config) = match path.extension().and_then(|e| e.to_str()) {
+            Some("pth" | "pt") => foreign(read_pytorch(path).with_context(context)?).with_context(context)?,
+            _ => {
+                let (tensors, metadata) = read_safetensors(path)?;
+                match metadata {
+                    Some(json) => (tensors, serde_json::from_value(json).with_context(context)?),
+                    None => foreign(tensors).with_context(context)?,
+                }
+            }
+        };
+        let hash = hash(&tensors);
+        let vit = parameters::import(Vit::new(&config.model, 0, device), &tensors).with_context(context)?;
+        Ok(Self { config, hash, vit, device: device.clone() })
+    }
+
+    /// Writes the weights and the configuration, atomically.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_safetensors(path, &parameters::export(&self.vit), &serde_json::to_value(&self.config)?)
+    }
+
+    /// The same encoder computing in `precision`.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { vit: self.vit.with_precision(precision), ..self }
+    }
+
+    /// Width of an embedding.
+    pub fn dim(&self) -> usize {
+        self.config.model.dim
+    }
+
+    /// CLS features of `count` normalised images `[count, 3, height, width]`: row-major `[count, dim]`.
+    ///
+    /// # Errors
+    /// A length that does not match, an image smaller than a patch.
+    pub fn embed(&self, images: Vec<f32>, count: usize, height: usize, width: usize) -> Result<Vec<f32>> {
+        ensure!(images.len() == count * 3 * height * width, "{} values are not {count} x 3 x {height} x {width}", images.len());
+        let patch = self.config.model.patch;
+        ensure!(height.min(width) >= patch, "an image of {width} x {height} px holds no patch of {patch} px");
+        let images = Tensor::from_data(TensorData::new(images, [count, 3, height, width]), &self.device);
+        self.vit.forward(images).try_into_vec_as::<f32>().map_err(|e| anyhow!("the embedding could not be read: {e:?}"))
+    }
+}
+
+/// SHA-256 over every tensor in name order: name, shape and little-endian values. Independent of the file's metadata.
+pub fn hash(tensors: &Named) -> String {
+    let mut hash = Sha256::new();
+    for (name, values) in tensors {
+        hash.update(name.as_bytes());
+        hash.update([0]);
+        for length in &values.shape {
+            hash.update((*length as u64).to_le_bytes());
+        }
+        hash.update(bytes_of(&values.data));
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Writes `tensors` with `metadata` under our key: to a temporary file beside `path`, synced, then renamed.
+///
+/// # Errors
+/// A folder that cannot be written to.
+pub fn write_safetensors(path: &Path, tensors: &Named, metadata: &serde_json::Value) -> Result<()> {
+    let buffers: Vec<_> = tensors.iter().map(|(name, values)| (name, &values.shape, bytes_of(&values.data))).collect();
+    let views: Vec<_> = buffers
+        .iter()
+        .map(|(name, shape, bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes)?)))
+        .collect::<Result<_>>()?;
+    let file = serialize(views, Some(HashMap::from([(METADATA_KEY.into(), metadata.to_string())])))?;
+    write_atomically(path, &file).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    std::fs::File::open(folder)?.sync_all()?;
+    Ok(())
+}
+
+/// The tensors of a safetensors file as f32, and our metadata if it has any.
+///
+/// # Errors
+/// An unreadable or corrupt file; integer tensors.
+pub fn read_safetensors(path: &Path) -> Result<(Named, Option<serde_json::Value>)> {
+    let read = || -> Result<_> {
+        let bytes = std::fs::read(path)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes)?;
+        let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+        let metadata = metadata.map(|json| serde_json::from_str(json)).transpose()?;
+        let tensors = SafeTensors::deserialize(&bytes)?
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| {
+                let data_type = match view.dtype() {
+                    Dtype::F32 => DType::F32,
+                    Dtype::F64 => DType::F64,
+                    Dtype::F16 => DType::F16,
+                    Dtype::BF16 => DType::BF16,
+                    other => bail!("{name} is of type {other:?}"),
+                };
+                let values = to_single(view.data().to_vec(), view.shape().to_vec(), data_type)?;
+                Ok((name, values))
+            })
+            .collect::<Result<_>>()?;
+        Ok((tensors, metadata))
+    };
+    read().with_context(|| format!("cannot read the weights {}", path.display()))
+}
+
+fn to_single(bytes: Vec<u8>, shape: Vec<usize>, data_type: DType) -> Result<Values> {
+    let data = TensorData::from_bytes_vec(bytes, shape.clone(), data_type).convert::<f32>();
+    let data = data.into_vec::<f32>().map_err(|e| anyhow!("{e:?}"))?;
+    Ok(Values { shape, data })
+}
+
+/// The teacher of a DINO checkpoint, or the whole of a plain state dictionary.
+fn read_pytorch(path: &Path) -> Result<Named> {
+    let reader = PytorchReader::with_top_level_key(path, "teacher")
+        .ok()
+        .filter(|reader| !reader.is_empty())
+        .map_or_else(|| PytorchReader::new(path), Ok)
+        .map_err(|e| anyhow!("{e}"))?;
+    reader
+        .tensors()
+        .iter()
+        .map(|(name, tensor)| {
+            let data_type = match format!("{:?}", tensor.dtype()).as_str() {
+                "F32" => DType::F32,
+                "F64" => DType::F64,
+                "F16" => DType::F16,
+                "BF16" => DType::BF16,
+                other => bail!("{name} is of type {other}"),
+            };
+            Ok((name.clone(), to_single(tensor.read()?, tensor.shape().to_vec(), data_type)?))
+        })
+        .collect()
+}
+
+/// Weights without our metadata: prefixes stripped, what belongs to a head left out, the network read off the shapes.
+///
+/// The number of heads is in no shape; 64 channels each, as in every ViT of DINO and timm, is assumed. The normalisation
+/// is ImageNet's.
+fn foreign(tensors: Named) -> Result<(Named, EncoderConfig)> {
+    let tensors: Named = tensors
+        .into_iter()
+        .map(|(name, values)| {
+            let name = name.strip_prefix("module.").unwrap_or(&name);
+            (name.strip_prefix("backbone.").unwrap_or(name).to_string(), values)
+        })
+        .filter(|(name, _)| !name.starts_with("head."))
+        .collect();
+    let shape = |name: &str| {
+        let values = tensors.get(name).with_context(|| format!("not a vision transformer: no tensor named {name}"))?;
+        Ok::<_, anyhow::Error>(values.shape.clone())
+    };
+    let (positions, kernel) = (shape("pos_embed")?, shape("patch_embed.proj.weight")?);
+    ensure!(positions.len() == 3 && kernel.len() == 4, "not a vision transformer: pos_embed is {positions:?}");
+    let (dim, patch, tokens) = (positions[2], kernel[2], positions[1]);
+    let grid = tokens.saturating_sub(1).isqrt();
+    ensure!(grid * grid + 1 == tokens, "pos_embed has {tokens} rows, which is no square and one");
+    ensure!(dim % 64 == 0, "a width of {dim} is not made of heads of 64 channels");
+    let depth = (0..).take_while(|i| tensors.contains_key(&format!("blocks.{i}.norm1.weight"))).count();
+    let model = Model {
+        arch: "custom".into(),
+        patch,
+        image_size: grid * patch,
+        dim,
+        depth,
+        heads: dim / 64,
+        drop_path: 0.0,
+    }
+    .resolve()?;
+    let normalisation = crate::config::Crops::default();
+    let config = EncoderConfig {
+        model,
+        mean: normalisation.mean,
+        std: normalisation.std,
+        origin: serde_json::json!({ "imported": true }),
+    };
+    Ok((tensors, config))
+}
