@@ -13,15 +13,19 @@ pub const DEFAULT_TOML: &str = include_str!("../../configs/default.toml");
 impl Experiment {
     /// Reads `file` (or nothing but the defaults), applies `key=value` settings in order, and checks the result.
     pub fn load(file: Option<&Path>, settings: &[String]) -> Result<Self> {
-        let mut table = match file {
+        match file {
             Some(path) => {
                 let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-                toml::from_str::<Self>(&text)
-                    .map_err(|error| anyhow!("{}: {}", path.display(), with_nearest_key(&error.to_string())))?;
-                toml::from_str::<Table>(&text)?
+                Self::parse(&text, &path.display().to_string(), settings)
             }
-            None => Table::new(),
-        };
+            None => Self::parse("", "defaults", settings),
+        }
+    }
+
+    /// Like [`Self::load`], from text that errors call `name`.
+    pub fn parse(text: &str, name: &str, settings: &[String]) -> Result<Self> {
+        toml::from_str::<Self>(text).map_err(|error| anyhow!("{name}: {}", with_nearest_key(&error.to_string())))?;
+        let mut table = toml::from_str::<Table>(text)?;
         for setting in settings {
             apply(&mut table, setting).with_context(|| format!("--set {setting}"))?;
             Self::from_table(&table)

@@ -1,0 +1,288 @@
+//! `gensis embed`: patches through the encoder. One HDF5 file per slide, one Parquet table per image folder.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use evaluation::embeddings::EmbeddingTable;
+use serde_json::{Value, json};
+use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, h5};
+
+use super::Run;
+use super::progress::Progress;
+use super::sources::{self, ENCODER_NAME, ImageSets, Input};
+use crate::config::Baseline;
+use crate::data::{EvalLoader, ReadFailure};
+use crate::device::{self, DeviceChoice};
+use crate::model::{Encoder, EncoderConfig, Vit};
+use crate::run_dir::{Failure, StageRecord, write_atomic};
+use crate::train::pretrain::ENCODER;
+
+/// Batches decoded ahead of the encoder.
+const AHEAD: usize = 4;
+
+/// Embeddings of some patches of a source.
+pub(super) struct Embedded {
+    /// Which patches, those that could be read.
+    pub indices: Vec<usize>,
+    /// One row per patch.
+    pub values: Vec<f32>,
+    /// Patches that could not be read.
+    pub failures: Vec<ReadFailure>,
+}
+
+/// Embeds all patches of the experiment with the encoder of its run folder.
+pub(super) fn embed(run: &Run) -> Result<()> {
+    let path = run.dir.root().join("pretrain").join(ENCODER);
+    ensure!(path.exists(), "there is no {}: run `gensis pretrain` first", path.display());
+    let encoder = Encoder::load(&path, &device::open(run.device)?)?;
+    let failures = match Input::open(&run.experiment.data)? {
+        Input::Slides(cohort) => embed_slides(run, &encoder, &cohort)?,
+        Input::Images(images) => embed_images(run, &encoder, &images)?,
+    };
+    let header = json!({ "encoder": encoder.hash, "embed": run.experiment.embed });
+    run.dir.finish("embed", &StageRecord { header, failures, summary: json!({ "encoder": encoder.hash, "dim": encoder.dim() }) })
+}
+
+/// Embeds `indices` of `source`, in order, on `workers` threads that share one queue of batches.
+pub(super) fn features(
+    encoder: &Encoder,
+    source: Arc<dyn PatchSource>,
+    indices: Vec<usize>,
+    settings: &crate::config::Embed,
+    (decoders, workers): (usize, usize),
+    on_batch: impl Fn(usize) + Sync,
+) -> Result<Embedded> {
+    let loader = EvalLoader::new(source, settings, encoder.config.mean, encoder.config.std, decoders, AHEAD)?;
+    let batches = Mutex::new(loader.batches_of(indices).enumerate());
+    let done = Mutex::new(Vec::new());
+    let work = || -> Result<()> {
+        loop {
+            let next = batches.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((number, batch)) = next else { return Ok(()) };
+            let batch = batch?;
+            let count = batch.indices.len();
+            let values = encoder.embed(batch.pixels, count, batch.height, batch.width)?;
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((number, batch.indices, values));
+            on_batch(count);
+        }
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(number, ..)| *number);
+    let mut embedded = Embedded { indices: vec![], values: vec![], failures: loader.failures() };
+    for (_, indices, values) in done {
+        embedded.indices.extend(indices);
+        embedded.values.extend(values);
+    }
+    Ok(embedded)
+}
+
+/// Forward passes at a time: the CPU backend computes one image batch on one core, an accelerator wants few queues.
+pub(super) fn workers(run: &Run) -> usize {
+    match run.device {
+        DeviceChoice::Cpu => run.threads,
+        _ => run.threads.min(4),
+    }
+}
+
+/// Slide after slide, several at a time, so that the device stays fed across their borders; a slide's file depends on
+/// that slide alone. Slides whose features are current are left as they are.
+fn embed_slides(run: &Run, encoder: &Encoder, cohort: &Cohort) -> Result<Vec<Failure>> {
+    let all: Vec<_> = cohort.slides.iter().collect();
+    let patches = Arc::new(sources::slide_patches(run, &all, &cohort.classes)?);
+    let progress = Progress::new("embed", patches.len() as u64, "patches");
+    let (next, reused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let failures = Mutex::new(Vec::new());
+    let workers = workers(run);
+    let work = || -> Result<()> {
+        loop {
+            let slide = next.fetch_add(1, Ordering::SeqCst);
+            if slide >= patches.slides().len() {
+                return Ok(());
+            }
+            let result = embed_slide(run, encoder, &patches, slide, (run.threads / workers).max(1), &progress, &reused);
+            let failed = result.inspect_err(|_| next.store(usize::MAX / 2, Ordering::SeqCst))?;
+            failures.lock().unwrap_or_else(PoisonError::into_inner).extend(failed.into_iter().map(|f| (slide, f)));
+        }
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    let mut failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failures.sort_by_key(|(slide, _)| *slide);
+    let summary = format!(
+        "{} patches of {} slides ({} up to date), {} failure(s)",
+        patches.len(),
+        patches.slides().len(),
+        reused.into_inner(),
+        failures.len()
+    );
+    progress.finish(&summary);
+    Ok(failures.into_iter().map(|(_, failure)| failure).collect())
+}
+
+fn embed_slide(
+    run: &Run,
+    encoder: &Encoder,
+    patches: &Arc<SlidePatches>,
+    slide: usize,
+    decoders: usize,
+    progress: &Progress,
+    reused: &AtomicUsize,
+) -> Result<Vec<Failure>> {
+    let range = patches.range(slide);
+    let id = &patches.slides()[slide].id;
+    let path = sources::features_path(run, id);
+    let coordinates = sources::coordinates_path(run, id);
+    let header = json!({
+        "stage": "embed",
+        "version": env!("CARGO_PKG_VERSION"),
+        "encoder": encoder.hash,
+        "embed": run.experiment.embed,
+        "coordinates": h5::read_header(&coordinates)?,
+    });
+    let failures_path = run.dir.file(&format!("stages/embed/{id}.json"))?;
+    if h5::is_current(&path, &header)?
+        && let Ok(text) = std::fs::read_to_string(&failures_path)
+    {
+        progress.advance(range.len() as u64);
+        reused.fetch_add(1, Ordering::SeqCst);
+        return Ok(serde_json::from_str(&text).unwrap_or_default());
+    }
+    if range.is_empty() {
+        return Ok(vec![]);
+    }
+    let (source, settings) = (patches.clone(), &run.experiment.embed);
+    let advance = |count| progress.advance(count as u64);
+    let embedded = features(encoder, source, range.clone().collect(), settings, (decoders, 1), advance)?;
+    let failures: Vec<Failure> = embedded.failures.iter().map(failure).collect();
+    failures.iter().for_each(|failure| progress.line(&format!("embed: {}: {}", failure.item, failure.reason)));
+    let mut kept = h5::read_coordinates(&coordinates)?;
+    kept.origins = embedded.indices.iter().map(|&index| kept.origins[index - range.start]).collect();
+    let features =
+        h5::Features { encoder: ENCODER_NAME.to_owned(), dim: encoder.dim(), values: embedded.values, coordinates: kept };
+    write_atomic(&failures_path, &serde_json::to_vec_pretty(&failures)?)?;
+    h5::write_features(&path, &features, &header).with_context(|| format!("cannot write the features of {id}"))?;
+    Ok(failures)
+}
+
+fn failure(failure: &ReadFailure) -> Failure {
+    let item = match failure.key.origin {
+        Some(origin) => format!("{} (x {}, y {})", failure.key.item, origin.x, origin.y),
+        None => failure.key.item.clone(),
+    };
+    Failure { stage: "embed".into(), item, reason: failure.reason.clone() }
+}
+
+/// One table per part, for the encoder and for the baselines asked for.
+fn embed_images(run: &Run, encoder: &Encoder, images: &ImageSets) -> Result<Vec<Failure>> {
+    let parts = [("train", Some(&images.train)), ("test", images.test.as_ref())];
+    let untrained = run.experiment.evaluate.knn.baselines.contains(&Baseline::Random).then(|| untrained(run, encoder)).transpose()?;
+    let encoders = [(ENCODER_NAME, Some(encoder)), ("random", untrained.as_ref())];
+    let mut failures = Vec::new();
+    for (part, folder) in parts.into_iter().filter_map(|(part, folder)| folder.map(|folder| (part, folder))) {
+        for (name, encoder) in encoders.iter().filter_map(|(name, encoder)| encoder.map(|encoder| (name, encoder))) {
+            let header = image_header(run, folder, json!(encoder.hash));
+            embed_folder(run, part, name, folder, header, &mut failures, |progress| {
+                let (all, settings) = ((0..folder.len()).collect(), &run.experiment.embed);
+                let advance = |count| progress.advance(count as u64);
+                let embedded = features(encoder, folder.clone(), all, settings, (run.threads, workers(run)), advance)?;
+                Ok((embedded, encoder.dim()))
+            })?;
+        }
+        if run.experiment.evaluate.knn.baselines.contains(&Baseline::Pixels) {
+            let header = image_header(run, folder, json!("pixels"));
+            embed_folder(run, part, "pixels", folder, header, &mut failures, |progress| pixels(run, encoder, folder, progress))?;
+        }
+    }
+    failures.sort_by(|a: &Failure, b| a.item.cmp(&b.item));
+    failures.dedup();
+    Ok(failures)
+}
+
+/// The same network before training: what a run of this seed begins with.
+fn untrained(run: &Run, encoder: &Encoder) -> Result<Encoder> {
+    let device = device::open(run.device)?;
+    let config = EncoderConfig { origin: json!({ "method": "untrained", "seed": run.experiment.seed }), ..encoder.config.clone() };
+    Ok(Encoder::new(Vit::new(&config.model, run.experiment.seed, &device), config, &device))
+}
+
+fn image_header(run: &Run, folder: &ImageFolder, encoder: Value) -> Value {
+    json!({
+        "stage": "embed",
+        "version": env!("CARGO_PKG_VERSION"),
+        "encoder": encoder,
+        "embed": run.experiment.embed,
+        "data": sources::fingerprint(&run.experiment, folder),
+    })
+}
+
+fn embed_folder(
+    run: &Run,
+    part: &str,
+    name: &str,
+    folder: &ImageFolder,
+    header: Value,
+    failures: &mut Vec<Failure>,
+    compute: impl FnOnce(&Progress) -> Result<(Embedded, usize)>,
+) -> Result<()> {
+    let path = run.dir.file(&format!("features/{name}-{part}.parquet"))?;
+    let failures_path = run.dir.file(&format!("stages/embed/{name}-{part}.json"))?;
+    if is_current(&path, &header)
+        && let Ok(text) = std::fs::read_to_string(&failures_path)
+    {
+        eprintln!("embed: {name}, {part}: up to date");
+        failures.extend(serde_json::from_str::<Vec<Failure>>(&text)?);
+        return Ok(());
+    }
+    let progress = Progress::new("embed", folder.len() as u64, "images");
+    let (embedded, dim) = compute(&progress)?;
+    let failed: Vec<Failure> = embedded.failures.iter().map(failure).collect();
+    let table = EmbeddingTable {
+        header,
+        dim,
+        keys: embedded.indices.iter().map(|&index| folder.key(index)).collect(),
+        labels: embedded.indices.iter().map(|&index| folder.label(index)).collect(),
+        classes: folder.classes().to_vec(),
+        values: embedded.values,
+    };
+    write_atomic(&failures_path, &serde_json::to_vec_pretty(&failed)?)?;
+    table.save(&path)?;
+    progress.finish(&format!("{name}, {part}: {} images, {} failure(s)", table.len(), failed.len()));
+    failures.extend(failed);
+    Ok(())
+}
+
+/// The normalised pixels themselves as an embedding.
+fn pixels(run: &Run, encoder: &Encoder, folder: &Arc<ImageFolder>, progress: &Progress) -> Result<(Embedded, usize)> {
+    let (mean, std) = (encoder.config.mean, encoder.config.std);
+    let loader = EvalLoader::new(folder.clone(), &run.experiment.embed, mean, std, run.threads, AHEAD)?;
+    let mut embedded = Embedded { indices: vec![], values: vec![], failures: vec![] };
+    let mut dim = 0;
+    for batch in loader.batches() {
+        let batch = batch?;
+        dim = 3 * batch.height * batch.width;
+        progress.advance(batch.indices.len() as u64);
+        embedded.indices.extend(batch.indices);
+        embedded.values.extend(batch.pixels);
+    }
+    embedded.failures = loader.failures();
+    Ok((embedded, dim))
+}
+
+fn is_current(path: &Path, header: &Value) -> bool {
+    path.exists() && EmbeddingTable::load_header(path).is_ok_and(|found| &found == header)
+}

@@ -1,0 +1,306 @@
+//! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
+
+use anyhow::{Result, bail, ensure};
+use evaluation::bag::{Bag, BagSource};
+use evaluation::bootstrap::Bootstrap;
+use evaluation::embeddings::EmbeddingTable;
+use evaluation::knn::{KnnConfig, classify};
+use evaluation::metric::{Metric, Predictions};
+use evaluation::mil::{CrossValidation, FoldPrediction, GatedAbmil, MilConfig, score_all};
+use evaluation::split::{Fold, Part, Strata};
+use evaluation::table::{ResultRow, ResultTable, slide_scores, write_csv, write_parquet};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use slide_io::manifest::Split;
+use slide_io::{Cohort, SlideRecord, h5};
+
+use super::Run;
+use super::progress::Progress;
+use super::sources::{self, ENCODER_NAME, Input};
+use crate::cli::Task;
+use crate::config::{Baseline, SlideLevel};
+use crate::device::{self, DeviceChoice};
+use crate::run_dir::{Failure, StageRecord, write_atomic};
+
+/// The result table of a run, without extension: `.parquet`, `.csv` and `.md` lie there.
+pub(super) const RESULTS: &str = "results/results";
+
+/// Which class was taken for which; kept for the report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct StoredConfusion {
+    pub title: String,
+    pub classes: Vec<String>,
+    pub counts: Vec<Vec<u64>>,
+}
+
+/// What a benchmark gives.
+#[derive(Default)]
+struct Scores {
+    rows: Vec<ResultRow>,
+    confusions: Vec<StoredConfusion>,
+    failures: Vec<Failure>,
+}
+
+/// Scores whatever the data allow, or the one task asked for.
+pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
+    let input = Input::open(&run.experiment.data)?;
+    ensure!(run.dir.record("embed").is_some(), "there are no embeddings: run `gensis embed` first");
+    let header = header(run, &input)?;
+    let stem = run.dir.file(RESULTS)?;
+    if task == Task::All && run.dir.current("evaluate", &header).is_some() && stem.with_extension("parquet").exists() {
+        eprintln!("evaluate: up to date");
+        return Ok(());
+    }
+    run.dir.forget("evaluate")?;
+    let scores = match (&input, task) {
+        (Input::Images(_), Task::All | Task::Knn) => knn(run)?,
+        (Input::Slides(cohort), Task::All | Task::Slide) => slide_level(run, cohort)?,
+        (Input::Images(_), Task::Slide) => bail!("image folders have no slides: only `gensis evaluate knn` applies"),
+        (Input::Slides(_), Task::Knn) => {
+            bail!("the patches of slides have no labels of their own: only `gensis evaluate slide` applies")
+        }
+    };
+    for failure in &scores.failures {
+        eprintln!("evaluate: {}: {}", failure.item, failure.reason);
+    }
+    if scores.rows.is_empty() {
+        eprintln!("evaluate: no labels, so there is nothing to score");
+    } else {
+        let table = ResultTable::new(&scores.rows)?;
+        table.write(&stem)?;
+        print!("{}", table.markdown()?);
+    }
+    write_atomic(&run.dir.file("results/confusion.json")?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
+    run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary: json!({ "rows": scores.rows.len() }) })
+}
+
+/// Everything the scores depend on.
+fn header(run: &Run, input: &Input) -> Result<Value> {
+    let labels: Vec<Value> = match input {
+        Input::Slides(cohort) => cohort.slides.iter().map(|s| json!([s.id, s.label_name, s.group, s.split])).collect(),
+        Input::Images(_) => vec![],
+    };
+    Ok(json!({
+        "stage": "evaluate",
+        "version": env!("CARGO_PKG_VERSION"),
+        "settings": run.experiment.evaluate,
+        "seed": run.experiment.seed,
+        "embed": run.dir.record("embed").map(|record| record.header),
+        "labels": labels,
+    }))
+}
+
+fn data_name(run: &Run) -> String {
+    let data = &run.experiment.data;
+    let path = if data.slides.is_empty() { data.images.clone() } else { data.slides.clone().into() };
+    let named = path.iter().rev().map(|part| part.to_string_lossy().into_owned());
+    named.into_iter().find(|part| !part.contains('*') && !part.is_empty()).unwrap_or_default()
+}
+
+fn rows_of(base: &ResultRow, predictions: &Predictions, groups: Option<&[String]>, bootstrap: &Bootstrap) -> Result<Vec<ResultRow>> {
+    let intervals = bootstrap.intervals(predictions, groups, &Metric::ALL)?;
+    Ok(Metric::ALL.into_iter().zip(intervals).map(|(metric, interval)| base.with(metric, interval)).collect())
+}
+
+fn confusion(title: String, predictions: &Predictions, classes: &[String]) -> StoredConfusion {
+    let matrix = predictions.confusion();
+    let row = |truth| (0..matrix.classes()).map(|predicted| matrix.count(truth, predicted)).collect();
+    StoredConfusion { title, classes: classes.to_vec(), counts: (0..matrix.classes()).map(row).collect() }
+}
+
+/// Weighted k-NN of the test images among the training images.
+fn knn(run: &Run) -> Result<Scores> {
+    let settings = &run.experiment.evaluate.knn;
+    let bootstrap = Bootstrap { resamples: run.experiment.evaluate.slide.bootstrap, seed: run.experiment.seed, ..Bootstrap::default() };
+    let config = KnnConfig { k: settings.k.clone(), temperature: settings.temperature };
+    let device = device::open(run.device)?;
+    let baselines = settings.baselines.iter().map(|baseline| match baseline {
+        Baseline::Random => "random",
+        Baseline::Pixels => "pixels",
+    });
+    let mut scores = Scores::default();
+    for encoder in std::iter::once(ENCODER_NAME).chain(baselines) {
+        let load = |part: &str| {
+            let path = run.dir.root().join(format!("features/{encoder}-{part}.parquet"));
+            ensure!(path.exists(), "there is no {}: k-NN needs a folder with train/ and test/ (or val/)", path.display());
+            Ok(EmbeddingTable::load(&path)?)
+        };
+        let (train, test) = (load("train")?, load("test")?);
+        for result in classify(&train, &test, &config, &device)? {
+            let head = format!("{}-NN", result.k);
+            if result.used < result.k {
+                let reason = format!("only {} training images, so all of them vote", result.used);
+                scores.failures.push(Failure { stage: "evaluate".into(), item: head.clone(), reason });
+            }
+            let base = ResultRow {
+                task: "knn".into(),
+                data: data_name(run),
+                encoder: encoder.into(),
+                head: head.clone(),
+                seed: Some(run.experiment.seed),
+                n: test.len() as u64,
+                ..ResultRow::default()
+            };
+            scores.rows.extend(rows_of(&base, &result.predictions, None, &bootstrap)?);
+            if encoder == ENCODER_NAME {
+                scores.confusions.push(confusion(format!("{encoder}, {head}"), &result.predictions, &test.classes));
+            }
+        }
+    }
+    Ok(scores)
+}
+
+/// The features files of a cohort as bags, read when they are needed.
+struct StoredBags<'a> {
+    run: &'a Run,
+    slides: Vec<&'a SlideRecord>,
+    groups: Vec<String>,
+    dim: usize,
+    classes: usize,
+}
+
+impl BagSource for StoredBags<'_> {
+    fn len(&self) -> usize {
+        self.slides.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.slides[index].label
+    }
+
+    fn group(&self, index: usize) -> &str {
+        &self.groups[index]
+    }
+
+    fn load(&self, index: usize) -> evaluation::Result<Bag> {
+        let slide = self.slides[index];
+        let features = h5::read_features(&sources::features_path(self.run, &slide.id))?;
+        Ok(Bag {
+            id: slide.id.clone(),
+            dim: features.dim,
+            features: features.values,
+            coords: features.coordinates.origins,
+            label: slide.label,
+            group: self.groups[index].clone(),
+        })
+    }
+}
+
+/// Gated attention MIL on the given split, or on stratified grouped folds.
+fn slide_level(run: &Run, cohort: &Cohort) -> Result<Scores> {
+    let settings = &run.experiment.evaluate.slide;
+    let mut scores = Scores::default();
+    let labelled: Vec<&SlideRecord> = cohort.slides.iter().filter(|slide| slide.label.is_some()).collect();
+    if labelled.is_empty() {
+        return Ok(scores);
+    }
+    let (slides, missing): (Vec<_>, Vec<_>) =
+        labelled.into_iter().partition(|slide| sources::features_path(run, &slide.id).exists());
+    scores.failures.extend(missing.into_iter().map(|slide| Failure {
+        stage: "evaluate".into(),
+        item: slide.id.clone(),
+        reason: "labelled, but without patches: it counts in no score".into(),
+    }));
+    let labels: Vec<u32> = slides.iter().filter_map(|slide| slide.label).collect();
+    let groups: Vec<String> = slides.iter().map(|slide| slide.group.clone().unwrap_or_else(|| slide.id.clone())).collect();
+    let folds = folds(settings, &slides, &labels, &groups)?;
+    let given = folds.len() == 1;
+    let dim = run.dir.record("embed").and_then(|record| record.summary["dim"].as_u64()).unwrap_or(0) as usize;
+    let bags = StoredBags { run, slides, groups, dim, classes: cohort.classes.len() };
+
+    let device = device::open(run.device)?;
+    let progress = Progress::new("evaluate", (folds.len() * settings.seeds.len()) as u64, "folds");
+    let validation = CrossValidation {
+        source: &bags,
+        folds: &folds,
+        config: &mil_config(settings),
+        seeds: &settings.seeds,
+        device: &device.autodiff(),
+        workers: if run.device == DeviceChoice::Cpu { run.threads } else { 1 },
+    };
+    let predicted: Vec<FoldPrediction<GatedAbmil>> = validation.run(|_| progress.advance(1))?;
+    progress.finish(&format!("{} folds x {} seeds", folds.len(), settings.seeds.len()));
+
+    let base = ResultRow {
+        task: "slide".into(),
+        data: data_name(run),
+        encoder: ENCODER_NAME.into(),
+        head: "abmil".into(),
+        ..ResultRow::default()
+    };
+    let bootstrap = Bootstrap { resamples: settings.bootstrap, seed: run.experiment.seed, ..Bootstrap::default() };
+    for prediction in &predicted {
+        let fold = (!given).then_some(prediction.fold as u32);
+        let base = ResultRow { fold, ..base.clone() };
+        scores.rows.extend(rows_for(&base, prediction.seed, &prediction.scores, cohort, &bootstrap)?.0);
+    }
+    for &seed in &settings.seeds {
+        let pooled: Vec<_> = predicted.iter().filter(|p| p.seed == seed).flat_map(|p| p.scores.iter().cloned()).collect();
+        let (rows, predictions) = rows_for(&base, seed, &pooled, cohort, &bootstrap)?;
+        if !given {
+            scores.rows.extend(rows);
+        }
+        scores.confusions.push(confusion(format!("{ENCODER_NAME}, abmil, seed {seed}, test slides"), &predictions, &cohort.classes));
+    }
+    let slides = slide_scores(&predicted, &cohort.classes)?;
+    write_parquet(&slides, &run.dir.file("results/slide_scores.parquet")?)?;
+    write_csv(&slides, &run.dir.file("results/slide_scores.csv")?)?;
+    Ok(scores)
+}
+
+fn rows_for(
+    base: &ResultRow,
+    seed: u64,
+    slides: &[evaluation::mil::SlideScore],
+    cohort: &Cohort,
+    bootstrap: &Bootstrap,
+) -> Result<(Vec<ResultRow>, Predictions)> {
+    let (predictions, groups) = score_all(slides, cohort.classes.len())?;
+    let base = ResultRow { seed: Some(seed), n: slides.len() as u64, ..base.clone() };
+    Ok((rows_of(&base, &predictions, Some(&groups), bootstrap)?, predictions))
+}
+
+/// The given split as one fold, or cross-validation folds.
+fn folds(settings: &SlideLevel, slides: &[&SlideRecord], labels: &[u32], groups: &[String]) -> Result<Vec<Fold>> {
+    let strata = Strata::new(labels, groups)?;
+    let parts: Vec<Option<Part>> = slides
+        .iter()
+        .map(|slide| {
+            slide.split.map(|split| match split {
+                Split::Train => Part::Train,
+                Split::Val => Part::Val,
+                Split::Test => Part::Test,
+            })
+        })
+        .collect();
+    // The folds are those of the first seed: seeds differ in the head's training, not in what is tested.
+    let seed = settings.seeds[0];
+    if parts.iter().any(Option::is_some) {
+        Ok(vec![strata.given(&parts, settings.validation, seed)?])
+    } else {
+        Ok(strata.k_fold(settings.folds, settings.validation, seed)?)
+    }
+}
+
+fn mil_config(settings: &SlideLevel) -> MilConfig {
+    MilConfig {
+        epochs: settings.epochs,
+        patience: settings.patience,
+        lr: settings.lr,
+        weight_decay: settings.weight_decay,
+        hidden: settings.hidden,
+        attention: settings.attention,
+        dropout: settings.dropout,
+        accumulate: settings.accumulate,
+        max_patches: settings.max_patches,
+        ..MilConfig::default()
+    }
+}

@@ -1,0 +1,125 @@
+//! `gensis inspect`: what is in a slide, or in each slide of a folder.
+
+use anyhow::Result;
+use rayon::prelude::*;
+use serde::Serialize;
+use slide_io::manifest::ColumnNames;
+use slide_io::{Cohort, Level, Mpp, Slide, TissueMask, TissueParams};
+use std::path::Path;
+
+use super::Outcome;
+use crate::cli::InspectArgs;
+
+/// What is said about one slide.
+#[derive(Debug, Serialize)]
+struct Inspection {
+    file: String,
+    format: Option<String>,
+    levels: Vec<Level>,
+    /// µm/px of level 0: given, or from the file.
+    mpp: Option<f64>,
+    magnification: Option<f64>,
+    /// Share of the slide that is tissue, and why it is none.
+    tissue_share: Option<f64>,
+    no_tissue: Option<String>,
+    /// Names only; the label image is never shown, since it may name a patient.
+    associated_images: Vec<String>,
+    error: Option<String>,
+}
+
+pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome> {
+    let single = Path::new(&args.path).is_file();
+    let mpp = args.mpp.map(Mpp);
+    let columns = ColumnNames::default();
+    let files: Vec<_> = if single {
+        vec![args.path.clone().into()]
+    } else {
+        Cohort::load(&args.path, None, &columns, None)?.slides.into_iter().map(|slide| slide.path).collect()
+    };
+    let slides: Vec<Inspection> = files.par_iter().map(|file| look(file, mpp)).collect();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&slides)?);
+    } else if single {
+        slides.iter().for_each(print_whole);
+    } else {
+        print_table(&slides);
+    }
+    Ok(Outcome::of(slides.iter().filter(|slide| slide.error.is_some()).count()))
+}
+
+fn look(file: &Path, given: Option<Mpp>) -> Inspection {
+    let mut seen = Inspection {
+        file: file.display().to_string(),
+        format: None,
+        levels: vec![],
+        mpp: None,
+        magnification: None,
+        tissue_share: None,
+        no_tissue: None,
+        associated_images: vec![],
+        error: None,
+    };
+    if let Err(error) = fill(&mut seen, file, given) {
+        seen.error = Some(error.to_string());
+    }
+    seen
+}
+
+fn fill(seen: &mut Inspection, file: &Path, given: Option<Mpp>) -> slide_io::Result<()> {
+    let slide = Slide::open(file)?;
+    seen.format = Some(slide.format());
+    seen.levels = slide.levels().to_vec();
+    seen.magnification = slide.magnification();
+    seen.associated_images = slide.associated_names();
+    let mpp = given.or(slide.mpp());
+    seen.mpp = mpp.map(|mpp| mpp.0);
+    // Without a scale the share is still worth knowing; a usual 20x scale decides only how fine the mask is.
+    let mask = TissueMask::compute(&slide, mpp.unwrap_or(Mpp(0.5)), &TissueParams::default())?;
+    seen.tissue_share = Some(mask.share());
+    seen.no_tissue = mask.empty_reason().map(|reason| reason.to_string());
+    Ok(())
+}
+
+fn print_whole(slide: &Inspection) {
+    println!("{}", slide.file);
+    if let Some(format) = &slide.format {
+        println!("  format         {format}");
+    }
+    match slide.mpp {
+        Some(mpp) => println!("  scale          {mpp:.4} µm/px"),
+        None if slide.format.is_some() => println!("  scale          unknown; give it with --mpp or in the labels csv"),
+        None => {}
+    }
+    if let Some(magnification) = slide.magnification {
+        println!("  magnification  {magnification}x (nominal)");
+    }
+    for (index, level) in slide.levels.iter().enumerate() {
+        println!("  level {index}        {} x {} px, downsample {:.4}", level.size.width, level.size.height, level.downsample);
+    }
+    if let Some(share) = slide.tissue_share {
+        let reason = slide.no_tissue.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+        println!("  tissue         {:.1} %{reason}", 100.0 * share);
+    }
+    if !slide.associated_images.is_empty() {
+        println!("  also holds     {}", slide.associated_images.join(", "));
+    }
+    if let Some(error) = &slide.error {
+        println!("  error          {error}");
+    }
+}
+
+fn print_table(slides: &[Inspection]) {
+    let name = |slide: &Inspection| Path::new(&slide.file).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let width = slides.iter().map(|slide| name(slide).chars().count()).max().unwrap_or(0).max(5);
+    println!("{:width$}  {:>15}  {:>6}  {:>9}  {:>7}  format", "slide", "level 0, px", "levels", "µm/px", "tissue");
+    for slide in slides {
+        let size = slide.levels.first().map_or("-".into(), |level| format!("{}x{}", level.size.width, level.size.height));
+        let mpp = slide.mpp.map_or("unknown".into(), |mpp| format!("{mpp:.4}"));
+        let tissue = slide.tissue_share.map_or("-".into(), |share| format!("{:.1} %", 100.0 * share));
+        let last = match (&slide.error, &slide.format) {
+            (Some(error), _) => format!("error: {error}"),
+            (None, format) => format.clone().unwrap_or_default(),
+        };
+        println!("{:width$}  {size:>15}  {:>6}  {mpp:>9}  {tissue:>7}  {last}", name(slide), slide.levels.len());
+    }
+}

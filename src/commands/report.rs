@@ -1,0 +1,184 @@
+//! `gensis report`: what a run folder holds, as one self-contained page.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use evaluation::table::{ResultRow, ResultTable};
+use serde_json::Value;
+use slide_io::h5;
+
+use super::evaluate::{RESULTS, StoredConfusion};
+use super::tile::TiledSlide;
+use crate::report::{self, Chart, Confusion, Highlight, POOLED, Report, Series, SlideRow, Thumbnail};
+use crate::run_dir::{RunDir, STAGES, read_record, write_atomic};
+use crate::train::pretrain::METRICS;
+
+/// Thumbnails shown, at most: a cohort of thousands must not make a page of gigabytes.
+const THUMBNAILS: usize = 60;
+
+/// Writes `report.html` into the run folder and returns its path.
+pub(super) fn write(root: &Path) -> Result<PathBuf> {
+    let report = collect(root)?;
+    let path = root.join("report.html");
+    write_atomic(&path, report.to_html().as_bytes())?;
+    eprintln!("report: {}", path.display());
+    Ok(path)
+}
+
+fn collect(root: &Path) -> Result<Report> {
+    let experiment = RunDir::experiment(root)?;
+    let record = |stage| read_record(root, stage);
+    let slides: Vec<TiledSlide> =
+        record("tile").and_then(|record| serde_json::from_value(record.summary).ok()).unwrap_or_default();
+    let results = ResultTable::read(&root.join(RESULTS).with_extension("parquet")).and_then(|table| table.rows()).unwrap_or_default();
+    let confusions: Vec<StoredConfusion> = std::fs::read(root.join("results/confusion.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default();
+    let failures = STAGES.iter().filter_map(|stage| record(stage)).flat_map(|record| record.failures);
+    let name = root.file_name().map_or("gensis".into(), |name| name.to_string_lossy().into_owned());
+    let configuration = experiment.to_toml()?;
+    let pretrained = record("pretrain");
+    Ok(Report {
+        title: name,
+        subtitle: subtitle(&slides, pretrained.as_ref().map(|record| &record.summary)),
+        provenance: provenance(root, &experiment, pretrained.as_ref().map(|record| &record.summary)),
+        summary: highlights(&results),
+        thumbnails: thumbnails(root, &h5::job_folder(&experiment.grid), &slides, &experiment.grid),
+        cohort: slides.into_iter().map(slide_row).collect(),
+        failures: failures
+            .map(|failure| report::Failure { stage: failure.stage, item: failure.item, reason: failure.reason })
+            .collect(),
+        curves: curves(&root.join("pretrain").join(METRICS)),
+        results: results.into_iter().filter_map(result_row).collect(),
+        confusions: confusions
+            .into_iter()
+            .map(|stored| Confusion { title: stored.title, classes: stored.classes, counts: stored.counts })
+            .collect(),
+        figures: vec![],
+        configuration,
+    })
+}
+
+fn subtitle(slides: &[TiledSlide], pretrained: Option<&Value>) -> String {
+    let patches: usize = slides.iter().filter_map(|slide| slide.kept).sum();
+    let learnt = pretrained.and_then(|summary| summary["patches"].as_u64());
+    match (slides.len(), learnt) {
+        (0, Some(images)) => format!("An encoder learnt from {images} images without their labels"),
+        (slides, Some(learnt)) => format!("{slides} slides, {patches} patches; an encoder learnt from {learnt} of them without labels"),
+        (slides, None) => format!("{slides} slides, {patches} patches"),
+    }
+}
+
+fn provenance(root: &Path, experiment: &crate::config::Experiment, pretrained: Option<&Value>) -> Vec<(String, String)> {
+    let mut lines = vec![
+        ("Version".to_owned(), format!("gensis {}", env!("CARGO_PKG_VERSION"))),
+        ("Seed".to_owned(), experiment.seed.to_string()),
+    ];
+    if let Some(hash) = pretrained.and_then(|summary| summary["encoder"].as_str()) {
+        lines.push(("Encoder weights (SHA-256)".to_owned(), hash.to_owned()));
+    }
+    let log = std::fs::read_to_string(root.join("log.jsonl")).unwrap_or_default();
+    let events: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let last = |event: &str| events.iter().rev().find(|line| line["event"] == event);
+    if let Some(started) = last("started") {
+        let text = |key: &str| started[key].as_str().map_or_else(|| started[key].to_string(), str::to_owned);
+        lines.push(("Started (UTC)".to_owned(), text("time")));
+        lines.push(("Device".to_owned(), format!("{}, {} threads", text("device"), text("threads"))));
+    }
+    if let Some(line) = last("pretrained")
+        && let (Some(seconds), Some(shown)) = (line["seconds"].as_f64(), line["patches_shown"].as_f64())
+    {
+        lines.push(("Pre-training".to_owned(), format!("{:.1} min, {:.1} patches/s", seconds / 60.0, shown / seconds)));
+    }
+    lines
+}
+
+/// The first metrics of the first task: what a reader looks for.
+fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
+    let Some(first) = results.iter().find(|row| row.fold.is_none()) else { return vec![] };
+    let names = [("accuracy", "Accuracy"), ("balanced_accuracy", "Balanced accuracy"), ("macro_auc", "Macro AUC")];
+    let of_head = |metric: &str| {
+        results.iter().find(|row| {
+            row.fold.is_none() && row.metric == metric && row.encoder == first.encoder && row.head == first.head
+        })
+    };
+    names
+        .into_iter()
+        .filter_map(|(metric, name)| {
+            let row = of_head(metric)?;
+            let interval = match (row.low, row.high) {
+                (Some(low), Some(high)) => format!("95 % interval {low:.3} to {high:.3}; {} test items, {}", row.n, row.head),
+                _ => format!("{} test items, {}", row.n, row.head),
+            };
+            Some(Highlight { name: name.into(), value: format!("{:.3}", row.value?), interval })
+        })
+        .collect()
+}
+
+fn slide_row(slide: TiledSlide) -> SlideRow {
+    SlideRow {
+        id: slide.id,
+        label: slide.label.unwrap_or_default(),
+        split: slide.split.unwrap_or_default(),
+        format: slide.format,
+        size: (slide.width > 0).then_some((slide.width.into(), slide.height.into())),
+        mpp: slide.mpp,
+        levels: (slide.levels > 0).then_some(slide.levels),
+        tissue_share: slide.tissue_share,
+        candidates: slide.candidates,
+        kept: slide.kept,
+        failure: slide.failure,
+    }
+}
+
+/// Pictures with the grid, spread evenly over the cohort.
+fn thumbnails(root: &Path, job: &str, slides: &[TiledSlide], grid: &slide_io::GridSpec) -> Vec<Thumbnail> {
+    let step = slides.len().div_ceil(THUMBNAILS).max(1);
+    let picture = |slide: &TiledSlide| {
+        let jpeg = std::fs::read(root.join(job).join(format!("visualization/{}.jpg", slide.id))).ok()?;
+        let caption = format!("{} patches of {} px at {}", slide.kept.unwrap_or(0), grid.size, grid.mpp);
+        Some(Thumbnail { id: slide.id.clone(), label: slide.label.clone().unwrap_or_default(), caption, jpeg })
+    };
+    slides.iter().step_by(step).filter_map(picture).collect()
+}
+
+fn curves(metrics: &Path) -> Vec<Chart> {
+    let text = std::fs::read_to_string(metrics).unwrap_or_default();
+    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let series = |name: &str, key: &str| Series {
+        name: name.into(),
+        points: lines.iter().filter_map(|line| Some((line["step"].as_f64()?, line[key].as_f64()?))).collect(),
+    };
+    let chart = |title: &str, y: &str, series: Vec<Series>| Chart {
+        title: title.into(),
+        x_label: "step".into(),
+        y_label: y.into(),
+        series: series.into_iter().filter(|series| !series.points.is_empty()).collect(),
+        log_y: false,
+    };
+    let charts = [
+        chart("DINO loss", "cross-entropy, nats", vec![series("loss", "loss")]),
+        chart("Teacher entropy", "nats", vec![series("entropy", "teacher_entropy")]),
+        chart("Centre", "norm", vec![series("centre norm", "center_norm")]),
+        chart("Held-out training patches", "k-NN accuracy", vec![series("20-NN", "knn")]),
+        chart("Learning rate", "learning rate", vec![series("learning rate", "lr")]),
+    ];
+    charts.into_iter().filter(|chart| !chart.series.is_empty()).collect()
+}
+
+fn result_row(row: ResultRow) -> Option<report::ResultRow> {
+    Some(report::ResultRow {
+        task: row.task,
+        data: row.data,
+        encoder: row.encoder,
+        head: row.head,
+        metric: row.metric,
+        fold: row.fold.map_or(POOLED.to_owned(), |fold| fold.to_string()),
+        seed: row.seed.unwrap_or(0),
+        value: row.value?,
+        low: row.low,
+        high: row.high,
+        n: row.n as usize,
+    })
+}

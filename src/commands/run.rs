@@ -1,0 +1,28 @@
+//! `gensis run`: the stages of an experiment in their order.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::{Outcome, Run, embed, evaluate, pretrain, report, tile};
+use crate::cli::{RunArgs, Task};
+use crate::config::Experiment;
+
+pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
+    let experiment = Experiment::load(Some(&args.experiment), &args.settings)?;
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => PathBuf::from("runs").join(args.experiment.file_stem().context("the experiment needs a file name")?),
+    };
+    stages(&Run::open(experiment, &out, args.update, &args.compute)?)
+}
+
+/// Tile, pretrain, embed, evaluate, report.
+pub(super) fn stages(run: &Run) -> Result<Outcome> {
+    tile::tile(run)?;
+    pretrain::pretrain(run)?;
+    embed::embed(run)?;
+    evaluate::evaluate(run, Task::All)?;
+    report::write(run.dir.root())?;
+    run.close()
+}

@@ -1,0 +1,211 @@
+//! `gensis tile`: for every slide its tissue, its grid at an exact µm/px, a coordinates file, and a picture of both.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use slide_io::jpeg::ColorModel;
+use slide_io::thumbnail::{GridColours, draw_grid, thumbnail};
+use slide_io::{Error, Grid, Mpp, RgbImage, Slide, SlideRecord, TissueMask, h5};
+
+use super::progress::Progress;
+use super::sources::{Input, coordinates_path};
+use super::Run;
+use crate::run_dir::{Failure, StageRecord, write_atomic};
+
+/// What the cohort table says about a slide.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct TiledSlide {
+    pub id: String,
+    pub label: Option<String>,
+    pub split: Option<String>,
+    pub format: String,
+    pub width: u32,
+    pub height: u32,
+    pub levels: usize,
+    pub mpp: Option<f64>,
+    pub tissue_share: Option<f64>,
+    pub candidates: Option<usize>,
+    pub kept: Option<usize>,
+    pub failure: Option<String>,
+}
+
+/// Side of the pictures, px.
+const PICTURE_SIDE: u32 = 1024;
+
+/// Cuts every slide of the cohort. Slides whose coordinates are current are only looked up.
+pub(super) fn tile(run: &Run) -> Result<()> {
+    let Input::Slides(cohort) = Input::open(&run.experiment.data)? else {
+        eprintln!("tile: image folders need no tiling");
+        return Ok(());
+    };
+    run.dir.forget("tile")?;
+    let progress = Progress::new("tile", cohort.slides.len() as u64, "slides");
+    let reused = Mutex::new(0usize);
+    let rows: Vec<Result<TiledSlide>> = cohort
+        .slides
+        .par_iter()
+        .map(|slide| {
+            let (row, was_current) = tile_slide(run, slide)?;
+            if let Some(reason) = &row.failure {
+                progress.line(&format!("tile: {}: {reason}", row.id));
+            }
+            if was_current {
+                *reused.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) += 1;
+            }
+            progress.advance(1);
+            Ok(row)
+        })
+        .collect();
+    let rows = rows.into_iter().collect::<Result<Vec<_>>>()?;
+
+    let failed = |row: &TiledSlide| {
+        row.failure.clone().map(|reason| Failure { stage: "tile".into(), item: row.id.clone(), reason })
+    };
+    let problems = cohort.problems.iter().map(|problem| Failure {
+        stage: "tile".into(),
+        item: problem.item.clone(),
+        reason: problem.reason.clone(),
+    });
+    let failures: Vec<Failure> = rows.iter().filter_map(failed).chain(problems).collect();
+    let patches: usize = rows.iter().filter_map(|row| row.kept).sum();
+    let reused = reused.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    progress.finish(&format!(
+        "{patches} patches of {} on {} slides ({reused} up to date), {} problem(s)",
+        run.experiment.grid.mpp,
+        rows.len(),
+        failures.len()
+    ));
+    write_cohort_table(&run.dir.file("cohort.csv")?, &rows)?;
+    let header = json!({ "grid": run.experiment.grid, "tissue": run.experiment.tissue, "data": run.experiment.data });
+    run.dir.finish("tile", &StageRecord { header, failures, summary: serde_json::to_value(&rows)? })
+}
+
+/// One slide; the flag says that nothing had to be done. A slide that cannot be cut is a row with its reason; an error
+/// is something that would fail for every slide, such as a full disk.
+fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
+    let mut row = TiledSlide {
+        id: record.id.clone(),
+        label: record.label_name.clone(),
+        split: record.split.map(|split| format!("{split:?}").to_lowercase()),
+        ..TiledSlide::default()
+    };
+    let path = coordinates_path(run, &record.id);
+    let header = slide_header(run, record);
+    if h5::is_current(&path, &header)?
+        && let Some(recorded) = recorded_row(run, &record.id)?
+    {
+        return Ok((TiledSlide { label: row.label, split: row.split, ..recorded }, true));
+    }
+    let cut = match cut(run, record, &mut row) {
+        Ok(cut) => cut,
+        Err(error) => {
+            remove_stale(&path)?;
+            row.failure = Some(error.to_string());
+            return Ok((row, false));
+        }
+    };
+    let written = h5::write_coordinates(&path, &cut.coordinates, &header);
+    written.with_context(|| format!("cannot write the coordinates of {}", record.id))?;
+    let job = h5::job_folder(&run.experiment.grid);
+    write_jpeg(&run.dir.file(&format!("thumbnails/{}.jpg", record.id))?, &cut.picture)?;
+    write_jpeg(&run.dir.file(&format!("{job}/visualization/{}.jpg", record.id))?, &cut.grid_picture)?;
+    if cut.coordinates.origins.is_empty() {
+        row.failure = Some(cut.why_empty);
+    }
+    write_atomic(&row_path(run, &record.id)?, &serde_json::to_vec_pretty(&row)?)?;
+    Ok((row, false))
+}
+
+/// What one slide leaves.
+struct Cut {
+    coordinates: h5::Coordinates,
+    picture: RgbImage,
+    grid_picture: RgbImage,
+    why_empty: String,
+}
+
+fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Error> {
+    let slide = Slide::open(&record.path)?;
+    row.format = slide.format();
+    (row.width, row.height, row.levels) = (slide.size().width, slide.size().height, slide.levels().len());
+    let mpp = record.mpp.or(slide.mpp());
+    row.mpp = mpp.map(|mpp| mpp.0);
+    let mpp = mpp.ok_or_else(|| Error::NoScale { path: record.path.clone() })?;
+    let mask = TissueMask::compute(&slide, mpp, &run.experiment.tissue)?;
+    let grid = Grid::new(slide.size(), mpp, &run.experiment.grid, &mask)?;
+    (row.tissue_share, row.candidates, row.kept) = (Some(mask.share()), Some(grid.candidates), Some(grid.kept()));
+    let picture = thumbnail(&slide, PICTURE_SIDE)?;
+    let mut grid_picture = picture.clone();
+    draw_grid(&mut grid_picture, slide.size(), Some(&mask), &grid.origins, grid.side_level0, &GridColours::default());
+    Ok(Cut {
+        coordinates: h5::Coordinates::new(&record.id, slide.levels(), mpp, &grid),
+        picture,
+        grid_picture,
+        why_empty: why_empty(&mask, &grid, mpp),
+    })
+}
+
+/// Why a slide gave no patch, with what to do about it.
+fn why_empty(mask: &TissueMask, grid: &Grid, native: Mpp) -> String {
+    match (mask.empty_reason(), grid.candidates) {
+        (Some(reason), _) => format!("no patch: {reason}"),
+        (None, 0) => format!(
+            "no patch: the slide is smaller than one patch of {} px at {} ({:.0} px at its own {native})",
+            grid.spec.size, grid.spec.mpp, grid.side_level0
+        ),
+        (None, candidates) => format!(
+            "no patch: none of {candidates} positions has {:.0} % tissue (the slide has {:.1} %); lower grid.min_tissue",
+            100.0 * grid.spec.min_tissue,
+            100.0 * mask.share()
+        ),
+    }
+}
+
+/// Everything a slide's coordinates depend on. The file is named by its size too, not by its folder: a cohort may move.
+fn slide_header(run: &Run, record: &SlideRecord) -> Value {
+    json!({
+        "stage": "tile",
+        "version": env!("CARGO_PKG_VERSION"),
+        "file": record.path.file_name().map(|name| name.to_string_lossy()),
+        "bytes": record.path.metadata().map(|metadata| metadata.len()).ok(),
+        "mpp": record.mpp,
+        "grid": run.experiment.grid,
+        "tissue": run.experiment.tissue,
+    })
+}
+
+fn row_path(run: &Run, slide: &str) -> Result<std::path::PathBuf> {
+    run.dir.file(&format!("stages/tile/{slide}.json"))
+}
+
+/// The row written with a slide's coordinates.
+fn recorded_row(run: &Run, slide: &str) -> Result<Option<TiledSlide>> {
+    let Ok(text) = std::fs::read_to_string(row_path(run, slide)?) else { return Ok(None) };
+    Ok(serde_json::from_str(&text).ok())
+}
+
+/// Coordinates of other settings must not be taken for this slide's.
+fn remove_stale(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write_jpeg(path: &Path, picture: &RgbImage) -> Result<()> {
+    write_atomic(path, &slide_io::jpeg::encode(picture, 85, ColorModel::YCbCr)?)
+}
+
+fn write_cohort_table(path: &Path, rows: &[TiledSlide]) -> Result<()> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        table.serialize(row)?;
+    }
+    write_atomic(path, &table.into_inner()?)
+}
