@@ -128,6 +128,54 @@ impl BagSource for BagsInMemory {
     }
 }
 
+/// Bags read one by one, by a function from index to bag: for cohorts that do not fit in memory.
+pub struct StreamedBags<Load> {
+    dim: usize,
+    classes: usize,
+    labels: Vec<Option<u32>>,
+    groups: Vec<String>,
+    load: Load,
+}
+
+impl<Load: Fn(usize) -> Result<Bag> + Sync> StreamedBags<Load> {
+    /// One label and one group per slide; `load` reads the slide's bag, from any thread.
+    pub fn new(dim: usize, classes: usize, labels: Vec<Option<u32>>, groups: Vec<String>, load: Load) -> Result<Self> {
+        if labels.len() != groups.len() {
+            return Err(Error::usage(format!("{} groups for {} labels", groups.len(), labels.len())));
+        }
+        if let Some(label) = labels.iter().flatten().find(|&&label| label as usize >= classes) {
+            return Err(Error::usage(format!("label {label} with {classes} classes")));
+        }
+        Ok(Self { dim, classes, labels, groups, load })
+    }
+}
+
+impl<Load: Fn(usize) -> Result<Bag> + Sync> BagSource for StreamedBags<Load> {
+    fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels[index]
+    }
+
+    fn group(&self, index: usize) -> &str {
+        &self.groups[index]
+    }
+
+    fn load(&self, index: usize) -> Result<Bag> {
+        (self.load)(index)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,5 +195,20 @@ mod tests {
         assert!(refused(Bag { coords: vec![Point::new(0, 0)], ..bag("e", vec![0.0; 4]) }).contains("1 positions"));
         let widths = vec![bag("f", vec![0.0; 2]), Bag { dim: 1, ..bag("g", vec![0.0; 2]) }];
         assert!(BagsInMemory::new(widths, 2).unwrap_err().to_string().contains("slide f has 2 numbers per patch, g"));
+    }
+    #[test]
+    fn streamed_bags_are_read_when_asked_for() {
+        let load = |index: usize| match index {
+            0 => Ok(bag("a", vec![1.0; 4])),
+            _ => Err(Error::bad("b.h5", "truncated")),
+        };
+        let groups = || vec!["p".to_owned(), "q".to_owned()];
+        let bags = StreamedBags::new(2, 2, vec![Some(1), None], groups(), load).unwrap();
+        assert_eq!((bags.len(), bags.dim(), bags.classes()), (2, 2, 2));
+        assert_eq!((bags.label(1), bags.group(1)), (None, "q"));
+        assert_eq!(bags.load(0).unwrap().patches(), 2);
+        assert!(bags.load(1).unwrap_err().to_string().contains("b.h5"));
+        assert!(StreamedBags::new(2, 1, vec![Some(1), None], groups(), load).is_err());
+        assert!(StreamedBags::new(2, 2, vec![None], groups(), load).is_err());
     }
 }

@@ -200,10 +200,7 @@ impl PartialOrd for Neighbour {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use slide_io::PatchKey;
-
+mod vote_tests {
     use super::*;
 
     fn one_query(similarity: Vec<f32>) -> Neighbours {
@@ -221,8 +218,15 @@ mod tests {
         assert_eq!(shares, [0.0, 1.0]);
         assert_eq!(one_query(vec![0.9, 0.9]).votes(&[1, 0], 2, 2, 0.07), [0.5, 0.5]);
     }
+}
 
-    #[cfg(feature = "flex")]
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use proptest::prelude::*;
+    use slide_io::PatchKey;
+
+    use super::*;
+
     fn table(values: Vec<f32>, dim: usize, labels: &[u32], classes: usize) -> EmbeddingTable {
         EmbeddingTable {
             header: serde_json::Value::Null,
@@ -234,7 +238,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "flex")]
     fn pseudo_random(n: usize, seed: u64) -> Vec<f32> {
         use rand::{RngExt, SeedableRng};
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
@@ -242,14 +245,12 @@ mod tests {
     }
 
     /// All similarities in float64, fully sorted.
-    #[cfg(feature = "flex")]
     fn naive(references: &[f32], query: &[f32], dim: usize) -> Vec<f64> {
         let length = |v: &[f32]| v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
         let dot = |v: &[f32]| v.iter().zip(query).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
         references.chunks_exact(dim).map(|row| dot(row) / length(row) / length(query)).collect()
     }
 
-    #[cfg(feature = "flex")]
     fn check_against_naive(references: &[f32], queries: &[f32], dim: usize, k: usize) {
         let found = nearest(references, queries, dim, k, &Device::flex()).unwrap();
         assert_eq!(found.k, k.min(references.len() / dim));
@@ -271,7 +272,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "flex")]
     #[test]
     fn more_than_one_block_of_each_kind() {
         let dim = 7;
@@ -280,7 +280,6 @@ mod tests {
         check_against_naive(&references, &queries, dim, 11);
     }
 
-    #[cfg(feature = "flex")]
     #[test]
     fn equal_similarities_go_by_index() {
         // Eight times the same patch: the first three are the nearest.
@@ -288,7 +287,6 @@ mod tests {
         assert_eq!(found.index, [0, 1, 2]);
     }
 
-    #[cfg(feature = "flex")]
     #[test]
     fn several_k_in_one_search_and_more_than_there_are() {
         let train = table(vec![1.0, 0.0, 0.9, 0.1, 0.0, 1.0], 2, &[0, 1, 1], 2);
@@ -302,7 +300,6 @@ mod tests {
         assert_eq!(results[0].predictions.scores(0), [1.0, 0.0]);
     }
 
-    #[cfg(feature = "flex")]
     #[test]
     fn what_cannot_be_classified_is_refused() {
         let device = Device::flex();
@@ -322,7 +319,6 @@ mod tests {
         assert!(classify(&table(vec![f32::INFINITY; 2], 2, &[0], 2), &good, &config, &device).is_err());
     }
 
-    #[cfg(feature = "flex")]
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 mod abmil;
 mod cross_validation;
 mod head;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
 mod training;
 
 pub use abmil::GatedAbmil;
@@ -143,7 +145,7 @@ impl MilConfig {
 }
 
 #[cfg(test)]
-mod tests {
+mod config_tests {
     use super::*;
 
     #[test]

@@ -68,7 +68,7 @@ pub fn train_fold<A: Aggregator>(
         }
         let train_loss = losses.mean()?;
         let evaluated = model.valid();
-        let validation_loss = validation_loss(&evaluated, source, validation, &weights)?;
+        let validation_loss = validation_loss(&evaluated, source, validation, &weights, &device.clone().inner())?;
         history.push(EpochRecord { epoch, lr, train_loss, validation_loss });
         let watched = validation_loss.unwrap_or(train_loss);
         if !train_loss.is_finite() || !watched.is_finite() {
@@ -156,15 +156,15 @@ fn validation_loss<A: Aggregator>(
     source: &dyn BagSource,
     validation: &[usize],
     weights: &[f64],
+    device: &Device,
 ) -> Result<Option<f64>> {
     if validation.is_empty() {
         return Ok(None);
     }
-    let device = model.devices().first().cloned().ok_or_else(|| Error::usage("a head without weights"))?.inner();
     let mut losses = LossSum::default();
     for &index in validation {
         let (bag, label) = labelled_bag(source, index)?;
-        let logits = model.forward(patches_of(&bag, &device), None).logits;
+        let logits = model.forward(patches_of(&bag, device), None).logits;
         losses.add(cross_entropy(logits, label).mul_scalar(weights[label]), weights[label]);
     }
     losses.mean().map(Some)
@@ -221,4 +221,43 @@ fn class_weights(source: &dyn BagSource, train: &[usize], validation: &[usize], 
     let present = counts.iter().filter(|&&count| count > 0.0).count() as f64;
     let weight = |count: f64| if count > 0.0 { train.len() as f64 / (present * count) } else { 1.0 };
     Ok(counts.into_iter().map(weight).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bag::BagsInMemory;
+
+    fn bag(label: u32, patches: usize) -> Bag {
+        let features = (0..patches * 2).map(|i| i as f32).collect();
+        Bag { id: "s".into(), dim: 2, features, coords: vec![], label: Some(label), group: "s".into() }
+    }
+
+    #[test]
+    fn balanced_weights_as_scikit_learn() {
+        let source = BagsInMemory::new(vec![bag(0, 1), bag(0, 1), bag(0, 1), bag(2, 1)], 3).unwrap();
+        let all = [0, 1, 2, 3];
+        assert_eq!(class_weights(&source, &all, &[], true).unwrap(), [4.0 / 6.0, 1.0, 2.0]);
+        assert_eq!(class_weights(&source, &all, &[], false).unwrap(), [1.0; 3]);
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn sampled_patches_are_whole_distinct_rows() {
+        use rand::SeedableRng;
+
+        let device = Device::flex();
+        let sample = |most, seed| -> Vec<f32> {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            sample_patches(&bag(0, 20), most, &mut rng, &device).to_data().try_into_vec().unwrap()
+        };
+        let rows = sample(5, 1);
+        assert_eq!(rows.len(), 10);
+        assert!(rows.chunks(2).all(|row| row[0] % 2.0 == 0.0 && row[1] == row[0] + 1.0));
+        assert!(rows.chunks(2).map(|row| row[0]).is_sorted_by(|a, b| a < b));
+        assert_eq!(rows, sample(5, 1));
+        assert_ne!(rows, sample(5, 2));
+        assert_eq!(sample(0, 1), bag(0, 20).features);
+        assert_eq!(sample(20, 1), bag(0, 20).features);
+    }
 }
