@@ -20,7 +20,7 @@ const MAX_POINTS: usize = 600;
 /// Series of more points than this get a smoothed line over the raw one.
 const SMOOTH_FROM: usize = 80;
 /// ... if they are noisier than this share of their range: a schedule stays as it is.
-const NOISE: f64 = 0.005;
+const NOISE: f64 = 0.004;
 /// Series of fewer points than this get a mark at each.
 const MARKS_BELOW: usize = 40;
 
@@ -84,12 +84,12 @@ impl Line {
     }
 }
 
-/// Root mean square of what smoothing takes away, relative to the range of what it leaves.
+/// The middle one of what smoothing takes away, relative to the range of what it leaves.
 fn noise(pieces: &[&[(f64, f64)]], smooth: &[Vec<(f64, f64)>]) -> f64 {
     let left = || smooth.iter().flatten().map(|p| p.1);
-    let taken: Vec<f64> = pieces.iter().flat_map(|p| p.iter()).zip(left()).map(|(p, s)| p.1 - s).collect();
-    let squares: f64 = taken.iter().map(|d| d * d).sum();
-    range(left()).map_or(0.0, |r| (squares / taken.len() as f64).sqrt() / (r.end - r.start))
+    let mut taken: Vec<f64> = pieces.iter().flat_map(|p| p.iter()).zip(left()).map(|(p, s)| (p.1 - s).abs()).collect();
+    taken.sort_by(f64::total_cmp);
+    range(left()).map_or(0.0, |r| taken[taken.len() / 2] / (r.end - r.start))
 }
 
 /// At most about `limit` points: both ends, and the lowest and highest of each run between, so that spikes stay.

@@ -135,7 +135,7 @@ impl Pivot<'_> {
             self.metrics.iter().map(|m| format!(r#"<th scope="col" class="num">{}</th>"#, escape(m))).collect();
         let lines: String = self.lines.iter().map(line).collect();
         let table = format!(
-            r#"<table class="pivot"><caption class="quiet">{title}</caption><thead><tr><th scope="col">Encoder</th><th scope="col">Head</th><th scope="col" class="num">Runs</th><th scope="col" class="num">Items</th>{metrics}</tr></thead><tbody>{lines}</tbody></table>"#,
+            r#"<table class="pivot"><caption class="quiet">{title}</caption><thead><tr><th scope="col">Encoder and head</th>{metrics}<th scope="col" class="num">Runs</th><th scope="col" class="num">Items</th></tr></thead><tbody>{lines}</tbody></table>"#,
             title = escape(&title),
         );
         format!("<h3>{}</h3><p class=\"note\">{}</p>{}", escape(&title), self.reading(), scroll_box(&title, &table))
@@ -170,7 +170,7 @@ fn line((encoder, head, cells): &(&str, &str, Vec<Option<Cell>>)) -> String {
     let cells: String =
         cells.iter().map(|c| c.as_ref().map_or(r#"<td class="num none">–</td>"#.into(), Cell::to_html)).collect();
     format!(
-        r#"<tr><th scope="row">{}</th><td>{}</td><td class="num">{runs}</td><td class="num">{items}</td>{cells}</tr>"#,
+        r#"<tr><th scope="row">{} <small>{}</small></th>{cells}<td class="num">{runs}</td><td class="num">{items}</td></tr>"#,
         escape(encoder),
         escape(head),
     )
