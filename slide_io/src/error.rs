@@ -72,4 +72,9 @@ impl Error {
     pub fn unsupported(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
         Self::Unsupported { path: path.as_ref().to_owned(), what: what.into() }
     }
+
+    /// `path` asks for more than a documented limit; `what` names both.
+    pub fn limit(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Self::Limit { path: path.as_ref().to_owned(), what: what.into() }
+    }
 }

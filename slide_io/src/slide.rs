@@ -3,20 +3,47 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use image::RgbImage;
+use image::{GenericImage, Rgb, RgbImage};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::format::{self, Area, Format, Info, Reader};
 use crate::geometry::{Level, Mpp, Region, Size};
 
 /// An open whole-slide image. Reading takes `&self`, so one slide serves many threads.
 pub struct Slide {
     path: PathBuf,
+    format: &'static Format,
+    info: Info,
+    reader: Box<dyn Reader>,
 }
 
 impl Slide {
-    /// Opens a slide through [`crate::format::FORMATS`], the first format that recognises the file.
+    /// Largest region one [`read`](Self::read) gives, in pixels: 2^28, which is 805 MB of RGB.
+    pub const MAX_REGION_PIXELS: u64 = 1 << 28;
+
+    /// Opens a slide through [`crate::format::FORMATS`], the first format that recognises the file and can read it.
+    ///
+    /// # Errors
+    /// A file that is missing, empty, damaged, or that no format can read; the message names every reason.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self { path: path.as_ref().to_owned() })
+        Self::open_with(path.as_ref(), None)
+    }
+
+    /// Opens a slide with the format of that name only (`tiff`, `openslide`), to compare readers.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), and for a name that is not in [`crate::format::FORMATS`].
+    pub fn open_as(path: impl AsRef<Path>, format: &str) -> Result<Self> {
+        if format::FORMATS.iter().all(|known| known.name != format) {
+            let known: Vec<_> = format::FORMATS.iter().map(|format| format.name).collect();
+            return Err(Error::Usage(format!("no format `{format}` in this build; it has {}", known.join(", "))));
+        }
+        Self::open_with(path.as_ref(), Some(format))
+    }
+
+    fn open_with(path: &Path, only: Option<&str>) -> Result<Self> {
+        let (format, opened) = format::open(path, only)?;
+        Ok(Self { path: path.to_owned(), format, info: opened.info, reader: opened.reader })
     }
 
     /// The file.
@@ -26,12 +53,12 @@ impl Slide {
 
     /// Which reader serves the file, with its vendor: `tiff (aperio)`, `openslide (hamamatsu)`.
     pub fn format(&self) -> String {
-        unimplemented!()
+        format!("{} ({})", self.format.name, self.info.vendor)
     }
 
     /// The pyramid, finest first; never empty.
     pub fn levels(&self) -> &[Level] {
-        unimplemented!()
+        &self.info.levels
     }
 
     /// Size of level 0.
@@ -40,35 +67,130 @@ impl Slide {
     }
 
     /// True µm/px of level 0 as the file states it; `None` where it does not.
+    ///
+    /// Where the scales along x and y differ, it is their geometric mean; if by more than 1 %, the property
+    /// `slide_io.mpp-x-over-y` tells their ratio.
     pub fn mpp(&self) -> Option<Mpp> {
-        unimplemented!()
+        self.info.mpp
     }
 
     /// Nominal magnification (20, 40) where the file states it.
     pub fn magnification(&self) -> Option<f64> {
-        unimplemented!()
+        self.info.magnification
     }
 
     /// Vendor properties, named as OpenSlide names them where it has a name.
     pub fn properties(&self) -> &BTreeMap<String, String> {
-        unimplemented!()
+        &self.info.properties
     }
 
     /// Reads a region as RGB. Parts outside the slide are white; transparent pixels are composited on white.
     ///
+    /// The region begins at the level's pixel nearest to `origin`. Pixels are those stored: nothing is resampled, also
+    /// where the origin falls between two pixels of the level (OpenSlide by itself would blur them).
+    ///
     /// # Errors
-    /// A tile that cannot be decoded is an error, never a blank area.
-    pub fn read(&self, _region: &Region) -> Result<RgbImage> {
-        unimplemented!()
+    /// A tile that cannot be decoded is an error, never a blank area; so are an unknown level, an empty region and one
+    /// above [`MAX_REGION_PIXELS`](Self::MAX_REGION_PIXELS).
+    pub fn read(&self, region: &Region) -> Result<RgbImage> {
+        let level = self.levels().get(region.level).ok_or_else(|| {
+            let count = self.levels().len();
+            Error::Usage(format!("{}: no level {}; it has {count}", self.path.display(), region.level))
+        })?;
+        let Size { width, height } = region.size;
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels == 0 {
+            return Err(Error::Usage(format!("{}: a region of {width} x {height} px", self.path.display())));
+        }
+        if pixels > Self::MAX_REGION_PIXELS {
+            let limit = Self::MAX_REGION_PIXELS;
+            return Err(Error::limit(
+                &self.path,
+                format!("a region of {width} x {height} px; the limit is {limit} px"),
+            ));
+        }
+        let (left, columns) = clip(region.origin.x, level.downsample, width, level.size.width);
+        let (top, rows) = clip(region.origin.y, level.downsample, height, level.size.height);
+        let inside = Size::new(columns.length, rows.length);
+        if inside == region.size {
+            return self.reader.read(Area { level: region.level, x: columns.start, y: rows.start, size: inside });
+        }
+        let mut canvas = RgbImage::from_pixel(width, height, Rgb([255; 3]));
+        if inside.width > 0 && inside.height > 0 {
+            let part = self.reader.read(Area { level: region.level, x: columns.start, y: rows.start, size: inside })?;
+            canvas.copy_from(&part, left, top).map_err(|error| Error::Usage(error.to_string()))?;
+        }
+        Ok(canvas)
     }
 
     /// Names of the associated images (`label`, `macro`, `thumbnail`).
     pub fn associated_names(&self) -> Vec<String> {
-        unimplemented!()
+        self.info.associated.clone()
     }
 
     /// Reads an associated image by name.
-    pub fn read_associated(&self, _name: &str) -> Result<RgbImage> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// A name that is not among [`associated_names`](Self::associated_names), or an image that cannot be decoded.
+    pub fn read_associated(&self, name: &str) -> Result<RgbImage> {
+        if self.info.associated.iter().any(|known| known == name) {
+            return self.reader.read_associated(name);
+        }
+        let known = self.info.associated.join(", ");
+        Err(Error::Usage(format!("{}: no associated image `{name}`; it has: {known}", self.path.display())))
+    }
+}
+
+impl std::fmt::Debug for Slide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Slide({}, {})", self.path.display(), self.format())
+    }
+}
+
+/// Part of one axis of a level.
+#[derive(Debug, PartialEq)]
+struct Span {
+    start: u32,
+    length: u32,
+}
+
+/// Of `length` pixels from the level pixel nearest to `origin` (in level-0 pixels), those on a level `extent` pixels
+/// long; and how many of the region come before them.
+fn clip(origin: i64, downsample: f64, length: u32, extent: u32) -> (u32, Span) {
+    // Half a pixel goes to the higher one. The cast saturates, which is far outside either way.
+    let first = (origin as f64 / downsample + 0.5).floor() as i64;
+    let last = first.saturating_add(length.into()).clamp(0, extent.into());
+    let start = first.clamp(0, last);
+    let before = (start - first).clamp(0, length.into());
+    (before as u32, Span { start: start as u32, length: (last - start) as u32 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_clipped_to_the_level() {
+        let span = |start, length| Span { start, length };
+        assert_eq!(clip(10, 1.0, 5, 100), (0, span(10, 5)));
+        assert_eq!(clip(-2, 1.0, 5, 100), (2, span(0, 3)));
+        assert_eq!(clip(98, 1.0, 5, 100), (0, span(98, 2)));
+        assert_eq!(clip(-10, 1.0, 200, 100), (10, span(0, 100)));
+        assert_eq!(clip(100, 1.0, 5, 100).1.length, 0);
+        assert_eq!(clip(-5, 1.0, 5, 100).1.length, 0);
+        assert_eq!(clip(i64::MAX, 1.0, 5, 100).1.length, 0);
+        assert_eq!(clip(i64::MIN, 4.0, 5, 100).1.length, 0);
+    }
+
+    #[test]
+    fn origins_go_to_the_nearest_level_pixel() {
+        let first = |origin, downsample| clip(origin, downsample, 1, u32::MAX).1.start;
+        assert_eq!((first(7, 4.0), first(8, 4.0), first(9, 4.0), first(10, 4.0)), (2, 2, 2, 3));
+        // PANDA's downsamples are not whole: the level-0 position of pixel k, rounded, must lead back to k.
+        for downsample in [4.0005, 16.006] {
+            for k in 0..5000_u32 {
+                assert_eq!(first((f64::from(k) * downsample).round() as i64, downsample), k);
+            }
+        }
     }
 }

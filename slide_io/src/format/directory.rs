@@ -1,0 +1,258 @@
+//! The directories of a TIFF or BigTIFF: what each image in the file is and where its tiles lie.
+//!
+//! The crate `tiff` follows the chain of directories and reads the tags. Everything a file claims is checked here
+//! against the file's length before memory is spent on it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use tiff::decoder::ifd::Value;
+use tiff::decoder::{Decoder, IfdDecoder, Limits};
+use tiff::tags::{IfdPointer, Tag, ValueBuffer};
+use tiff::{Directory as Tags, TiffError};
+
+use crate::error::{Error, Result};
+use crate::geometry::Size;
+
+/// More directories than this are a stack of planes, not a pyramid.
+pub(super) const MAX_DIRECTORIES: usize = 512;
+/// Longest text or table of one tag, in bytes.
+const MAX_TAG_BYTES: u64 = 16 << 20;
+
+/// One image of the file, cut into chunks: tiles, or strips as wide as the image.
+pub(super) struct Directory {
+    pub size: Size,
+    pub tiled: bool,
+    pub chunk: Size,
+    /// Where the chunks lie and how many bytes they have, row by row; a length of 0 is a chunk that is not stored.
+    pub offsets: Vec<u64>,
+    pub lengths: Vec<u64>,
+    pub compression: u16,
+    pub photometric: u16,
+    pub predictor: u16,
+    pub planar: u16,
+    pub samples: u16,
+    pub bits: Vec<u16>,
+    /// 1 for unsigned integers.
+    pub sample_format: u16,
+    /// Bit 0: a reduced copy of another image. Bit 2: a mask.
+    pub subfile: u32,
+    pub jpeg_tables: Vec<u8>,
+    /// Texts and resolution under OpenSlide's names: `tiff.ImageDescription`, `tiff.XResolution`.
+    pub properties: BTreeMap<String, String>,
+    /// Whether it has the tag that only Hamamatsu's NDPI has.
+    pub is_ndpi: bool,
+    /// The XMP packet, by which Ventana's files are known.
+    pub xmp: String,
+}
+
+impl Directory {
+    /// Chunks in a row.
+    pub fn across(&self) -> u32 {
+        self.size.width.div_ceil(self.chunk.width)
+    }
+
+    /// A text property, empty where there is none.
+    pub fn text(&self, name: &str) -> &str {
+        self.properties.get(name).map_or("", String::as_str)
+    }
+}
+
+/// All directories of the file in their order, with the sub-directories of the first (where OME-TIFF keeps its levels).
+pub(super) fn read_directories(path: &Path, file: &File) -> Result<Vec<Directory>> {
+    let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let mut limits = Limits::default();
+    limits.ifd_value_size = MAX_TAG_BYTES as usize;
+    let mut decoder =
+        Decoder::new(BufReader::new(file)).map_err(|e| refused(path, "its first directory", e))?.with_limits(limits);
+    let mut waiting: Vec<IfdPointer> = decoder.ifd_pointer().into_iter().collect();
+    let mut seen = Vec::new();
+    let mut directories = Vec::new();
+    while let Some(pointer) = waiting.pop() {
+        if seen.contains(&pointer.0) {
+            return Err(Error::bad(path, format!("its directories form a loop at byte {}", pointer.0)));
+        }
+        seen.push(pointer.0);
+        if seen.len() > MAX_DIRECTORIES {
+            return Err(Error::unsupported(path, format!("it has more than {MAX_DIRECTORIES} directories")));
+        }
+        let what = format!("directory {}", seen.len() - 1);
+        let tags = decoder.read_directory(pointer).map_err(|e| refused(path, &what, e))?;
+        waiting.extend(tags.next());
+        let mut reader = TagReader { path, what, length, tags: decoder.read_directory_tags(&tags) };
+        if directories.is_empty() {
+            waiting.extend(reader.sub_directories(&tags)?);
+        }
+        directories.push(reader.directory()?);
+    }
+    Ok(directories)
+}
+
+/// A failure of the crate `tiff` as ours; `what` was being read.
+pub(super) fn refused(path: &Path, what: &str, error: TiffError) -> Error {
+    match error {
+        TiffError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Error::bad(path, format!("{what} is cut off by the end of the file"))
+        }
+        TiffError::IoError(e) => Error::io(path, e),
+        TiffError::UnsupportedError(e) => Error::unsupported(path, format!("{what}: {e}")),
+        TiffError::LimitsExceeded => Error::limit(path, format!("{what} asks for more than {MAX_TAG_BYTES} bytes")),
+        other => Error::bad(path, format!("{what}: {other}")),
+    }
+}
+
+/// Reads the tags of one directory.
+struct TagReader<'a> {
+    path: &'a Path,
+    /// The directory, for messages.
+    what: String,
+    /// Of the file, bytes.
+    length: u64,
+    tags: IfdDecoder<'a>,
+}
+
+impl TagReader<'_> {
+    fn directory(&mut self) -> Result<Directory> {
+        let size = Size::new(self.required(Tag::ImageWidth)?, self.required(Tag::ImageLength)?);
+        let tiled = self.tags.find_entry(Tag::TileOffsets).is_some();
+        let chunk = if tiled {
+            Size::new(self.required(Tag::TileWidth)?, self.required(Tag::TileLength)?)
+        } else {
+            Size::new(size.width, self.number(Tag::RowsPerStrip)?.unwrap_or(size.height).min(size.height))
+        };
+        if size.width == 0 || size.height == 0 || chunk.width == 0 || chunk.height == 0 {
+            return Err(self.bad("an image or tile side of 0 pixels"));
+        }
+        let samples = self.number(Tag::SamplesPerPixel)?.unwrap_or(1);
+        let planar = self.number(Tag::PlanarConfiguration)?.unwrap_or(1);
+        let planes = if planar == 2 { u64::from(samples) } else { 1 };
+        let chunks = u64::from(size.width.div_ceil(chunk.width)) * u64::from(size.height.div_ceil(chunk.height));
+        let (offsets, lengths) = match tiled {
+            true => (Tag::TileOffsets, Tag::TileByteCounts),
+            false => (Tag::StripOffsets, Tag::StripByteCounts),
+        };
+        Ok(Directory {
+            size,
+            tiled,
+            chunk,
+            offsets: self.table(offsets, chunks * planes)?,
+            lengths: self.table(lengths, chunks * planes)?,
+            compression: self.number(Tag::Compression)?.unwrap_or(1),
+            photometric: self.number(Tag::PhotometricInterpretation)?.unwrap_or(u16::MAX),
+            predictor: self.number(Tag::Predictor)?.unwrap_or(1),
+            planar,
+            samples,
+            bits: self.numbers(Tag::BitsPerSample)?.unwrap_or_else(|| vec![1]),
+            sample_format: self.numbers(Tag::SampleFormat)?.and_then(|all| all.first().copied()).unwrap_or(1),
+            subfile: self.number(Tag::NewSubfileType)?.unwrap_or(0),
+            jpeg_tables: self.bytes(Tag::JPEGTables)?.unwrap_or_default(),
+            properties: self.properties()?,
+            is_ndpi: self.tags.find_entry(Tag::Unknown(65420)).is_some(),
+            xmp: self
+                .bytes(Tag::Unknown(700))?
+                .map(|xmp| String::from_utf8_lossy(&xmp).into_owned())
+                .unwrap_or_default(),
+        })
+    }
+
+    /// Pointers to sub-directories, last first, so that they are taken in order from the end of a stack.
+    fn sub_directories(&mut self, tags: &Tags) -> Result<Vec<IfdPointer>> {
+        match tags.get(Tag::SubIfd) {
+            Some(entry) if entry.count() > MAX_DIRECTORIES as u64 => Err(self.bad("too many sub-directories")),
+            Some(_) => {
+                let found = self.tags.get_tag(Tag::SubIfd).and_then(|value| value.into_ifd_vec());
+                Ok(found.map_err(|e| refused(self.path, &self.what, e))?.into_iter().rev().collect())
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn properties(&mut self) -> Result<BTreeMap<String, String>> {
+        let mut properties = BTreeMap::new();
+        let texts = [
+            (Tag::ImageDescription, "tiff.ImageDescription"),
+            (Tag::Make, "tiff.Make"),
+            (Tag::Model, "tiff.Model"),
+            (Tag::Software, "tiff.Software"),
+            (Tag::DateTime, "tiff.DateTime"),
+            (Tag::Artist, "tiff.Artist"),
+            (Tag::HostComputer, "tiff.HostComputer"),
+            (Tag::Unknown(33432), "tiff.Copyright"),
+            (Tag::Unknown(269), "tiff.DocumentName"),
+        ];
+        for (tag, name) in texts {
+            if let Some(bytes) = self.bytes(tag)? {
+                let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+                properties.insert(name.to_owned(), String::from_utf8_lossy(&bytes[..end]).into_owned());
+            }
+        }
+        for (tag, name) in [(Tag::XResolution, "tiff.XResolution"), (Tag::YResolution, "tiff.YResolution")] {
+            // A resolution of an odd type is no resolution; it is not worth a slide.
+            let value =
+                match self.tags.find_entry(tag).filter(|entry| entry.count() == 1).map(|_| self.tags.get_tag(tag)) {
+                    Some(Ok(Value::Rational(units, per))) => f64::from(units) / f64::from(per),
+                    Some(Ok(Value::Float(value))) => value.into(),
+                    Some(Ok(Value::Double(value))) => value,
+                    _ => continue,
+                };
+            properties.insert(name.to_owned(), value.to_string());
+        }
+        let unit = match self.number::<u16>(Tag::ResolutionUnit)? {
+            Some(1) => "none",
+            None | Some(2) => "inch",
+            Some(3) => "centimeter",
+            Some(_) => "unknown",
+        };
+        properties.insert("tiff.ResolutionUnit".to_owned(), unit.to_owned());
+        Ok(properties)
+    }
+
+    /// A table with one number a chunk.
+    fn table(&mut self, tag: Tag, chunks: u64) -> Result<Vec<u64>> {
+        let found = self.tags.find_entry(tag).map_or(0, |entry| entry.count());
+        if found != chunks {
+            return Err(self.bad(&format!("{tag:?} has {found} entries, the image's size asks for {chunks}")));
+        }
+        self.numbers(tag)?.ok_or_else(|| self.bad(&format!("no {tag:?}")))
+    }
+
+    fn required<T: TryFrom<u64>>(&mut self, tag: Tag) -> Result<T> {
+        self.number(tag)?.ok_or_else(|| self.bad(&format!("no {tag:?}")))
+    }
+
+    fn number<T: TryFrom<u64>>(&mut self, tag: Tag) -> Result<Option<T>> {
+        self.check_length(tag)?;
+        self.tags.find_tag_unsigned(tag).map_err(|e| refused(self.path, &self.what, e))
+    }
+
+    fn numbers<T: TryFrom<u64>>(&mut self, tag: Tag) -> Result<Option<Vec<T>>> {
+        self.check_length(tag)?;
+        self.tags.find_tag_unsigned_vec(tag).map_err(|e| refused(self.path, &self.what, e))
+    }
+
+    fn bytes(&mut self, tag: Tag) -> Result<Option<Vec<u8>>> {
+        let count = self.check_length(tag)?;
+        if count > MAX_TAG_BYTES {
+            let what = format!("{}: {tag:?} of {count} bytes; the limit is {MAX_TAG_BYTES}", self.what);
+            return Err(Error::limit(self.path, what));
+        }
+        let mut buffer = ValueBuffer::empty(tiff::tags::Type::BYTE);
+        let found = self.tags.find_tag_buf(tag, &mut buffer).map_err(|e| refused(self.path, &self.what, e))?;
+        Ok(found.map(|_| buffer.as_bytes().to_vec()))
+    }
+
+    /// Number of values of a tag, after checking that they fit the file (a value has at least one byte).
+    fn check_length(&self, tag: Tag) -> Result<u64> {
+        let count = self.tags.find_entry(tag).map_or(0, |entry| entry.count());
+        if count > self.length {
+            return Err(self.bad(&format!("{tag:?} has {count} entries, more than the file has bytes")));
+        }
+        Ok(count)
+    }
+
+    fn bad(&self, what: &str) -> Error {
+        Error::bad(self.path, format!("{}: {what}", self.what))
+    }
+}
