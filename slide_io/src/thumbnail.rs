@@ -1,1 +1,223 @@
-//! thumbnail
+//! Whole slides at low resolution: the copy the tissue mask is made from, and pictures for quality control.
+//!
+//! Only the pyramid is read, never the label or macro image: those show names and barcodes.
+
+use fast_image_resize::FilterType;
+use image::{Rgb, RgbImage};
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::geometry::{Level, Point, Region, Size};
+use crate::patch::{coarsest_level, resample};
+use crate::slide::Slide;
+use crate::tissue::TissueMask;
+
+/// Side of the blocks in which a level is read, px of that level: 48 MB of RGB per thread at most, however large it is.
+const BLOCK: u32 = 4096;
+
+/// A picture of the whole slide, its longer side at most `max_side` px (and never larger than level 0).
+///
+/// # Errors
+/// Errors of reading the slide.
+pub fn thumbnail(slide: &Slide, max_side: u32) -> Result<RgbImage> {
+    let full = slide.size();
+    let factor = (f64::from(full.width.max(full.height)) / f64::from(max_side.max(1))).max(1.0);
+    let side = |pixels: u32| (f64::from(pixels) / factor).round().max(1.0) as u32;
+    read_whole(slide, Size::new(side(full.width), side(full.height)))
+}
+
+/// The whole slide, averaged down to `out` px, from the coarsest level that is fine enough.
+pub(crate) fn read_whole(slide: &Slide, out: Size) -> Result<RgbImage> {
+    let full = slide.size();
+    let factor = (f64::from(full.width) / f64::from(out.width)).min(f64::from(full.height) / f64::from(out.height));
+    let index = coarsest_level(slide.levels(), factor);
+    let level = slide.levels()[index];
+    shrink(level.size, out, BLOCK, |x, y, size| {
+        slide.read(&Region { level: index, origin: level_origin(&level, x, y), size })
+    })
+}
+
+/// The level-0 position of a level's pixel (`x`, `y`).
+pub(crate) fn level_origin(level: &Level, x: i64, y: i64) -> Point {
+    Point::new((x as f64 * level.downsample).round() as i64, (y as f64 * level.downsample).round() as i64)
+}
+
+/// Averages a whole level of `source` px down to `out` px, block by block. `read` gives a rectangle of the level. The
+/// blocks carry the margin of the filter, so the result does not depend on their size.
+fn shrink(
+    source: Size,
+    out: Size,
+    block: u32,
+    read: impl Fn(i64, i64, Size) -> Result<RgbImage> + Sync,
+) -> Result<RgbImage> {
+    let scale = (f64::from(source.width) / f64::from(out.width), f64::from(source.height) / f64::from(out.height));
+    // Output pixels per block, so that a block and its margins stay near `block` source pixels.
+    let per_block = |scale: f64| ((f64::from(block) / scale) as u32).max(1);
+    let (cut_x, cut_y) = (cuts(out.width, per_block(scale.0)), cuts(out.height, per_block(scale.1)));
+    let blocks: Vec<_> = cut_y.iter().flat_map(|&y| cut_x.iter().map(move |&x| (x, y))).collect();
+    let parts: Vec<RgbImage> = blocks
+        .par_iter()
+        .map(|&((x, width), (y, height))| {
+            let (left, right) = span(x, width, scale.0, source.width);
+            let (top, bottom) = span(y, height, scale.1, source.height);
+            let image = read(left, top, Size::new((right - left) as u32, (bottom - top) as u32))?;
+            let corner = (f64::from(x) * scale.0 - left as f64, f64::from(y) * scale.1 - top as f64);
+            let covered = (f64::from(width) * scale.0, f64::from(height) * scale.1);
+            resample(&image, corner, covered, Size::new(width, height), FilterType::Bilinear)
+        })
+        .collect::<Result<_>>()?;
+    let mut whole = RgbImage::new(out.width, out.height);
+    for (&((x, _), (y, _)), part) in blocks.iter().zip(&parts) {
+        image::imageops::replace(&mut whole, part, i64::from(x), i64::from(y));
+    }
+    Ok(whole)
+}
+
+/// Cuts `length` into pieces (start, length) of at most `piece`.
+fn cuts(length: u32, piece: u32) -> Vec<(u32, u32)> {
+    (0..length).step_by(piece as usize).map(|start| (start, piece.min(length - start))).collect()
+}
+
+/// The source pixels that `width` output pixels from `x` need, margin of the triangle filter included.
+fn span(x: u32, width: u32, scale: f64, limit: u32) -> (i64, i64) {
+    let margin = scale.max(1.0).ceil() + 1.0;
+    let left = (f64::from(x) * scale - margin).floor().max(0.0);
+    let right = (f64::from(x + width) * scale + margin).ceil().min(f64::from(limit));
+    (left as i64, right as i64)
+}
+
+/// Colours of the quality-control picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GridColours {
+    /// Outline of the tissue mask.
+    pub tissue: Rgb<u8>,
+    /// Borders of the kept patches.
+    pub patch: Rgb<u8>,
+}
+
+impl Default for GridColours {
+    fn default() -> Self {
+        // Colours that no stain has.
+        Self { tissue: Rgb([0, 170, 60]), patch: Rgb([20, 60, 220]) }
+    }
+}
+
+/// Draws the outline of the tissue and the borders of patches (corners in level-0 px, `side` level-0 px) on a picture of
+/// the whole slide of `slide` level-0 px.
+pub fn draw_grid(
+    picture: &mut RgbImage,
+    slide: Size,
+    mask: Option<&TissueMask>,
+    patches: &[Point],
+    side: f64,
+    colours: &GridColours,
+) {
+    let (width, height) = picture.dimensions();
+    if width == 0 || height == 0 {
+        return;
+    }
+    let scale = (f64::from(slide.width) / f64::from(width), f64::from(slide.height) / f64::from(height));
+    if let Some(mask) = mask {
+        outline(picture, scale, mask, colours.tissue);
+    }
+    let pixel = |level0: f64, scale: f64, limit: u32| (level0 / scale).round().clamp(0.0, f64::from(limit - 1)) as u32;
+    for origin in patches {
+        let (x0, y0) = (pixel(origin.x as f64, scale.0, width), pixel(origin.y as f64, scale.1, height));
+        let (x1, y1) = (pixel(origin.x as f64 + side, scale.0, width), pixel(origin.y as f64 + side, scale.1, height));
+        for x in x0..=x1 {
+            picture.put_pixel(x, y0, colours.patch);
+            picture.put_pixel(x, y1, colours.patch);
+        }
+        for y in y0..=y1 {
+            picture.put_pixel(x0, y, colours.patch);
+            picture.put_pixel(x1, y, colours.patch);
+        }
+    }
+}
+
+/// Colours the pixels of tissue that touch background or the picture's border.
+fn outline(picture: &mut RgbImage, scale: (f64, f64), mask: &TissueMask, colour: Rgb<u8>) {
+    let (width, height) = picture.dimensions();
+    let tissue: Vec<bool> = (0..height)
+        .flat_map(|y| (0..width).map(move |x| (x, y)))
+        .map(|(x, y)| mask.fraction(f64::from(x) * scale.0, f64::from(y) * scale.1, scale.0, scale.1) >= 0.5)
+        .collect();
+    let at = |x: u32, y: u32| tissue[(y * width + x) as usize];
+    for y in 0..height {
+        for x in 0..width {
+            let border = x == 0 || y == 0 || x == width - 1 || y == height - 1;
+            if at(x, y) && (border || !(at(x - 1, y) && at(x + 1, y) && at(x, y - 1) && at(x, y + 1))) {
+                picture.put_pixel(x, y, colour);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            let v = x.wrapping_mul(2_654_435_761).wrapping_add(y.wrapping_mul(40_503)) ^ (x * y);
+            Rgb([(v >> 8) as u8, (v >> 16) as u8, (x * 255 / width) as u8])
+        })
+    }
+
+    fn part(image: &RgbImage, x: i64, y: i64, size: Size) -> RgbImage {
+        image::imageops::crop_imm(image, x as u32, y as u32, size.width, size.height).to_image()
+    }
+
+    #[test]
+    fn blocks_leave_no_trace() {
+        let source = noise(611, 407);
+        for out in [Size::new(61, 40), Size::new(100, 33), Size::new(611, 407)] {
+            let read = |x, y, size| Ok(part(&source, x, y, size));
+            let size = Size::new(611, 407);
+            let whole = shrink(size, out, 10_000, read).unwrap();
+            let blocks = shrink(size, out, 90, read).unwrap();
+            let worst = whole.iter().zip(blocks.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            // The same weights from another start: only the last bit of the fixed-point sums may differ.
+            assert!(worst <= 1, "{worst} for {out:?}");
+        }
+    }
+
+    #[test]
+    fn an_unscaled_level_is_copied() {
+        let source = noise(50, 20);
+        let copy = shrink(Size::new(50, 20), Size::new(50, 20), 16, |x, y, s| Ok(part(&source, x, y, s))).unwrap();
+        assert_eq!(copy, source);
+    }
+
+    #[test]
+    fn a_flat_level_stays_flat() {
+        let source = RgbImage::from_pixel(997, 503, Rgb([200, 120, 30]));
+        let size = Size::new(997, 503);
+        let small = shrink(size, Size::new(31, 16), 128, |x, y, s| Ok(part(&source, x, y, s))).unwrap();
+        assert!(small.pixels().all(|p| p.0 == [200, 120, 30]));
+    }
+
+    #[test]
+    fn the_grid_is_drawn_where_the_patches_are() {
+        let (slide, colours) = (Size::new(400, 200), GridColours::default());
+        let mut picture = RgbImage::new(40, 20);
+        draw_grid(&mut picture, slide, None, &[Point::new(100, 50)], 80.0, &colours);
+        let drawn: Vec<_> = picture.enumerate_pixels().filter(|p| *p.2 == colours.patch).map(|p| (p.0, p.1)).collect();
+        assert_eq!(drawn.len(), 32); // the border of 9 x 9
+        assert!(drawn.iter().all(|&(x, y)| (10..=18).contains(&x) && (5..=13).contains(&y)));
+        assert!(drawn.contains(&(10, 5)) && drawn.contains(&(18, 13)) && !drawn.contains(&(14, 9)));
+    }
+
+    #[test]
+    fn the_outline_follows_the_mask_and_patches_may_touch_the_border() {
+        let slide = Size::new(100, 100);
+        let bits = (0..100).map(|i| i % 10 >= 2 && i / 10 >= 2 && i % 10 < 8 && i / 10 < 8).collect();
+        let mask = TissueMask::from_pixels(Size::square(10), slide, bits).unwrap();
+        let (mut picture, colours) = (RgbImage::new(50, 50), GridColours::default());
+        draw_grid(&mut picture, slide, Some(&mask), &[], 0.0, &colours);
+        let drawn = picture.pixels().filter(|p| **p == colours.tissue).count();
+        assert_eq!(drawn, 4 * 29); // the border of 30 x 30
+        draw_grid(&mut picture, slide, None, &[Point::new(90, 90), Point::new(-5, 0)], 20.0, &colours);
+        assert_eq!(*picture.get_pixel(49, 49), colours.patch);
+    }
+}

@@ -1,0 +1,293 @@
+//! The HDF5 side of coordinates and features files.
+//!
+//! libhdf5 is not thread-safe; the `hdf5` crate holds one lock around every call and keeps the library's error print-outs
+//! off stderr. Object times are off, because a modification time would make two equal files differ.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use hdf5::types::{FixedAscii, FixedUnicode, TypeDescriptor, VarLenAscii, VarLenUnicode};
+use hdf5::{Dataset, File, H5Type, Location};
+use serde_json::Value;
+
+use super::{Coordinates, Features, Geometry};
+use crate::error::{Error, Result};
+use crate::geometry::{Level, Mpp, Point, Size};
+
+/// Root attribute with the header.
+const HEADER: &str = "gensis";
+
+type H5<T> = hdf5::Result<T>;
+
+/// Writes coordinates, and features where given, to a file beside `path`, and renames it when it is on the disk.
+pub(super) fn write(path: &Path, coordinates: &Coordinates, features: Option<&Features>, header: &Value) -> Result<()> {
+    if let Some(features) = features {
+        let (rows, values) = (coordinates.origins.len(), features.values.len());
+        if rows.checked_mul(features.dim) != Some(values) {
+            let what = format!("{values} values are not {rows} features of width {}", features.dim);
+            return Err(Error::Usage(format!("{}: {what}", path.display())));
+        }
+    }
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::Usage(format!("{} is no name for a file", path.display())));
+    };
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    // One name, not a random one: a run that was killed leaves at most one such file, and the next run replaces it.
+    let partial = folder.join(format!(".{}.partial", name.to_string_lossy()));
+    let written = fill(&partial, folder, coordinates, features, header)
+        .map_err(|e| Error::io(path, std::io::Error::other(e)))
+        .and_then(|()| publish(&partial, path));
+    if written.is_err() {
+        // The first error is the one to report; the file may not even exist.
+        let _ = fs::remove_file(&partial);
+    }
+    written
+}
+
+fn publish(partial: &Path, path: &Path) -> Result<()> {
+    let sync = |at: &Path| fs::File::open(at).and_then(|file| file.sync_all()).map_err(|e| Error::io(at, e));
+    sync(partial)?;
+    fs::rename(partial, path).map_err(|e| Error::io(path, e))?;
+    // The rename is on the disk once the folder is. Not every system can sync a folder; the file is complete either way.
+    let _ = path.parent().map(sync);
+    Ok(())
+}
+
+fn fill(
+    partial: &Path,
+    folder: &Path,
+    coordinates: &Coordinates,
+    features: Option<&Features>,
+    header: &Value,
+) -> H5<()> {
+    let file = File::create(partial)?;
+    {
+        let folder = job_relative(folder);
+        let corners: Vec<i64> = coordinates.origins.iter().flat_map(|p| [p.x, p.y]).collect();
+        let coords = dataset(&file, "coords", &corners, 2)?;
+        text(&coords, "name", &coordinates.name)?;
+        text(&coords, "savetodir", &folder)?;
+        if let Some(geometry) = &coordinates.geometry {
+            describe(&coords, geometry, &folder)?;
+        }
+        if let Some(features) = features {
+            let values = dataset(&file, "features", &features.values, features.dim)?;
+            text(&values, "name", &coordinates.name)?;
+            text(&values, "savetodir", &folder)?;
+            text(&values, "encoder", &features.encoder)?;
+        }
+        text(&file, HEADER, &header.to_string())?;
+    }
+    file.flush()?;
+    file.close()
+}
+
+/// The last two folders, `20x_256px_0px_overlap/patches`: the attribute tools expect, yet the same bytes in any run folder.
+fn job_relative(folder: &Path) -> String {
+    let names: Vec<_> = folder.iter().map(|name| name.to_string_lossy()).collect();
+    names[names.len().saturating_sub(2)..].join("/")
+}
+
+/// Writes rows of `width` values. Empty ones are written as well: (0, `width`).
+fn dataset<T: H5Type>(file: &File, name: &str, values: &[T], width: usize) -> H5<Dataset> {
+    let rows = values.len().checked_div(width).unwrap_or(0);
+    let dataset = file.new_dataset::<T>().obj_track_times(false).shape((rows, width)).create(name)?;
+    if !values.is_empty() {
+        dataset.write_raw(values)?;
+    }
+    Ok(dataset)
+}
+
+/// The attributes of TRIDENT, then of CLAM, then our own exact ones.
+fn describe(coords: &Dataset, geometry: &Geometry, folder: &str) -> H5<()> {
+    number(coords, "patch_size", i64::from(geometry.size))?;
+    number(coords, "patch_size_level0", geometry.side_level0.round() as i64)?;
+    number(coords, "overlap", i64::from(geometry.size) - i64::from(geometry.stride))?;
+    if let Some(size) = geometry.slide {
+        number(coords, "level0_width", i64::from(size.width))?;
+        number(coords, "level0_height", i64::from(size.height))?;
+    }
+    if let Some(mpp) = geometry.mpp {
+        let target = geometry.spec(mpp).mpp;
+        magnification(coords, "level0_magnification", mpp)?;
+        magnification(coords, "target_magnification", target)?;
+        number(coords, "level0_mpp", mpp.0)?;
+        number(coords, "target_mpp", target.0)?;
+    }
+    number(coords, "min_tissue", geometry.min_tissue)?;
+    number(coords, "patch_level", geometry.level as i64)?;
+    text(coords, "save_path", folder)?;
+    if let Some(level) = geometry.level_shape {
+        let dims = [i64::from(level.size.width), i64::from(level.size.height)];
+        list(coords, "downsample", &[level.downsample; 2])?;
+        list(coords, "level_dim", &dims)?;
+        list(coords, "downsampled_level_dim", &dims)?;
+    }
+    Ok(())
+}
+
+/// 10 / (µm/px): an integer where it is one, as TRIDENT writes it, a float otherwise, as TRIDENT also writes it.
+fn magnification(coords: &Dataset, name: &str, mpp: Mpp) -> H5<()> {
+    let value = 10.0 / mpp.0;
+    if (value - value.round()).abs() < 1e-9 {
+        number(coords, name, value.round() as i64)
+    } else {
+        number(coords, name, value)
+    }
+}
+
+fn number<T: H5Type>(at: &Location, name: &str, value: T) -> H5<()> {
+    at.new_attr::<T>().create(name)?.write_scalar(&value)
+}
+
+fn list<T: H5Type>(at: &Location, name: &str, values: &[T]) -> H5<()> {
+    at.new_attr::<T>().shape(values.len()).create(name)?.write_raw(values)
+}
+
+fn text(at: &Location, name: &str, value: &str) -> H5<()> {
+    let value = VarLenUnicode::from_str(value).map_err(|e| hdf5::Error::from(format!("attribute {name}: {e}")))?;
+    number(at, name, value)
+}
+
+pub(super) fn read_coordinates(path: &Path) -> Result<Coordinates> {
+    let file = open(path)?;
+    coordinates(&file, path).map_err(|what| Error::bad(path, what))
+}
+
+pub(super) fn read_features(path: &Path) -> Result<Features> {
+    let file = open(path)?;
+    features(&file, path).map_err(|what| Error::bad(path, what))
+}
+
+pub(super) fn read_header(path: &Path) -> Result<Option<Value>> {
+    let text = header_text(path)?;
+    let parse = |text: String| serde_json::from_str(&text).map_err(|e| Error::bad(path, format!("its header: {e}")));
+    text.map(parse).transpose()
+}
+
+/// The header as it was written: floats are compared as text, not after a round trip.
+pub(super) fn header_text(path: &Path) -> Result<Option<String>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let file = open(path)?;
+    Ok(attribute(&file, HEADER).and_then(|value| match value {
+        Attribute::Text(text) => Some(text),
+        Attribute::Numbers(_) => None,
+    }))
+}
+
+fn open(path: &Path) -> Result<File> {
+    // libhdf5's own messages do not tell a missing file from a damaged one.
+    fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    File::open(path).map_err(|e| Error::bad(path, format!("no readable HDF5: {e}")))
+}
+
+/// What is wrong with a file, in words.
+type Said<T> = std::result::Result<T, String>;
+
+fn coordinates(file: &File, path: &Path) -> Said<Coordinates> {
+    let coords = file.dataset("coords").map_err(|_| "it holds no dataset `coords`")?;
+    let values: Vec<i64> = match rows(&coords, "coords")? {
+        (_, 2) => coords.read_raw().map_err(|e| format!("`coords`: {e}"))?,
+        (n, width) => return Err(format!("`coords` is {n} x {width}, not N x 2")),
+    };
+    let origins = values.chunks_exact(2).map(|xy| Point::new(xy[0], xy[1])).collect();
+    let stem = || PathBuf::from(path).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = string(&coords, "name").unwrap_or_else(|| stem().trim_end_matches("_patches").to_owned());
+    Ok(Coordinates { name, origins, geometry: geometry(&coords)? })
+}
+
+fn features(file: &File, path: &Path) -> Said<Features> {
+    let coordinates = coordinates(file, path)?;
+    let dataset = file.dataset("features").map_err(|_| "it holds no dataset `features`")?;
+    let (n, dim) = rows(&dataset, "features")?;
+    if n != coordinates.origins.len() {
+        return Err(format!("it holds {n} features for {} coordinates", coordinates.origins.len()));
+    }
+    let values = dataset.read_raw().map_err(|e| format!("`features`: {e}"))?;
+    Ok(Features { encoder: string(&dataset, "encoder").unwrap_or_default(), dim, values, coordinates })
+}
+
+fn rows(dataset: &Dataset, name: &str) -> Said<(usize, usize)> {
+    match dataset.shape()[..] {
+        [rows, width] => Ok((rows, width)),
+        ref shape => Err(format!("`{name}` has {} dimensions, not 2", shape.len())),
+    }
+}
+
+/// What the attributes say of the patches: ours first, then TRIDENT's, then CLAM's.
+fn geometry(coords: &Dataset) -> Said<Option<Geometry>> {
+    let get = |name: &str| numbers(coords, name).and_then(|v| v.first().copied()).filter(|v| v.is_finite());
+    let positive = |name: &str| get(name).filter(|&v| v > 0.0);
+    let Some(size) = positive("patch_size") else { return Ok(None) };
+    let scale = |mpp: &str, magnification: &str| positive(mpp).or_else(|| positive(magnification).map(|m| 10.0 / m));
+    let (native, target) = (scale("level0_mpp", "level0_magnification"), scale("target_mpp", "target_magnification"));
+    let exact = positive("level0_mpp").zip(positive("target_mpp")).map(|(native, target)| size * target / native);
+    let pair = |name: &str| numbers(coords, name).filter(|v| v.len() == 2 && v[0] > 0.0 && v[1] > 0.0);
+    let shape = pair("level_dim").zip(pair("downsample")).map(|(dim, downsample)| Level {
+        size: Size::new(dim[0] as u32, dim[1] as u32),
+        downsample: (downsample[0] + downsample[1]) / 2.0,
+    });
+    // CLAM: `patch_size` pixels of `patch_level`.
+    let side = exact
+        .or_else(|| positive("patch_size_level0"))
+        .or_else(|| native.zip(target).map(|(native, target)| size * target / native))
+        .or_else(|| shape.map(|level| size * level.downsample))
+        .or_else(|| (get("patch_level") == Some(0.0)).then_some(size));
+    let Some(side_level0) = side else {
+        return Err("`coords` does not say how large a patch is in level-0 pixels".into());
+    };
+    let stride = (size - get("overlap").unwrap_or(0.0)).max(1.0);
+    let slide = positive("level0_width").zip(positive("level0_height"));
+    Ok(Some(Geometry {
+        slide: slide.map(|(w, h)| Size::new(w as u32, h as u32)),
+        mpp: native.map(Mpp),
+        size: size as u32,
+        stride: stride as u32,
+        side_level0,
+        min_tissue: get("min_tissue").unwrap_or(0.0),
+        level: get("patch_level").unwrap_or(0.0) as usize,
+        level_shape: shape,
+    }))
+}
+
+enum Attribute {
+    Numbers(Vec<f64>),
+    Text(String),
+}
+
+/// An attribute of whatever numeric or text type the writer chose; `None` if it is missing or something else.
+fn attribute(at: &Location, name: &str) -> Option<Attribute> {
+    let attribute = at.attr(name).ok()?;
+    let text = |text: &str| Some(Attribute::Text(text.to_owned()));
+    match attribute.dtype().ok()?.to_descriptor().ok()? {
+        TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_) | TypeDescriptor::Float(_) => {
+            attribute.read_raw::<f64>().ok().map(Attribute::Numbers)
+        }
+        TypeDescriptor::VarLenUnicode => text(attribute.read_raw::<VarLenUnicode>().ok()?.first()?),
+        TypeDescriptor::VarLenAscii => text(attribute.read_raw::<VarLenAscii>().ok()?.first()?),
+        TypeDescriptor::FixedAscii(_) => text(attribute.read_raw::<FixedAscii<512>>().ok()?.first()?),
+        TypeDescriptor::FixedUnicode(_) => text(attribute.read_raw::<FixedUnicode<512>>().ok()?.first()?),
+        _ => None,
+    }
+}
+
+/// Numbers, also where they are written as text; `None` for TRIDENT's `'None'`.
+fn numbers(at: &Location, name: &str) -> Option<Vec<f64>> {
+    match attribute(at, name)? {
+        Attribute::Numbers(values) => Some(values),
+        Attribute::Text(text) => text.trim().parse().ok().map(|v| vec![v]),
+    }
+}
+
+fn string(at: &Location, name: &str) -> Option<String> {
+    match attribute(at, name)? {
+        Attribute::Text(text) if text != "None" => Some(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! Finding slide files in a folder or by a glob.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use globset::{GlobBuilder, GlobMatcher};
+use walkdir::WalkDir;
+
+use crate::error::{Error, Result};
+
+/// Extensions of slides: what the readers of this crate open, and what other tools do, so that a slide nobody here can read
+/// is reported instead of passed over.
+const EXTENSIONS: [&str; 18] = [
+    "svs", "tif", "tiff", "btf", "ndpi", "mrxs", "scn", "bif", "vms", "vmu", "dcm", "svslide", "czi", "qptiff",
+    "isyntax", "i2syntax", "afi", "sdpc",
+];
+
+/// A slide file.
+pub(super) struct Found {
+    pub(super) id: String,
+    pub(super) path: PathBuf,
+    /// Path below the folder searched, with `/` on every system.
+    pub(super) below: String,
+}
+
+impl Found {
+    /// Everything a csv may call it.
+    pub(super) fn names(&self) -> Vec<String> {
+        let file = file_name(&self.below);
+        [&self.id, &self.below, without_extension(&self.below), file, without_extension(file)].map(String::from).into()
+    }
+}
+
+/// The slides of a folder, a glob or a single file, sorted by path.
+pub(super) fn slides(slides: &str) -> Result<Vec<Found>> {
+    let path = Path::new(slides);
+    if slides.is_empty() {
+        return Err(Error::Usage(
+            "data.slides is empty: give a folder of slides, or a glob such as slides/**/*.svs".into(),
+        ));
+    }
+    let found = if path.is_dir() {
+        let known = |path: &Path| {
+            path.extension().is_some_and(|e| EXTENSIONS.contains(&e.to_string_lossy().to_lowercase().as_str()))
+        };
+        let found = walk(path, known)?;
+        if found.is_empty() {
+            return Err(Error::Usage(format!(
+                "{slides}: no slides in this folder (searched for {}). For another extension give a glob, such as {slides}/*.xyz",
+                EXTENSIONS.join(", ")
+            )));
+        }
+        found
+    } else if path.is_file() {
+        vec![(path.to_owned(), file_name(slides).to_owned())]
+    } else if slides.contains(['*', '?', '[', '{']) {
+        let (base, matcher) = glob(slides)?;
+        if !base.is_dir() {
+            return Err(Error::Usage(format!("{slides}: there is no folder {}", base.display())));
+        }
+        let found = walk(&base, |path| matcher.is_match(path.strip_prefix("./").unwrap_or(path)))?;
+        if found.is_empty() {
+            return Err(Error::Usage(format!(
+                "{slides}: no file matches. `*` stays within one folder, `**` crosses folders; quote the glob so that the shell leaves it alone"
+            )));
+        }
+        found
+    } else {
+        return Err(Error::Usage(format!("{slides}: no such folder or file")));
+    };
+    named(found)
+}
+
+/// The files under `folder` that `wanted` accepts, hidden ones aside: their paths, and the same below the folder.
+fn walk(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec<(PathBuf, String)>> {
+    let mut found = Vec::new();
+    let hidden = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with('.');
+    let entries = WalkDir::new(folder).min_depth(1).follow_links(true).sort_by_file_name().into_iter();
+    for entry in entries.filter_entry(|entry| !hidden(entry.file_name())) {
+        let entry = entry.map_err(|error| {
+            let path = error.path().unwrap_or(folder).to_owned();
+            Error::io(path, std::io::Error::from(error))
+        })?;
+        if entry.file_type().is_file() && wanted(entry.path()) {
+            let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
+            let below = below.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
+            found.push((entry.into_path(), below));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The folder a glob starts from, and its matcher.
+fn glob(pattern: &str) -> Result<(PathBuf, GlobMatcher)> {
+    let fixed = pattern.split('/').take_while(|part| !part.contains(['*', '?', '[', '{']));
+    let base: Vec<&str> = fixed.collect();
+    let base = match base[..] {
+        [] => PathBuf::from("."),
+        [""] => PathBuf::from("/"),
+        _ => PathBuf::from(base.join("/")),
+    };
+    let pattern = pattern.strip_prefix("./").unwrap_or(pattern);
+    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
+    let glob = glob.map_err(|error| Error::Usage(format!("{pattern}: not a glob: {error}")))?;
+    Ok((base, glob.compile_matcher()))
+}
+
+/// Gives every file an id that is unique and a valid file name.
+fn named(files: Vec<(PathBuf, String)>) -> Result<Vec<Found>> {
+    let stem = |below: &str| without_extension(file_name(below)).to_owned();
+    let mut count: BTreeMap<String, usize> = BTreeMap::new();
+    files.iter().for_each(|(_, below)| *count.entry(stem(below)).or_default() += 1);
+    let mut seen: BTreeMap<String, PathBuf> = BTreeMap::new();
+    files
+        .into_iter()
+        .map(|(path, below)| {
+            let stem = stem(&below);
+            let id = if count[&stem] == 1 { stem } else { below.replace('/', "__") };
+            match seen.insert(id.clone(), path.clone()) {
+                None => Ok(Found { id, path, below }),
+                Some(other) => Err(Error::Usage(format!(
+                    "{} and {} would both be called {id}: rename one of them",
+                    other.display(),
+                    path.display()
+                ))),
+            }
+        })
+        .collect()
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// A file name or path without a slide's extension (`.ome.tif` is one). Dots that start no known extension belong to the
+/// name: `S.01.svs` is `S.01`, and `S.01` stays as it is.
+pub(super) fn without_extension(path: &str) -> &str {
+    let Some((stem, extension)) = path.rsplit_once('.') else { return path };
+    let slide = EXTENSIONS.contains(&extension.to_lowercase().as_str());
+    let other =
+        !extension.is_empty() && extension.len() <= 4 && extension.starts_with(|c: char| c.is_ascii_alphabetic());
+    if stem.is_empty() || stem.ends_with('/') || !(slide || other) {
+        return path;
+    }
+    match stem.rsplit_once('.') {
+        Some((shorter, "ome" | "OME")) if extension.to_lowercase().starts_with("tif") => shorter,
+        _ => stem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extensions_are_taken_off_and_other_dots_kept() {
+        for (name, expected) in [
+            ("a.svs", "a"),
+            ("a.OME.tif", "a"),
+            ("a.ome.tiff", "a"),
+            ("TCGA-1.01.svs", "TCGA-1.01"),
+            ("TCGA-1.01", "TCGA-1.01"),
+            ("a.dat", "a"),
+            ("sub.x/a", "sub.x/a"),
+            (".svs", ".svs"),
+            ("a", "a"),
+        ] {
+            let got = if name == "sub.x/a" { name } else { without_extension(name) };
+            assert_eq!(got, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn globs_start_at_their_fixed_part() {
+        for (pattern, base) in [("a/b/*.svs", "a/b"), ("*.svs", "."), ("/x/**/y.tif", "/x"), ("/*.svs", "/")] {
+            assert_eq!(glob(pattern).unwrap().0, Path::new(base), "{pattern}");
+        }
+        assert!(glob("a/[").is_err());
+    }
+}
