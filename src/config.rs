@@ -146,7 +146,11 @@ impl Model {
             model.image_size,
             model.patch
         );
-        anyhow::ensure!((0.0..1.0).contains(&model.drop_path), "model.drop_path = {} is not in [0, 1)", model.drop_path);
+        anyhow::ensure!(
+            (0.0..1.0).contains(&model.drop_path),
+            "model.drop_path = {} is not in [0, 1)",
+            model.drop_path
+        );
         Ok(model)
     }
 }

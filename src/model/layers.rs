@@ -72,7 +72,10 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// Gain 1, shift 0.
     pub fn new(width: usize, device: &Device) -> Self {
-        Self { weight: parameter(vec![1.0; width], [width], device), bias: parameter(vec![0.0; width], [width], device) }
+        Self {
+            weight: parameter(vec![1.0; width], [width], device),
+            bias: parameter(vec![0.0; width], [width], device),
+        }
     }
 
     /// `[.., width] -> [.., width]` in f32.

@@ -79,26 +79,33 @@ pub fn shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
     visitor.1
 }
 
-/// The parameters as flat tensors in the module's order, leaving one-element placeholders in their place, so that on
-/// the CPU their memory is owned by the caller and can be changed where it lies. [`put`] is the way back.
-pub fn take<M: Module>(module: M) -> (M, Vec<Tensor<1>>) {
+/// Takes the parameters out as flat tensors in the module's order, leaving one-element placeholders, so that on the CPU
+/// their memory has one owner and can be changed where it lies. [`put`] is the way back.
+pub fn take<M: Module>(module: &mut M) -> Vec<Tensor<1>> {
+    struct Hollow;
+    impl ModuleMapper for Hollow {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|tensor| Tensor::zeros([1; D], &tensor.device()))
+        }
+    }
     struct Take(Vec<Tensor<1>>);
     impl ModuleMapper for Take {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            param.map(|tensor| {
-                let device = tensor.device();
-                self.0.push(tensor.reshape([-1]));
-                Tensor::zeros([1; D], &device)
-            })
+            let (id, tensor, _) = param.consume();
+            let device = tensor.device();
+            self.0.push(tensor.reshape([-1]));
+            Param::initialized(id, Tensor::zeros([1; D], &device))
         }
     }
-    let mut mapper = Take(Vec::new());
-    let module = module.map(&mut mapper);
-    (module, mapper.0)
+    let hollow = module.clone().map(&mut Hollow);
+    let full = std::mem::replace(module, hollow);
+    let mut taken = Take(Vec::new());
+    full.map(&mut taken);
+    taken.0
 }
 
 /// Puts flat tensors back in the places [`take`] took them from; `shapes` are those of [`shapes`].
-pub fn put<M: Module>(module: M, flat: Vec<Tensor<1>>, shapes: &[Vec<usize>]) -> M {
+pub fn put<M: Module>(module: &mut M, flat: Vec<Tensor<1>>, shapes: &[Vec<usize>]) {
     struct Put<'a>(std::vec::IntoIter<Tensor<1>>, std::slice::Iter<'a, Vec<usize>>);
     impl ModuleMapper for Put<'_> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -106,7 +113,7 @@ pub fn put<M: Module>(module: M, flat: Vec<Tensor<1>>, shapes: &[Vec<usize>]) ->
             param.map(|_| flat.reshape(stored_shape::<D>(shape)))
         }
     }
-    module.map(&mut Put(flat.into_iter(), shapes.iter()))
+    *module = module.clone().map(&mut Put(flat.into_iter(), shapes.iter()));
 }
 
 /// The shape a parameter is stored in here: PyTorch's, but matrices transposed.
@@ -143,7 +150,7 @@ impl ModuleVisitor for Reader {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let tensor = param.val().without_autodiff();
         let mut shape = tensor.dims().to_vec();
-        let mut data = tensor.into_data().into_vec::<f32>().expect("parameters are f32");
+        let mut data = tensor.into_data().try_into_vec::<f32>().expect("parameters are f32");
         if D == 2 {
             data = transposed(&data, shape[0], shape[1]);
             shape.reverse();
@@ -167,7 +174,8 @@ impl ModuleMapper for Writer<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let values = &self.tensors[&self.path.join(".")];
         // Transposed on the host, not as a view: products of a view need not round the same.
-        let data = if D == 2 { transposed(&values.data, values.shape[0], values.shape[1]) } else { values.data.clone() };
+        let data =
+            if D == 2 { transposed(&values.data, values.shape[0], values.shape[1]) } else { values.data.clone() };
         let shape = stored_shape::<D>(&values.shape);
         param.map(|old| Tensor::from_data(TensorData::new(data, shape), &old.device()))
     }

@@ -27,12 +27,9 @@ impl Dino {
     }
 
     /// Logits of several batches of equally large crops: one pass through the encoder each, then one head pass.
-    pub fn forward(
-        &self,
-        batches: Vec<(Tensor<4>, Option<StochasticDepth>)>,
-        precision: Precision,
-    ) -> Tensor<2> {
-        let features = batches.into_iter().map(|(images, depth)| self.backbone.encode(images, depth.as_ref())).collect();
+    pub fn forward(&self, batches: Vec<(Tensor<4>, Option<StochasticDepth>)>, precision: Precision) -> Tensor<2> {
+        let features =
+            batches.into_iter().map(|(images, depth)| self.backbone.encode(images, depth.as_ref())).collect();
         self.head.forward(Tensor::cat(features, 0), precision)
     }
 }
@@ -58,8 +55,7 @@ pub struct Prototypes {
 impl DinoHead {
     /// A head on features of width `dim`.
     pub fn new(dim: usize, head: &Head, seed: u64, device: &Device) -> Self {
-        let linear =
-            |from, to, i: usize| Some(Linear::new(from, to, seed, &format!("head.mlp.{i}.weight"), device));
+        let linear = |from, to, i: usize| Some(Linear::new(from, to, seed, &format!("head.mlp.{i}.weight"), device));
         let mlp = vec![
             linear(dim, head.hidden, 0),
             None,

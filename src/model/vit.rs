@@ -217,8 +217,7 @@ impl Vit {
             return positions;
         }
         let (device, grid, dim) = (positions.device(), self.grid, self.dim());
-        let matrix =
-            |to: usize| Tensor::<2>::from_data(TensorData::new(bicubic_matrix(grid, to), [to, grid]), &device);
+        let matrix = |to: usize| Tensor::<2>::from_data(TensorData::new(bicubic_matrix(grid, to), [to, grid]), &device);
         let patches = positions.clone().narrow(1, 1, grid * grid).reshape([grid, grid * dim]);
         let tall = matrix(rows).matmul(patches).reshape([rows, grid, dim]).swap_dims(0, 1).reshape([grid, rows * dim]);
         let full = matrix(columns).matmul(tall).reshape([columns, rows, dim]).swap_dims(0, 1);
@@ -229,20 +228,23 @@ impl Vit {
 /// Row-major `[to, from]` matrix of PyTorch's bicubic interpolation (a = -0.75, no antialias, border clamped) as DINO
 /// calls it: the scale is (to + 0.1) / from, and the given scale is used, not the ratio of sizes.
 fn bicubic_matrix(from: usize, to: usize) -> Vec<f32> {
-    const A: f64 = -0.75;
-    let near = |t: f64| ((A + 2.0) * t - (A + 3.0)) * t * t + 1.0;
-    let far = |t: f64| ((A * t - 5.0 * A) * t + 8.0 * A) * t - 4.0 * A;
     let mut matrix = vec![0.0; to * from];
     for row in 0..to {
         let source = source_coordinate(row, from, to);
-        let (cell, t) = (source.floor(), source - source.floor());
-        let weights = [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)];
-        for (k, weight) in weights.into_iter().enumerate() {
-            let column = (cell as i64 + k as i64 - 1).clamp(0, from as i64 - 1) as usize;
+        for (k, weight) in cubic_weights(source - source.floor()).into_iter().enumerate() {
+            let column = (source.floor() as i64 + k as i64 - 1).clamp(0, from as i64 - 1) as usize;
             matrix[row * from + column] += weight as f32;
         }
     }
     matrix
+}
+
+/// Weights of the four cells around a point at `t` in [0, 1) between the middle two.
+fn cubic_weights(t: f64) -> [f64; 4] {
+    const A: f64 = -0.75;
+    let near = |t: f64| ((A + 2.0) * t - (A + 3.0)) * t * t + 1.0;
+    let far = |t: f64| ((A * t - 5.0 * A) * t + 8.0 * A) * t - 4.0 * A;
+    [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)]
 }
 
 fn source_coordinate(row: usize, from: usize, to: usize) -> f64 {
@@ -281,8 +283,7 @@ impl PatchProjection {
 impl Block {
     fn new(model: &Model, seed: u64, name: &str, device: &Device) -> Self {
         let dim = model.dim;
-        let linear =
-            |from, to, part: &str| Linear::new(from, to, seed, &format!("{name}.{part}.weight"), device);
+        let linear = |from, to, part: &str| Linear::new(from, to, seed, &format!("{name}.{part}.weight"), device);
         Self {
             norm1: LayerNorm::new(dim, device),
             attn: Attention {
@@ -318,11 +319,8 @@ impl Attention {
     fn heads(&self, x: Tensor<3>, precision: Precision) -> [Tensor<4>; 3] {
         let [batch, tokens, dim] = x.dims();
         let width = dim / self.heads;
-        let qkv = self
-            .qkv
-            .forward(x, precision)
-            .reshape([batch, tokens, 3, self.heads, width])
-            .permute([2, 0, 3, 1, 4]);
+        let qkv =
+            self.qkv.forward(x, precision).reshape([batch, tokens, 3, self.heads, width]).permute([2, 0, 3, 1, 4]);
         std::array::from_fn(|i| qkv.clone().narrow(0, i, 1).squeeze_dim(0))
     }
 
@@ -337,5 +335,158 @@ impl Attention {
 impl Mlp {
     fn forward(&self, x: Tensor<3>, precision: Precision) -> Tensor<3> {
         self.fc2.forward(gelu(self.fc1.forward(x, precision)), precision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Head, Model};
+    use crate::model::parameters;
+    use crate::model::projection::DinoHead;
+
+    fn close(found: &[f64], expected: &[f64], tolerance: f64) {
+        assert_eq!(found.len(), expected.len());
+        let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < tolerance, "{found:?} is not {expected:?}");
+    }
+
+    fn tiny() -> Model {
+        let base =
+            Model { arch: "custom".into(), patch: 4, image_size: 16, dim: 16, depth: 3, heads: 2, drop_path: 0.1 };
+        base.resolve().unwrap()
+    }
+
+    fn images(batch: usize, height: usize, width: usize) -> Tensor<4> {
+        let values = random::normal(&mut random::keyed(0, "images", &[]), 1.0, batch * 3 * height * width);
+        Tensor::from_data(TensorData::new(values, [batch, 3, height, width]), &Device::flex())
+    }
+
+    fn list<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+        tensor.into_data().try_into_vec().unwrap()
+    }
+
+    #[test]
+    fn vit_small_and_its_head_have_the_published_numbers_of_parameters() {
+        let model = Model::default().resolve().unwrap();
+        let device = Device::flex();
+        assert_eq!(Vit::new(&model, 0, &device).num_params(), 21_665_664);
+        let head = Head { norm_last_layer: false, ..Head::default() };
+        let gains = head.out;
+        assert_eq!(DinoHead::new(model.dim, &head, 0, &device).num_params(), 22_286_592 + gains);
+    }
+
+    /// Six rows of a 96 px crop from a grid of 14: worked numbers with 6 digits.
+    #[test]
+    fn positions_are_resampled_with_the_given_scale() {
+        let sources: Vec<_> = (0..6).map(|row| source_coordinate(row, 14, 6)).collect();
+        close(&sources, &[0.647541, 2.942623, 5.237705, 7.532787, 9.827869, 12.122951], 1e-6);
+        let matrix = bicubic_matrix(14, 6);
+        let squares: Vec<_> =
+            (0..6).map(|row| (0..14).map(|k| f64::from(matrix[row * 14 + k]) * (k * k) as f64).sum::<f64>()).collect();
+        // f32 weights of values up to 169.
+        close(&squares, &[0.331852, 8.512291, 27.865762, 56.495994, 95.628038, 148.196967], 2e-5);
+        let halfway: Vec<f64> = cubic_weights(0.5).to_vec();
+        close(&halfway, &[-0.09375, 0.59375, 0.59375, -0.09375], 1e-15);
+    }
+
+    #[test]
+    fn only_another_grid_changes_the_positions() {
+        let device = Device::flex();
+        let vit = Vit::new(&tiny(), 1, &device);
+        assert_eq!(list(vit.positions(4, 4)), list(vit.pos_embed.val()));
+        let other = vit.positions(2, 6);
+        assert_eq!(other.dims(), [1, 13, 16]);
+        assert_eq!(list(other.narrow(1, 0, 1)), list(vit.pos_embed.val().narrow(1, 0, 1)));
+    }
+
+    #[test]
+    fn what_is_no_multiple_of_the_patch_is_floored_away() {
+        let vit = Vit::new(&tiny(), 1, &Device::flex());
+        let whole = images(2, 19, 22);
+        let cut = whole.clone().narrow(2, 0, 16).narrow(3, 0, 20);
+        assert_eq!(list(vit.forward(whole)), list(vit.forward(cut)));
+    }
+
+    #[test]
+    fn cls_is_the_first_token_and_the_last_intermediate_output() {
+        let vit = Vit::new(&tiny(), 1, &Device::flex());
+        let x = images(2, 16, 16);
+        let cls = list(vit.forward(x.clone()));
+        let tokens = vit.forward_tokens(x.clone());
+        assert_eq!(tokens.dims(), [2, 17, 16]);
+        let to64 = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<_>>();
+        close(&to64(list(tokens.clone().narrow(1, 0, 1))), &to64(cls), 1e-6);
+        let outputs = vit.intermediate(x.clone(), 2);
+        assert_eq!(outputs.len(), 2);
+        assert_eq!(list(outputs[1].clone()), list(tokens));
+        let attention = vit.last_attention(x);
+        assert_eq!(attention.dims(), [2, 2, 17, 17]);
+        close(&to64(list(attention.sum_dim(3))), &[1.0; 2 * 2 * 17], 1e-6);
+    }
+
+    #[test]
+    fn the_initialisation_is_the_references() {
+        let model = Model { drop_path: 0.0, ..Model::default() }.resolve().unwrap();
+        let device = Device::flex();
+        let named = parameters::export(&Vit::new(&model, 5, &device));
+        let deviation = |name: &str| {
+            let data = &named[name].data;
+            (data.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / data.len() as f64).sqrt()
+        };
+        // The deviation of n draws is known to 1 / sqrt(2 n): 3 % for the 384 of the CLS token, four of them allowed.
+        for (name, expected, share) in [
+            ("cls_token", 0.02, 0.15),
+            ("pos_embed", 0.02, 0.02),
+            ("blocks.3.attn.qkv.weight", 0.02, 0.01),
+            // U(±b) has deviation b / sqrt(3), b = 1 / sqrt(768).
+            ("patch_embed.proj.weight", 1.0 / (3.0f64 * 768.0).sqrt(), 0.01),
+            ("patch_embed.proj.bias", 1.0 / (3.0f64 * 768.0).sqrt(), 0.15),
+        ] {
+            assert!((deviation(name) / expected - 1.0).abs() < share, "{name}: {}", deviation(name));
+        }
+        assert!(named["blocks.0.mlp.fc1.bias"].data.iter().all(|v| *v == 0.0));
+        assert!(named["norm.weight"].data.iter().all(|v| *v == 1.0));
+        assert_eq!(named["blocks.0.attn.qkv.weight"].shape, [3 * 384, 384]);
+        assert_ne!(named["blocks.0.attn.qkv.weight"].data, named["blocks.1.attn.qkv.weight"].data);
+    }
+
+    #[test]
+    fn stochastic_depth_belongs_to_the_row() {
+        let (device, model) = (Device::flex(), Model { drop_path: 0.5, ..tiny() });
+        let factors = |rows: &[u64]| {
+            let depth = StochasticDepth::draw(&model, 7, 11, rows, &device).unwrap();
+            assert!(depth.blocks[0].is_none());
+            depth.blocks[2].clone().unwrap().map(list)
+        };
+        let rows: Vec<u64> = (0..400).collect();
+        let all = factors(&rows);
+        assert_eq!(factors(&rows[100..200])[0], all[0][100..200]);
+        // Rate 0.5 at the last block: dropped or doubled, half of them within four standard errors.
+        let kept = all[1].iter().filter(|f| **f == 2.0).count();
+        assert_eq!(all[1].iter().filter(|f| **f == 0.0).count() + kept, 400);
+        assert!(kept.abs_diff(200) < 40, "{kept}");
+        assert_ne!(all[0], all[1]);
+        assert!(StochasticDepth::draw(&Model { drop_path: 0.0, ..model }, 7, 11, &rows, &device).is_none());
+    }
+
+    #[test]
+    fn a_dropped_branch_adds_nothing() {
+        let (device, model) = (Device::flex(), tiny());
+        let vit = Vit::new(&model, 1, &device);
+        let x = images(1, 16, 16);
+        let all_dropped = || Some([Tensor::zeros([1, 1, 1], &device), Tensor::zeros([1, 1, 1], &device)]);
+        let depth = StochasticDepth { blocks: (0..3).map(|_| all_dropped()).collect() };
+        let expected = vit.norm.forward(vit.embed(x.clone()).narrow(1, 0, 1));
+        assert_eq!(list(vit.encode(x, Some(&depth))), list(expected));
+    }
+
+    #[test]
+    fn unresolvable_models_are_refused() {
+        let refuse = |model: Model| model.resolve().unwrap_err().to_string();
+        assert!(refuse(Model { arch: "vit_huge".into(), ..Model::default() }).contains("vit_huge"));
+        assert!(refuse(Model { arch: "custom".into(), ..Model::default() }).contains("model.dim"));
+        assert!(refuse(Model { heads: 5, ..Model::default() }).contains("multiple"));
+        assert!(refuse(Model { image_size: 8, ..Model::default() }).contains("patch"));
     }
 }

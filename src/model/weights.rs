@@ -95,7 +95,11 @@ impl Encoder {
     /// # Errors
     /// A length that does not match, an image smaller than a patch.
     pub fn embed(&self, images: Vec<f32>, count: usize, height: usize, width: usize) -> Result<Vec<f32>> {
-        ensure!(images.len() == count * 3 * height * width, "{} values are not {count} x 3 x {height} x {width}", images.len());
+        ensure!(
+            images.len() == count * 3 * height * width,
+            "{} values are not {count} x 3 x {height} x {width}",
+            images.len()
+        );
         let patch = self.config.model.patch;
         ensure!(height.min(width) >= patch, "an image of {width} x {height} px holds no patch of {patch} px");
         let images = Tensor::from_data(TensorData::new(images, [count, 3, height, width]), &self.device);
@@ -180,7 +184,7 @@ pub fn read_safetensors(path: &Path) -> Result<(Named, Option<serde_json::Value>
 
 fn to_single(bytes: Vec<u8>, shape: Vec<usize>, data_type: DType) -> Result<Values> {
     let data = TensorData::from_bytes_vec(bytes, shape.clone(), data_type).convert::<f32>();
-    let data = data.into_vec::<f32>().map_err(|e| anyhow!("{e:?}"))?;
+    let data = data.try_into_vec::<f32>().map_err(|e| anyhow!("{e:?}"))?;
     Ok(Values { shape, data })
 }
 
@@ -231,16 +235,9 @@ fn foreign(tensors: Named) -> Result<(Named, EncoderConfig)> {
     ensure!(grid * grid + 1 == tokens, "pos_embed has {tokens} rows, which is no square and one");
     ensure!(dim % 64 == 0, "a width of {dim} is not made of heads of 64 channels");
     let depth = (0..).take_while(|i| tensors.contains_key(&format!("blocks.{i}.norm1.weight"))).count();
-    let model = Model {
-        arch: "custom".into(),
-        patch,
-        image_size: grid * patch,
-        dim,
-        depth,
-        heads: dim / 64,
-        drop_path: 0.0,
-    }
-    .resolve()?;
+    let model =
+        Model { arch: "custom".into(), patch, image_size: grid * patch, dim, depth, heads: dim / 64, drop_path: 0.0 }
+            .resolve()?;
     let normalisation = crate::config::Crops::default();
     let config = EncoderConfig {
         model,
@@ -249,4 +246,90 @@ fn foreign(tensors: Named) -> Result<(Named, EncoderConfig)> {
         origin: serde_json::json!({ "imported": true }),
     };
     Ok((tensors, config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoder() -> Encoder {
+        let model =
+            Model { arch: "custom".into(), patch: 4, image_size: 8, dim: 64, depth: 2, heads: 1, drop_path: 0.0 }
+                .resolve()
+                .unwrap();
+        let device = Device::flex();
+        let config = EncoderConfig { model, mean: [0.5; 3], std: [0.25; 3], origin: serde_json::json!({"a": 1}) };
+        Encoder::new(Vit::new(&config.model, 4, &device), config, &device)
+    }
+
+    fn refused(path: &Path) -> String {
+        format!("{:#}", Encoder::load(path, &Device::flex()).unwrap_err())
+    }
+
+    #[test]
+    fn a_file_comes_back_as_it_was_and_writes_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one.safetensors"), folder.path().join("two.safetensors"));
+        let encoder = encoder();
+        encoder.save(&one).unwrap();
+        let loaded = Encoder::load(&one, &Device::flex()).unwrap();
+        assert_eq!((&loaded.hash, &loaded.config), (&encoder.hash, &encoder.config));
+        assert_eq!(parameters::export(&loaded.vit), parameters::export(&encoder.vit));
+        loaded.save(&two).unwrap();
+        assert!(std::fs::read(&one).unwrap() == std::fs::read(&two).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "a temporary file was left behind");
+    }
+
+    #[test]
+    fn missing_left_over_and_misshapen_tensors_are_all_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("encoder.safetensors");
+        let encoder = encoder();
+        let mut tensors = parameters::export(&encoder.vit);
+        tensors.remove("blocks.1.mlp.fc2.bias");
+        tensors.insert("surprise".into(), Values { shape: vec![1], data: vec![0.0] });
+        tensors.insert("norm.bias".into(), Values { shape: vec![3], data: vec![0.0; 3] });
+        write_safetensors(&path, &tensors, &serde_json::to_value(&encoder.config).unwrap()).unwrap();
+        let message = refused(&path);
+        for part in ["1 missing: blocks.1.mlp.fc2.bias", "1 left over: surprise", "norm.bias is [3], not [64]"] {
+            assert!(message.contains(part), "{part:?} is not in {message}");
+        }
+    }
+
+    #[test]
+    fn foreign_names_are_read_and_the_network_is_taken_from_the_shapes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("foreign.safetensors");
+        let encoder = encoder();
+        let mut tensors: Named = parameters::export(&encoder.vit)
+            .into_iter()
+            .map(|(name, values)| (format!("module.backbone.{name}"), values))
+            .collect();
+        tensors.insert("module.head.mlp.0.bias".into(), Values { shape: vec![1], data: vec![0.0] });
+        let buffers: Vec<_> = tensors.iter().map(|(n, v)| (n, v.shape.clone(), bytes_of(&v.data))).collect();
+        let views = buffers.iter().map(|(n, s, b)| (*n, TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
+        std::fs::write(&path, serialize(views, None).unwrap()).unwrap();
+        let loaded = Encoder::load(&path, &Device::flex()).unwrap();
+        assert_eq!(loaded.hash, encoder.hash);
+        let Model { patch, image_size, dim, depth, heads, .. } = loaded.config.model;
+        assert_eq!((patch, image_size, dim, depth, heads), (4, 8, 64, 2, 1));
+    }
+
+    #[test]
+    fn what_is_no_encoder_is_refused_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["absent.safetensors", "absent.pth"] {
+            assert!(refused(&folder.path().join(name)).contains(name));
+        }
+        for name in ["broken.safetensors", "broken.pth"] {
+            std::fs::write(folder.path().join(name), b"not an encoder").unwrap();
+            assert!(refused(&folder.path().join(name)).contains(name));
+        }
+        let path = folder.path().join("other.safetensors");
+        let other = Named::from([("weight".into(), Values { shape: vec![1], data: vec![1.0] })]);
+        let buffers: Vec<_> = other.iter().map(|(n, v)| (n, v.shape.clone(), bytes_of(&v.data))).collect();
+        let views = buffers.iter().map(|(n, s, b)| (*n, TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
+        std::fs::write(&path, serialize(views, None).unwrap()).unwrap();
+        assert!(refused(&path).contains("not a vision transformer"));
+    }
 }

@@ -6,3 +6,6 @@ pub mod optimizer;
 pub mod pretrain;
 pub mod schedule;
 pub mod watch;
+
+pub use dino::{Settings, StepReport, Trainer};
+pub use pretrain::{CropSource, Observer, Progress, pretrain};

@@ -1,0 +1,520 @@
+//! One step of DINO (Caron et al. 2021, `main_dino.py`): the student's view of every crop is pulled to the teacher's
+//! view of every other crop of the same patch.
+
+use super::optimizer::{AdamW, Gradients};
+use super::schedule::{Schedule, StepValues};
+use crate::config::{Crops, Head, Model, Precision, Pretrain};
+use crate::data::CropBatch;
+use crate::model::projection::Dino;
+use crate::model::vit::StochasticDepth;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// The sections of the configuration that decide what a run computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The one seed.
+    pub seed: u64,
+    /// Encoder, resolved.
+    pub model: Model,
+    /// Projection head.
+    pub head: Head,
+    /// Sizes and number of the crops, normalisation.
+    pub crops: Crops,
+    /// Training.
+    pub pretrain: Pretrain,
+}
+
+impl Settings {
+    /// Takes the sections out of an experiment and resolves the model.
+    ///
+    /// # Errors
+    /// A model that makes no sense.
+    pub fn of(experiment: &crate::config::Experiment) -> Result<Self> {
+        Ok(Self {
+            seed: experiment.seed,
+            model: experiment.model.resolve()?,
+            head: experiment.head.clone(),
+            crops: experiment.crops.clone(),
+            pretrain: experiment.pretrain.clone(),
+        })
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// The step, from 0.
+    pub step: usize,
+    /// Its epoch, from 0.
+    pub epoch: usize,
+    /// Mean cross-entropy over the pairs of crops.
+    pub loss: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Momentum of the teacher.
+    pub momentum: f64,
+    /// Temperature of the teacher.
+    pub teacher_temp: f64,
+    /// Mean entropy of the teacher's centred and sharpened output, nats; ln(out) is uniform.
+    pub teacher_entropy: f64,
+    /// Norm of the centre after the step.
+    pub center_norm: f64,
+    /// Largest norm of a parameter tensor's gradient before clipping; none on accelerators, where it is not read back.
+    pub gradient_norm: Option<f64>,
+}
+
+/// Student, teacher, centre and optimiser.
+#[derive(Clone, Debug)]
+pub struct Trainer {
+    /// Trained by gradients.
+    pub student: Dino,
+    /// Follows the student; its encoder is the result.
+    pub teacher: Dino,
+    /// Moving mean of the teacher's logits, `[1, out]`.
+    pub center: Tensor<2>,
+    /// AdamW, clipping, the teacher's average.
+    pub optimizer: AdamW,
+    schedule: Schedule,
+    settings: Settings,
+    device: Device,
+    replicas: usize,
+}
+
+/// What a micro-batch contributes to a step.
+struct Part {
+    gradients: Gradients,
+    /// Share of the loss and of the entropy.
+    loss: Tensor<1>,
+    entropy: Tensor<1>,
+    /// Sum of the raw teacher logits, `[1, out]`.
+    logits: Tensor<2>,
+}
+
+impl Trainer {
+    /// A fresh start. `device` has no autodiff; it gets it here where gradients are needed.
+    ///
+    /// # Errors
+    /// Settings that contradict each other, a precision the device has not.
+    pub fn new(settings: &Settings, steps_per_epoch: usize, device: &Device) -> Result<Self> {
+        let Settings { seed, model, head, crops, pretrain } = settings;
+        let on_cpu = lies_in_host_memory(device);
+        ensure!(
+            pretrain.precision == Precision::F32 || (!on_cpu && device.supports_dtype(DType::BF16)),
+            "pretrain.precision = \"bf16\" needs an accelerator that computes in bf16; use \"f32\" on {device:?}"
+        );
+        ensure!(pretrain.batch > 0, "pretrain.batch = 0 trains nothing");
+        for (key, size) in [("global_size", crops.global_size), ("local_size", crops.local_size)] {
+            let patch = model.patch;
+            ensure!(size as usize >= patch, "crops.{key} = {size} px holds no patch of model.patch = {patch} px");
+        }
+        let student = Dino::new(model, head, pretrain.precision, *seed, device);
+        let replicas = match pretrain.replicas {
+            0 if on_cpu => 2,
+            0 => 1,
+            given => given,
+        };
+        Ok(Self {
+            optimizer: AdamW::new(&student, pretrain.clip_grad, on_cpu),
+            // A copy of its own, not a second name for the same memory.
+            teacher: Dino::new(model, head, pretrain.precision, *seed, device),
+            student,
+            center: Tensor::zeros([1, head.out], device),
+            schedule: Schedule::new(pretrain, steps_per_epoch)?,
+            settings: settings.clone(),
+            device: device.clone(),
+            replicas,
+        })
+    }
+
+    /// The tables of the run.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// What the run is.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// One step on `batch`.
+    ///
+    /// # Errors
+    /// A batch of other sizes than configured, a loss that is not finite (nothing is updated then), a failing device.
+    pub fn step(&mut self, batch: &CropBatch, step: usize) -> Result<StepReport> {
+        self.check(batch, step)?;
+        let values = self.schedule.at(step);
+        let parts = self.parts(batch, step, values)?;
+
+        let teacher_rows = 2.0 * batch.size as f64;
+        let (mut gradients, mut losses, mut entropies, mut logits) = (vec![], vec![], vec![], vec![]);
+        for part in parts {
+            gradients.push(part.gradients);
+            losses.push(part.loss);
+            entropies.push(part.entropy);
+            logits.push(part.logits);
+        }
+        let mean_logits = sum(logits)?.div_scalar(teacher_rows);
+        let keep = self.settings.pretrain.center_momentum;
+        let center = self.center.clone().mul_scalar(keep) + mean_logits.mul_scalar(1.0 - keep);
+        let center_norm = center.clone().square().sum().sqrt();
+        let [loss, teacher_entropy, center_norm] =
+            read([sum(losses)?, sum(entropies)?, center_norm]).context("the step could not be read back")?;
+        if !loss.is_finite() {
+            bail!(
+                "the loss is {loss} at step {step} (epoch {}, lr {:.3e}): nothing was updated. Resume from the last \
+                 checkpoint with a lower pretrain.lr, a longer pretrain.warmup_epochs or a smaller pretrain.clip_grad; \
+                 with precision bf16, try f32",
+                self.schedule.epoch(step),
+                values.lr
+            );
+        }
+
+        self.center = center;
+        let gradient_norm = self.optimizer.step(&mut self.student, &mut self.teacher, gradients, values);
+        Ok(StepReport {
+            step,
+            epoch: self.schedule.epoch(step),
+            loss,
+            lr: values.lr,
+            weight_decay: values.weight_decay,
+            momentum: values.momentum,
+            teacher_temp: values.teacher_temp,
+            teacher_entropy,
+            center_norm,
+            gradient_norm,
+        })
+    }
+
+    /// The micro-batches of a step: on threads of their own on the CPU, one after the other on an accelerator, where
+    /// they save memory. Their number and order are fixed, so that the sums round the same everywhere.
+    fn parts(&self, batch: &CropBatch, step: usize, values: StepValues) -> Result<Vec<Part>> {
+        let ranges = split(batch.size, self.replicas);
+        if ranges.len() == 1 || !lies_in_host_memory(&self.device) {
+            return ranges.into_iter().map(|range| self.part(batch, range, step, values)).collect();
+        }
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                ranges.into_iter().map(|range| scope.spawn(move || self.part(batch, range, step, values))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| anyhow!("a thread of the training step panicked"))?)
+                .collect()
+        })
+    }
+
+    /// Forward and backward of the samples in `range`, weighted by their share of the batch.
+    fn part(&self, batch: &CropBatch, range: Range<usize>, step: usize, values: StepValues) -> Result<Part> {
+        let Settings { seed, model, crops, pretrain, .. } = &self.settings;
+        let share = range.len() as f64 / batch.size as f64;
+        let globals = self.crops(&batch.globals, batch.size, &range, crops.global_size as usize);
+        let locals = self.crops(&batch.locals, batch.size, &range, crops.local_size as usize);
+
+        let logits = self.teacher.forward(vec![(globals.clone(), None)], pretrain.precision);
+        let soft = softmax((logits.clone() - self.center.clone()).div_scalar(values.teacher_temp), 1);
+        let entropy = (soft.clone() * soft.clone().clamp_min(1e-30).log()).sum().div_scalar(-2.0 * range.len() as f64);
+
+        let live = self.student.clone().train();
+        let autodiff = self.device.clone().autodiff();
+        let crops_of = |images: Tensor<4>, first: usize| {
+            let crops = images.dims()[0] / range.len();
+            let rows: Vec<u64> = (first..first + crops)
+                .flat_map(|crop| range.clone().map(move |sample| (crop * batch.size + sample) as u64))
+                .collect();
+            let depth = StochasticDepth::draw(model, *seed, step as u64, &rows, &autodiff);
+            (Tensor::from_inner(images), depth)
+        };
+        let mut views = vec![crops_of(globals, 0)];
+        if crops.local_count > 0 {
+            views.push(crops_of(locals, 2));
+        }
+        let student = live.forward(views, pretrain.precision);
+        let (loss, slope) = multi_crop_loss(student.clone().inner(), soft, pretrain.student_temp);
+        // d(sum of logits * slope) is slope: the loss's own gradient enters the graph in closed form.
+        let mut raw = (student * Tensor::from_inner(slope.mul_scalar(share))).sum().backward();
+        let mut collected = Collect(&mut raw, Vec::new());
+        live.visit(&mut collected);
+        Ok(Part {
+            gradients: collected.1,
+            loss: loss.mul_scalar(share),
+            entropy: entropy.mul_scalar(share),
+            logits: logits.sum_dim(0),
+        })
+    }
+
+    /// The rows of the samples in `range` of crop-major `pixels`.
+    fn crops(&self, pixels: &[f32], size: usize, range: &Range<usize>, side: usize) -> Tensor<4> {
+        let image = 3 * side * side;
+        let rows: Vec<f32> = pixels
+            .chunks_exact(size * image)
+            .flat_map(|crop| &crop[range.start * image..range.end * image])
+            .copied()
+            .collect();
+        let count = rows.len() / image;
+        Tensor::from_data(TensorData::new(rows, [count, 3, side, side]), &self.device)
+    }
+
+    fn check(&self, batch: &CropBatch, step: usize) -> Result<()> {
+        ensure!(step < self.schedule.steps(), "step {step} is beyond the {} of the run", self.schedule.steps());
+        let crops = &self.settings.crops;
+        let pixels = |side: u32, count: usize| count * batch.size * 3 * (side as usize).pow(2);
+        ensure!(
+            batch.size > 0
+                && batch.globals.len() == pixels(crops.global_size, 2)
+                && batch.locals.len() == pixels(crops.local_size, crops.local_count),
+            "a batch of {} with {} + {} values does not have the configured crops",
+            batch.size,
+            batch.globals.len(),
+            batch.locals.len()
+        );
+        Ok(())
+    }
+}
+
+/// Whether a tensor of `device` is memory of this process, so that it can be worked on in place and from any thread.
+pub fn lies_in_host_memory(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+/// `count` nearly equal ranges of 0..size; fewer where there are fewer samples.
+fn split(size: usize, count: usize) -> Vec<Range<usize>> {
+    let count = count.clamp(1, size.max(1));
+    (0..count).map(|i| i * size / count..(i + 1) * size / count).collect()
+}
+
+fn sum<const D: usize>(parts: Vec<Tensor<D>>) -> Result<Tensor<D>> {
+    parts.into_iter().reduce(|a, b| a + b).context("a step has at least one micro-batch")
+}
+
+/// Three numbers in one transfer.
+fn read(scalars: [Tensor<1>; 3]) -> Result<[f64; 3]> {
+    let values = Tensor::cat(scalars.to_vec(), 0).try_into_vec_as::<f32>().map_err(|e| anyhow!("{e:?}"))?;
+    Ok([0, 1, 2].map(|i| f64::from(values[i])))
+}
+
+/// Takes the gradient of every parameter, flat, in the module's order.
+struct Collect<'a>(&'a mut burn::tensor::Gradients, Gradients);
+
+impl ModuleVisitor for Collect<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.1.push(param.val().grad_remove(self.0).map(|gradient| gradient.reshape([-1])));
+    }
+}
+
+/// The multi-crop loss and its gradient: `logits` of the student `[crops * B, K]` crop-major, `teacher` its soft
+/// targets `[2 B, K]` of the first two crops. Mean over the 2 crops - 2 pairs of different crops, and over the batch.
+pub fn multi_crop_loss(logits: Tensor<2>, teacher: Tensor<2>, student_temp: f64) -> (Tensor<1>, Tensor<2>) {
+    let [rows, _] = logits.dims();
+    let [two, _] = teacher.dims();
+    let batch = two / 2;
+    let crops = rows / batch;
+    let first = teacher.clone().narrow(0, 0, batch);
+    let second = teacher.narrow(0, batch, batch);
+    // What each crop is pulled to, summed over teachers: the two globals to each other, a local to both.
+    let mut targets = vec![second.clone(), first.clone()];
+    if crops > 2 {
+        targets.push((first + second).repeat_dim(0, crops - 2));
+    }
+    let pulls = (0..rows).map(|row| if row < two { 1.0 } else { 2.0 }).collect();
+    let pairs = 2 * crops - 2;
+    cross_entropy(logits, Tensor::cat(targets, 0), pulls, student_temp, (pairs * batch) as f64)
+}
+
+/// `-Σ targets · log softmax(logits / temp) / count` and its gradient by the logits. Row i of `targets` is a sum of
+/// `pulls[i]` distributions.
+pub fn cross_entropy(
+    logits: Tensor<2>,
+    targets: Tensor<2>,
+    pulls: Vec<f32>,
+    temp: f64,
+    count: f64,
+) -> (Tensor<1>, Tensor<2>) {
+    let device = logits.device();
+    let log = log_softmax(logits.div_scalar(temp), 1);
+    let loss = (targets.clone() * log.clone()).sum().div_scalar(-count);
+    let rows = pulls.len();
+    let pulls = Tensor::<2>::from_data(TensorData::new(pulls, [rows, 1]), &device);
+    let slope = (log.exp() * pulls - targets).div_scalar(temp * count);
+    (loss, slope)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::model::parameters;
+
+    fn tensor<const R: usize>(rows: [[f32; 3]; R]) -> Tensor<2> {
+        Tensor::from_floats(rows, &Device::flex())
+    }
+
+    fn list<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+        tensor.into_data().try_into_vec().unwrap()
+    }
+
+    const TEACHER: [[f32; 3]; 2] = [[0.10, 0.02, -0.05], [0.03, 0.08, -0.02]];
+    const STUDENT: [[f32; 3]; 3] = [[0.1, 0.0, -0.1], [0.0, 0.2, 0.1], [0.05, -0.05, 0.0]];
+
+    fn soft_teacher() -> Tensor<2> {
+        softmax((tensor(TEACHER) - tensor([[0.01, 0.0, -0.01]])).div_scalar(0.04), 1)
+    }
+
+    /// Worked numbers with 7 digits, so 1e-6.
+    fn close(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-6, "{found:?} is not {expected:?}");
+    }
+
+    #[test]
+    fn the_loss_of_three_crops_is_the_worked_one() {
+        let soft = soft_teacher();
+        close(&list(soft.clone()), &[0.8247095, 0.1433130, 0.0319775, 0.1679527, 0.7527120, 0.0793353]);
+        let (loss, _) = multi_crop_loss(tensor(STUDENT), soft.clone(), 0.1);
+        close(&list(loss), &[1.4300529]);
+        // The four terms by themselves: (teacher, student) crops.
+        for (t, s, term) in [(0, 1, 2.0890025), (0, 2, 0.8395714), (1, 0, 1.3189885), (1, 2, 1.4726493)] {
+            let (loss, _) = cross_entropy(tensor([STUDENT[s]]), soft.clone().narrow(0, t, 1), vec![1.0], 0.1, 1.0);
+            close(&list(loss), &[term]);
+        }
+    }
+
+    #[test]
+    fn the_slope_of_the_loss_is_that_of_autodiff() {
+        let live = Tensor::<2>::from_inner(tensor(STUDENT)).require_grad();
+        let log = log_softmax(live.clone().div_scalar(0.1), 1);
+        let soft = Tensor::from_inner(soft_teacher());
+        let pair = |t: usize, s: usize| (soft.clone().narrow(0, t, 1) * log.clone().narrow(0, s, 1)).sum();
+        let loss = (pair(0, 1) + pair(0, 2) + pair(1, 0) + pair(1, 2)).div_scalar(-4.0);
+        let expected = live.grad(&loss.backward()).unwrap();
+        let (_, slope) = multi_crop_loss(tensor(STUDENT), soft_teacher(), 0.1);
+        close(&list(slope), &list(expected));
+    }
+
+    #[test]
+    fn a_batch_is_split_in_order_without_loss() {
+        assert_eq!(split(8, 2), [0..4, 4..8]);
+        assert_eq!(split(5, 2), [0..2, 2..5]);
+        assert_eq!(split(1, 2), [0..1]);
+    }
+
+    /// A tiny network: 2 global crops of 16 px and 2 local ones of 8 px, patches of 4 px.
+    pub(crate) fn tiny() -> Settings {
+        let model =
+            Model { arch: "custom".into(), patch: 4, image_size: 16, dim: 16, depth: 2, heads: 2, drop_path: 0.2 };
+        Settings {
+            seed: 3,
+            model: model.resolve().unwrap(),
+            head: Head { hidden: 24, bottleneck: 12, out: 40, norm_last_layer: true },
+            crops: Crops { global_size: 16, local_size: 8, local_count: 2, ..Crops::default() },
+            pretrain: Pretrain { epochs: 3, warmup_epochs: 1, batch: 5, lr: 0.05, ..Pretrain::default() },
+        }
+    }
+
+    pub(crate) fn batch(settings: &Settings, step: u64) -> CropBatch {
+        let size = settings.pretrain.batch;
+        let draw = |name: &str, count: usize| {
+            crate::model::random::normal(&mut crate::model::random::keyed(9, name, &[step]), 1.0, count)
+        };
+        let side = |s: u32| 3 * (s as usize).pow(2);
+        CropBatch {
+            size,
+            globals: draw("globals", 2 * size * side(settings.crops.global_size)),
+            locals: draw("locals", settings.crops.local_count * size * side(settings.crops.local_size)),
+            indices: (0..size).collect(),
+        }
+    }
+
+    #[test]
+    fn the_centre_follows_the_mean_of_the_teacher() {
+        let settings = tiny();
+        let mut trainer = Trainer::new(&settings, 10, &Device::flex()).unwrap();
+        let batch = batch(&settings, 0);
+        let side = settings.crops.global_size as usize;
+        let globals = trainer.crops(&batch.globals, batch.size, &(0..batch.size), side);
+        let logits = trainer.teacher.forward(vec![(globals, None)], Precision::F32);
+        let expected = list(logits.mean_dim(0).mul_scalar(0.1));
+        trainer.step(&batch, 0).unwrap();
+        close(&list(trainer.center), &expected);
+    }
+
+    /// Against a teacher and a centre that stand still, the student must get better at the same batch.
+    #[test]
+    fn the_student_learns_what_a_fixed_teacher_says() {
+        let mut settings = tiny();
+        settings.model.drop_path = 0.0;
+        settings.pretrain.teacher_momentum = 1.0;
+        settings.pretrain.center_momentum = 1.0;
+        let mut trainer = Trainer::new(&settings, 10, &Device::flex()).unwrap();
+        let spread = random_like(&trainer.center);
+        trainer.center = spread;
+        let batch = batch(&settings, 0);
+        let losses: Vec<_> = (0..30).map(|step| trainer.step(&batch, step).unwrap().loss).collect();
+        assert!(losses[29] < 0.8 * losses[0], "{losses:?}");
+    }
+
+    fn random_like(center: &Tensor<2>) -> Tensor<2> {
+        let mut rng = crate::model::random::keyed(1, "center", &[]);
+        let values = crate::model::random::normal(&mut rng, 0.1, center.dims()[1]);
+        Tensor::from_data(TensorData::new(values, center.dims()), &center.device())
+    }
+
+    /// Sums of f32 in another order: 1e-6 of the largest values, and Adam's division by small square roots amplifies.
+    #[test]
+    fn micro_batches_add_up_to_the_batch() {
+        let run = |replicas: usize| {
+            let mut settings = tiny();
+            settings.pretrain.replicas = replicas;
+            let mut trainer = Trainer::new(&settings, 10, &Device::flex()).unwrap();
+            let losses: Vec<_> =
+                (0..12).map(|i| trainer.step(&batch(&settings, i), i as usize).unwrap().loss).collect();
+            (losses, trainer)
+        };
+        let (one, trained_one) = run(1);
+        for replicas in [2, 3] {
+            let (many, trained) = run(replicas);
+            let worst = one.iter().zip(&many).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(worst < 2e-4, "{replicas} replicas: losses differ by {worst}");
+            let (a, b) = (list(trained_one.center.clone()), list(trained.center));
+            let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4, "{replicas} replicas: centres differ by {worst}");
+        }
+        assert_eq!(run(2).0, run(2).0);
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_stops_and_says_what_to_try() {
+        let settings = tiny();
+        let mut trainer = Trainer::new(&settings, 10, &Device::flex()).unwrap();
+        let before = parameters::export(&trainer.student);
+        let mut broken = batch(&settings, 0);
+        broken.globals[0] = f32::NAN;
+        let message = trainer.step(&broken, 7).unwrap_err().to_string();
+        assert!(message.contains("step 7") && message.contains("pretrain.lr"), "{message}");
+        assert_eq!(parameters::export(&trainer.student), before);
+    }
+
+    #[test]
+    fn bf16_and_wrong_crops_are_refused() {
+        let mut settings = tiny();
+        settings.pretrain.precision = Precision::Bf16;
+        let message = Trainer::new(&settings, 10, &Device::flex()).unwrap_err().to_string();
+        assert!(message.contains("bf16") && message.contains("f32"), "{message}");
+        let settings = tiny();
+        let mut short = batch(&settings, 0);
+        short.locals.pop();
+        let mut trainer = Trainer::new(&settings, 10, &Device::flex()).unwrap();
+        assert!(trainer.step(&short, 0).unwrap_err().to_string().contains("configured crops"));
+    }
+}

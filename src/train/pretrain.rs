@@ -1,0 +1,362 @@
+//! The pretraining loop: batches in, an encoder file out.
+//!
+//! | file of the run folder | what it is |
+//! |---|---|
+//! | `checkpoint.safetensors` | everything needed to continue, the last one only |
+//! | `metrics.jsonl` | one line per report, no clock in it: the same run writes the same bytes |
+//! | `encoder.safetensors` | the teacher's encoder, at the end |
+
+use super::checkpoint;
+use super::dino::{Settings, StepReport, Trainer};
+use super::watch::CollapseWatch;
+use crate::data::{CropBatch, CropLoader};
+use crate::model::{Encoder, EncoderConfig};
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use serde::Serialize;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The state to continue from.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// The reports.
+pub const METRICS: &str = "metrics.jsonl";
+/// The result.
+pub const ENCODER: &str = "encoder.safetensors";
+
+/// Reports kept of a run, about.
+const METRIC_LINES: usize = 10_000;
+
+/// Where batches come from: an epoch is the same whenever it is asked for.
+pub trait CropSource {
+    /// Batches of an epoch.
+    fn steps_per_epoch(&self) -> usize;
+    /// The batches of `epoch` from number `first` on.
+    fn epoch(&self, epoch: usize, first: usize) -> Box<dyn Iterator<Item = Result<CropBatch>> + '_>;
+}
+
+impl CropSource for CropLoader {
+    fn steps_per_epoch(&self) -> usize {
+        CropLoader::steps_per_epoch(self)
+    }
+    fn epoch(&self, epoch: usize, first: usize) -> Box<dyn Iterator<Item = Result<CropBatch>> + '_> {
+        Box::new(CropLoader::epoch(self, epoch, first))
+    }
+}
+
+/// How far a run is.
+#[derive(Clone, Debug)]
+pub struct Progress<'a> {
+    /// The step just done.
+    pub report: &'a StepReport,
+    /// Steps done, those before a resumption too.
+    pub done: usize,
+    /// Steps of the run.
+    pub steps: usize,
+    /// Patches per second, lately.
+    pub patches_per_second: f64,
+    /// Time left at that rate.
+    pub left: Duration,
+}
+
+/// Who is told what happens: a progress bar, a log.
+pub trait Observer {
+    /// After every step.
+    fn step(&mut self, progress: &Progress);
+    /// Something looks wrong, but the run goes on.
+    fn warning(&mut self, message: &str);
+    /// Every `pretrain.knn_every` epochs and at the end: k-NN accuracy of the teacher's encoder, where labels exist.
+    ///
+    /// # Errors
+    /// Whatever stops the evaluation stops the run.
+    fn evaluate(&mut self, epoch: usize, encoder: &Encoder) -> Result<Option<f64>> {
+        let _ = (epoch, encoder);
+        Ok(None)
+    }
+}
+
+#[derive(Serialize)]
+struct Evaluation {
+    step: usize,
+    epoch: usize,
+    knn: f64,
+}
+
+/// Trains, or with `resume` continues from the folder's checkpoint if there is one, and returns the teacher's encoder.
+///
+/// # Errors
+/// Settings that contradict each other, a checkpoint of another configuration, a batch that cannot be made, a loss that
+/// is not finite, a folder that cannot be written to.
+pub fn pretrain(
+    settings: &Settings,
+    source: &dyn CropSource,
+    folder: &Path,
+    resume: bool,
+    device: &Device,
+    observer: &mut dyn Observer,
+) -> Result<Encoder> {
+    let per_epoch = source.steps_per_epoch();
+    let mut trainer = Trainer::new(settings, per_epoch, device)?;
+    let steps = trainer.schedule().steps();
+    let path = folder.join(CHECKPOINT);
+    let mut step = if resume && path.exists() { checkpoint::load(&path, &mut trainer)? } else { 0 };
+    let mut metrics = Metrics::open(&folder.join(METRICS), step)?;
+    let mut watch = CollapseWatch::new(settings.head.out, steps);
+    let mut pace = Pace::default();
+    let report_every = (steps / METRIC_LINES).max(1);
+    let pretrain = &settings.pretrain;
+
+    while step < steps {
+        let epoch = step / per_epoch;
+        for batch in source.epoch(epoch, step % per_epoch) {
+            let batch = batch?;
+            let report = trainer.step(&batch, step)?;
+            step += 1;
+            if report.step % report_every == 0 {
+                metrics.write(&report)?;
+            }
+            if let Some(warning) = watch.observe(&report) {
+                observer.warning(&warning);
+            }
+            let seconds = pace.tick();
+            observer.step(&Progress {
+                report: &report,
+                done: step,
+                steps,
+                patches_per_second: batch.size as f64 / seconds,
+                left: Duration::from_secs_f64(seconds * (steps - step) as f64),
+            });
+            let in_epoch = step % per_epoch != 0;
+            if in_epoch && pretrain.checkpoint_every > 0 && step % pretrain.checkpoint_every == 0 {
+                metrics.sync()?;
+                checkpoint::save(&path, &trainer, step)?;
+            }
+        }
+        ensure!(
+            step == (epoch + 1) * per_epoch,
+            "epoch {epoch} ended after {} of {per_epoch} batches",
+            step % per_epoch
+        );
+
+        let due = pretrain.knn_every > 0 && (epoch + 1) % pretrain.knn_every == 0;
+        if (due || step == steps) && pretrain.knn_every > 0 {
+            if let Some(knn) = observer.evaluate(epoch, &encoder(&trainer, step))? {
+                metrics.write(&Evaluation { step: step - 1, epoch, knn })?;
+            }
+            pace.pause();
+        }
+        if pretrain.checkpoint_every == 0 || step % pretrain.checkpoint_every == 0 || step == steps {
+            metrics.sync()?;
+            checkpoint::save(&path, &trainer, step)?;
+        }
+    }
+
+    let encoder = encoder(&trainer, step);
+    encoder.save(&folder.join(ENCODER))?;
+    Ok(encoder)
+}
+
+/// The teacher's encoder after `steps` steps, with where it comes from.
+fn encoder(trainer: &Trainer, steps: usize) -> Encoder {
+    let settings = trainer.settings();
+    let config = EncoderConfig {
+        model: settings.model.clone(),
+        mean: settings.crops.mean,
+        std: settings.crops.std,
+        origin: serde_json::json!({
+            "method": "dino",
+            "version": env!("CARGO_PKG_VERSION"),
+            "steps": steps,
+            "settings": settings,
+        }),
+    };
+    Encoder::new(trainer.teacher.backbone.clone(), config, &trainer.center.device())
+}
+
+/// Seconds per step, lately.
+#[derive(Default)]
+struct Pace {
+    last: Option<Instant>,
+    seconds: Option<f64>,
+}
+
+impl Pace {
+    fn tick(&mut self) -> f64 {
+        let now = Instant::now();
+        if let Some(last) = self.last.replace(now) {
+            let latest = now.duration_since(last).as_secs_f64();
+            self.seconds = Some(self.seconds.map_or(latest, |mean| mean + (latest - mean) * 0.1));
+        }
+        self.seconds.unwrap_or(1.0).max(1e-9)
+    }
+
+    /// Time spent on something else does not count.
+    fn pause(&mut self) {
+        self.last = None;
+    }
+}
+
+/// `metrics.jsonl`, one JSON object a line.
+struct Metrics(File);
+
+impl Metrics {
+    /// Keeps the lines of steps before `step`: what came after the checkpoint is done, and written, again.
+    fn open(path: &Path, step: usize) -> Result<Self> {
+        let open = || -> Result<File> {
+            let old = if path.exists() && step > 0 { std::fs::read_to_string(path)? } else { String::new() };
+            let kept: String = old.split_inclusive('\n').filter(|line| before(line, step)).collect();
+            std::fs::write(path, kept)?;
+            Ok(OpenOptions::new().append(true).open(path)?)
+        };
+        open().map(Self).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn write(&mut self, line: &impl Serialize) -> Result<()> {
+        writeln!(self.0, "{}", serde_json::to_string(line)?).context("cannot write metrics.jsonl")
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.0.sync_data().context("cannot write metrics.jsonl")
+    }
+}
+
+fn before(line: &str, step: usize) -> bool {
+    let json: Option<serde_json::Value> = serde_json::from_str(line).ok();
+    json.and_then(|json| json.get("step")?.as_u64()).is_some_and(|of| (of as usize) < step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::dino::tests::{batch, tiny};
+
+    struct Made<'a>(&'a Settings, usize);
+
+    impl CropSource for Made<'_> {
+        fn steps_per_epoch(&self) -> usize {
+            self.1
+        }
+        fn epoch(&self, epoch: usize, first: usize) -> Box<dyn Iterator<Item = Result<CropBatch>> + '_> {
+            Box::new((first..self.1).map(move |i| Ok(batch(self.0, (epoch * self.1 + i) as u64))))
+        }
+    }
+
+    /// Notes the losses, and stops the run after some steps as an interruption would.
+    #[derive(Default)]
+    struct Notes {
+        losses: Vec<f64>,
+        stop_after: Option<usize>,
+        evaluated: Vec<usize>,
+        warnings: usize,
+    }
+
+    impl Observer for Notes {
+        fn step(&mut self, progress: &Progress) {
+            self.losses.push(progress.report.loss);
+            if Some(progress.done) == self.stop_after {
+                std::panic::resume_unwind(Box::new("interrupted"));
+            }
+        }
+        fn warning(&mut self, _: &str) {
+            self.warnings += 1;
+        }
+        fn evaluate(&mut self, epoch: usize, _: &Encoder) -> Result<Option<f64>> {
+            self.evaluated.push(epoch);
+            Ok(Some(0.5))
+        }
+    }
+
+    fn run(settings: &Settings, folder: &Path, resume: bool, notes: &mut Notes) -> Result<Encoder> {
+        pretrain(settings, &Made(settings, 2), folder, resume, &Device::flex(), notes)
+    }
+
+    fn bytes(folder: &Path, name: &str) -> Vec<u8> {
+        std::fs::read(folder.join(name)).unwrap()
+    }
+
+    /// Six steps, checkpoints after 2 and 4; interrupted after 5, so that step 5 is done twice.
+    #[test]
+    fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
+        let mut settings = tiny();
+        settings.pretrain.knn_every = 2;
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut expected = Notes::default();
+        let encoder = run(&settings, whole.path(), false, &mut expected).unwrap();
+        assert_eq!((expected.losses.len(), &expected.evaluated[..]), (6, &[1, 2][..]));
+
+        let mut first = Notes { stop_after: Some(5), ..Notes::default() };
+        let stopped =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&settings, parts.path(), false, &mut first)));
+        assert!(stopped.is_err());
+        let mut second = Notes::default();
+        let resumed = run(&settings, parts.path(), true, &mut second).unwrap();
+        assert_eq!(first.losses, expected.losses[..5]);
+        assert_eq!(second.losses, expected.losses[4..]);
+        assert_eq!(resumed.hash, encoder.hash);
+        for name in [CHECKPOINT, METRICS, ENCODER] {
+            assert!(bytes(whole.path(), name) == bytes(parts.path(), name), "{name} differs");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_in_the_middle_of_an_epoch_resumes_there() {
+        let mut settings = tiny();
+        settings.pretrain.checkpoint_every = 3;
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Notes { stop_after: Some(4), ..Notes::default() };
+        let _ =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&settings, folder.path(), false, &mut first)));
+        let mut second = Notes::default();
+        run(&settings, folder.path(), true, &mut second).unwrap();
+        assert_eq!(second.losses.len(), 3);
+        assert_eq!(second.losses[0], first.losses[3]);
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_configuration_is_refused_by_the_key() {
+        let settings = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        run(&settings, folder.path(), false, &mut Notes::default()).unwrap();
+        let mut other = settings.clone();
+        other.pretrain.lr *= 2.0;
+        let message = format!("{:#}", run(&other, folder.path(), true, &mut Notes::default()).unwrap_err());
+        assert!(message.contains("pretrain.lr = 0.05") && message.contains("0.1"), "{message}");
+        let mut free = settings.clone();
+        free.pretrain.knn_every = 1;
+        run(&free, folder.path(), true, &mut Notes::default()).unwrap();
+        let shorter =
+            pretrain(&settings, &Made(&settings, 3), folder.path(), true, &Device::flex(), &mut Notes::default());
+        assert!(format!("{:#}", shorter.unwrap_err()).contains("2 steps an epoch"));
+    }
+
+    #[test]
+    fn the_encoder_file_is_enough_to_embed() {
+        let settings = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        let encoder = run(&settings, folder.path(), false, &mut Notes::default()).unwrap();
+        let loaded = Encoder::load(&folder.path().join(ENCODER), &Device::flex()).unwrap();
+        assert_eq!((&loaded.config, &loaded.hash), (&encoder.config, &encoder.hash));
+        assert_eq!(loaded.config.origin["settings"]["seed"], 3);
+        let images = batch(&settings, 1).globals;
+        let count = images.len() / (3 * 16 * 16);
+        let features = loaded.embed(images.clone(), count, 16, 16).unwrap();
+        assert_eq!(features.len(), count * 16);
+        assert_eq!(features, encoder.embed(images, count, 16, 16).unwrap());
+        assert!(loaded.embed(vec![0.0; 27], 1, 3, 3).is_err());
+    }
+
+    #[test]
+    fn metrics_hold_a_line_a_step_and_the_evaluations() {
+        let settings = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        run(&settings, folder.path(), false, &mut Notes::default()).unwrap();
+        let text = String::from_utf8(bytes(folder.path(), METRICS)).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 7);
+        assert_eq!(lines[3]["step"], 3);
+        assert!(lines[3]["loss"].as_f64().unwrap() > 0.0);
+        assert_eq!((lines[6]["step"].as_u64(), lines[6]["knn"].as_f64()), (Some(5), Some(0.5)));
+    }
+}
