@@ -3,12 +3,13 @@
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::Serialize;
-use slide_io::manifest::ColumnNames;
-use slide_io::{Cohort, Level, Mpp, Slide, TissueMask, TissueParams};
+use slide_io::{Level, Mpp, Slide, TissueMask, TissueParams};
 use std::path::Path;
 
 use super::Outcome;
+use super::sources::cohort;
 use crate::cli::InspectArgs;
+use crate::config::Data;
 
 /// What is said about one slide.
 #[derive(Debug, Serialize)]
@@ -30,11 +31,10 @@ struct Inspection {
 pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome> {
     let single = Path::new(&args.path).is_file();
     let mpp = args.mpp.map(Mpp);
-    let columns = ColumnNames::default();
     let files: Vec<_> = if single {
         vec![args.path.clone().into()]
     } else {
-        Cohort::load(&args.path, None, &columns, None)?.slides.into_iter().map(|slide| slide.path).collect()
+        cohort(&Data { slides: args.path.clone(), ..Data::default() })?.slides.into_iter().map(|slide| slide.path).collect()
     };
     let slides: Vec<Inspection> = files.par_iter().map(|file| look(file, mpp)).collect();
     if args.json {

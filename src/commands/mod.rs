@@ -11,6 +11,7 @@ mod pretrain;
 mod progress;
 mod report;
 mod run;
+mod selftest;
 mod sources;
 mod tile;
 
