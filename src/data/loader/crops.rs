@@ -31,7 +31,8 @@ pub struct CropBatch {
 /// Multi-crop batches for DINO: shuffled, augmented, made on threads ahead of the training step.
 ///
 /// A patch that cannot be read is replaced by the next readable one in the epoch's order and kept in
-/// [`failures`](Self::failures); too many failures end the epoch with an error ([`MAX_FAILED_SHARE`](super::MAX_FAILED_SHARE)).
+/// [`failures`](Self::failures); too many failures end the epoch with an error
+/// ([`MAX_FAILED_SHARE`](super::MAX_FAILED_SHARE)).
 pub struct CropLoader {
     source: Arc<dyn PatchSource>,
     crops: Arc<Crops>,
