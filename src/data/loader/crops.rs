@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use rayon::ThreadPool;
 use slide_io::PatchSource;
@@ -31,7 +31,8 @@ pub struct CropBatch {
 /// Multi-crop batches for DINO: shuffled, augmented, made on threads ahead of the training step.
 ///
 /// A patch that cannot be read is replaced by the next readable one in the epoch's order and kept in
-/// [`failures`](Self::failures); too many failures end the epoch with an error ([`super::MAX_FAILED_SHARE`]).
+/// [`failures`](Self::failures); too many failures end the epoch with an error
+/// ([`MAX_FAILED_SHARE`](super::MAX_FAILED_SHARE)).
 pub struct CropLoader {
     source: Arc<dyn PatchSource>,
     crops: Arc<Crops>,
@@ -112,7 +113,11 @@ impl CropBatches {
         let made = made.map_err(anyhow::Error::msg)?;
         self.failures.count(made.batch.size, made.failed);
         self.failures.check()?;
-        ensure!(!made.gave_up, "{MAX_REPLACEMENTS} patches in a row could not be read");
+        if made.gave_up {
+            let failures = self.failures.list();
+            let last = failures.last().map(|f| format!(": {}: {}", f.key.item, f.reason)).unwrap_or_default();
+            bail!("a place in the batch stayed empty, up to {MAX_REPLACEMENTS} patches were tried{last}");
+        }
         Ok(made.batch)
     }
 }
@@ -295,7 +300,8 @@ mod tests {
     fn no_readable_patch_at_all_is_an_error() {
         let loader = CropLoader::new(Pictures::new(8, |_| true), small(), 4, 0, 0, 2, 2).unwrap();
         let mut batches = loader.epoch(0, 0);
-        assert!(batches.next().unwrap().is_err());
+        let error = batches.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("reads failed") && error.contains("decoder broke on 0"), "{error}");
         assert!(batches.next().is_none());
     }
 
