@@ -7,7 +7,6 @@ mod fake;
 mod images;
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,16 +64,13 @@ impl Failures {
         self.lock().by_index.values().cloned().collect()
     }
 
-    /// Counts a delivered batch: `read` patches and `failed` ones, which are reported the first time only.
+    /// Counts a delivered batch: `read` patches and `failed` ones, which are kept the first time only.
     pub(super) fn count(&self, read: usize, failed: Vec<ReadFailure>) {
         let mut tally = self.lock();
         tally.reads += read + failed.len();
         tally.failed += failed.len();
         for failure in failed {
-            if let Entry::Vacant(entry) = tally.by_index.entry(failure.index) {
-                tracing::warn!(item = failure.key.item, index = failure.index, "patch not read: {}", failure.reason);
-                entry.insert(failure);
-            }
+            tally.by_index.entry(failure.index).or_insert(failure);
         }
     }
 
