@@ -1,8 +1,8 @@
 //! JPEG streams through libjpeg-turbo: whole images, and the abbreviated streams that TIFF tiles hold.
 //!
 //! Slides store their tiles as JPEG bodies whose tables lie elsewhere in the file, and say in a TIFF tag, not in the
-//! JPEG, whether the components are RGB or YCbCr. [`splice`] makes such a tile a complete stream that any decoder reads
-//! the right way, [`split`] is its inverse for writing. Decoding uses the accurate DCT and smooth chroma upsampling,
+//! JPEG, whether the components are RGB or YCbCr. `splice` makes such a tile a complete stream that any decoder reads
+//! the right way, `split` is its inverse for writing. Decoding uses the accurate DCT and smooth chroma upsampling,
 //! the settings of OpenSlide, so that both give the same pixels.
 
 use std::cell::RefCell;

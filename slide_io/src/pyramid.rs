@@ -91,8 +91,8 @@ fn check(spec: &PyramidSpec, level0: &RgbImage) -> std::result::Result<(), Strin
     if levels.last().is_some_and(|last| *last > shortest) {
         return Err(format!("levels {levels:?} of an image with a side of {shortest} px"));
     }
-    if spec.mpp.is_some_and(|mpp| !(mpp.0 > 1e-3 && mpp.0 < 1e4)) {
-        return Err(format!("a scale of {:?} µm/px", spec.mpp));
+    if spec.mpp.is_some_and(|mpp| !(1e-3..=10.0).contains(&mpp.0)) {
+        return Err(format!("a scale of {:?} µm/px; it must be 0.001 to 10", spec.mpp));
     }
     Ok(())
 }
@@ -157,10 +157,10 @@ fn write_level<W: Write + Seek, K: TiffKind>(
         }
     }
     if let Some(mpp) = spec.mpp {
-        // Per centimetre in thousandths: exact to 1e-7 at 0.5 µm/px.
-        let n = (1e7 / (mpp.0 * f64::from(factor))).round() as u32;
+        // Pixels per centimetre are 1e4 / µm: scales of up to five decimals come back exactly.
+        let (n, d) = (4_000_000_000, (mpp.0 * f64::from(factor) * 4e5).round() as u32);
         for tag in [Tag::XResolution, Tag::YResolution] {
-            directory.write_tag(tag, Rational { n, d: 1000 })?;
+            directory.write_tag(tag, Rational { n, d })?;
         }
         directory.write_tag(Tag::ResolutionUnit, CENTIMETER)?;
     }
@@ -237,6 +237,8 @@ mod tests {
     use image::Rgb;
 
     use super::*;
+    use crate::geometry::{Point, Region};
+    use crate::slide::Slide;
 
     #[test]
     fn reduced_pixels_are_means() {
@@ -254,6 +256,27 @@ mod tests {
         assert_eq!(tile.dimensions(), (16, 16));
         assert_eq!(*tile.get_pixel(0, 0), Rgb([16, 16, 0]));
         assert_eq!(*tile.get_pixel(15, 15), Rgb([19, 17, 0]));
+    }
+
+    #[test]
+    fn big_tiff_holds_the_same_slide() {
+        let image = RgbImage::from_fn(300, 200, |x, y| Rgb([(x * y) as u8, x as u8, y as u8]));
+        let spec = PyramidSpec { tile: 64, levels: vec![1, 2], mpp: Some(Mpp(0.25)), ..PyramidSpec::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let [classic, big] = ["classic.tiff", "big.tiff"].map(|name| folder.path().join(name));
+        write_pyramid(&classic, &image, &spec).unwrap();
+        write_levels::<_, TiffKindBig>(std::fs::File::create(&big).unwrap(), &image, &spec).unwrap();
+        assert_eq!(std::fs::read(&big).unwrap()[2], 43, "the version that BigTIFF has");
+        let expected = Slide::open(&classic).unwrap();
+        for format in crate::format::FORMATS {
+            let slide = Slide::open_as(&big, format.name).unwrap();
+            assert_eq!(slide.levels(), expected.levels());
+            assert!((slide.mpp().unwrap().0 - 0.25).abs() < 1e-9);
+            for level in 0..2 {
+                let region = Region { level, origin: Point::new(0, 0), size: slide.levels()[level].size };
+                assert!(slide.read(&region).unwrap() == expected.read(&region).unwrap(), "{} {level}", format.name);
+            }
+        }
     }
 
     #[test]

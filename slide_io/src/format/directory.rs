@@ -9,7 +9,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use tiff::decoder::ifd::Value;
-use tiff::decoder::{Decoder, IfdDecoder, Limits};
+use tiff::decoder::{Decoder, IfdDecoder};
 use tiff::tags::{IfdPointer, Tag, ValueBuffer};
 use tiff::{Directory as Tags, TiffError};
 
@@ -63,14 +63,12 @@ impl Directory {
 /// All directories of the file in their order, with the sub-directories of the first (where OME-TIFF keeps its levels).
 pub(super) fn read_directories(path: &Path, file: &File) -> Result<Vec<Directory>> {
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
-    let mut limits = Limits::default();
-    limits.ifd_value_size = MAX_TAG_BYTES as usize;
-    let mut decoder =
-        Decoder::new(BufReader::new(file)).map_err(|e| refused(path, "its first directory", e))?.with_limits(limits);
-    let mut waiting: Vec<IfdPointer> = decoder.ifd_pointer().into_iter().collect();
+    let mut decoder = Decoder::new(BufReader::new(file)).map_err(|e| refused(path, "its first directory", e))?;
+    // With whether its successor is to be read: sub-directories are all listed in their parent, chained or not.
+    let mut waiting: Vec<(IfdPointer, bool)> = decoder.ifd_pointer().map(|first| (first, true)).into_iter().collect();
     let mut seen = Vec::new();
     let mut directories = Vec::new();
-    while let Some(pointer) = waiting.pop() {
+    while let Some((pointer, in_chain)) = waiting.pop() {
         if seen.contains(&pointer.0) {
             return Err(Error::bad(path, format!("its directories form a loop at byte {}", pointer.0)));
         }
@@ -80,10 +78,10 @@ pub(super) fn read_directories(path: &Path, file: &File) -> Result<Vec<Directory
         }
         let what = format!("directory {}", seen.len() - 1);
         let tags = decoder.read_directory(pointer).map_err(|e| refused(path, &what, e))?;
-        waiting.extend(tags.next());
+        waiting.extend(tags.next().filter(|_| in_chain).map(|next| (next, true)));
         let mut reader = TagReader { path, what, length, tags: decoder.read_directory_tags(&tags) };
         if directories.is_empty() {
-            waiting.extend(reader.sub_directories(&tags)?);
+            waiting.extend(reader.sub_directories(&tags)?.into_iter().map(|sub| (sub, false)));
         }
         directories.push(reader.directory()?);
     }
@@ -98,7 +96,9 @@ pub(super) fn refused(path: &Path, what: &str, error: TiffError) -> Error {
         }
         TiffError::IoError(e) => Error::io(path, e),
         TiffError::UnsupportedError(e) => Error::unsupported(path, format!("{what}: {e}")),
-        TiffError::LimitsExceeded => Error::limit(path, format!("{what} asks for more than {MAX_TAG_BYTES} bytes")),
+        TiffError::LimitsExceeded => {
+            Error::limit(path, format!("{what} asks for more memory than the reader's limit of 256 MiB"))
+        }
         other => Error::bad(path, format!("{what}: {other}")),
     }
 }

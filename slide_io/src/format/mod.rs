@@ -9,8 +9,8 @@
 //! | step | what | where |
 //! |---|---|---|
 //! | 1 | a file `format/<name>.rs` with a struct that holds the open file | beside `tiff.rs` |
-//! | 2 | implement [`Reader`] for it: rectangles inside a level, from any thread | same file |
-//! | 3 | `detect` (from the path and first bytes, cheap) and `open`, which fills [`Info`] | same file |
+//! | 2 | implement `Reader` for it: rectangles inside a level, from any thread | same file |
+//! | 3 | `detect` (from the path and first bytes, cheap) and `open`, which fills `Info` | same file |
 //! | 4 | a line in [`FORMATS`], before every format that would take its files less well | here |
 //! | 5 | real or generated files in `tests/formats.rs`: against another reader, cut short, damaged | tests |
 
@@ -129,7 +129,13 @@ pub(crate) fn open(path: &Path, only: Option<&str>) -> Result<(&'static Format, 
             Err(error) => return Err(error),
         }
     }
-    Err(refusal(path, &head, reasons))
+    match only {
+        None => Err(refusal(path, &head, reasons)),
+        Some(name) if reasons.is_empty() => {
+            Err(Error::unsupported(path, format!("not recognised by the reader `{name}`")))
+        }
+        Some(_) => Err(Error::unsupported(path, reasons.join("; "))),
+    }
 }
 
 /// Why no format took the file, in one sentence that says what to do.

@@ -90,17 +90,22 @@ mod library {
                 let what = format!("level {level}, {width} x {height} px at ({x}, {y}): OpenSlide: {e}");
                 Error::bad(&self.path, what)
             })?;
-            self.on_white(size, &pixels)
+            self.image(size, &pixels)
         }
 
         fn read_associated(&self, name: &str) -> Result<RgbImage> {
             let read = self.with_handle(|slide| slide.read_associated_buffer(name));
             let (size, pixels) = read.map_err(|e| Error::bad(&self.path, format!("image `{name}`: OpenSlide: {e}")))?;
-            self.on_white(Size::new(size.w, size.h), &pixels)
+            self.image(Size::new(size.w, size.h), &pixels)
         }
     }
 
     impl OpenSlideReader {
+        fn image(&self, size: Size, argb: &[u8]) -> Result<RgbImage> {
+            let image = RgbImage::from_raw(size.width, size.height, on_white(argb));
+            image.ok_or_else(|| Error::bad(&self.path, "OpenSlide returned too few pixels"))
+        }
+
         /// Runs `read` on the shared handle and, where that fails, once more on a fresh one.
         fn with_handle<T>(&self, read: impl Fn(&OpenSlide) -> openslide_rs::Result<T>) -> openslide_rs::Result<T> {
             let shared = self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -116,16 +121,24 @@ mod library {
             *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(fresh));
             Ok(value)
         }
+    }
 
-        /// RGB of OpenSlide's pixels (native-endian ARGB, colours multiplied by alpha) over white.
-        fn on_white(&self, size: Size, argb: &[u8]) -> Result<RgbImage> {
-            let rgb = argb.chunks_exact(4).flat_map(|pixel| {
-                let [alpha, red, green, blue] =
-                    u32::from_ne_bytes([pixel[0], pixel[1], pixel[2], pixel[3]]).to_be_bytes();
-                [red, green, blue].map(|color| color.saturating_add(255 - alpha))
-            });
-            let image = RgbImage::from_raw(size.width, size.height, rgb.collect());
-            image.ok_or_else(|| Error::bad(&self.path, "OpenSlide returned too few pixels"))
+    /// RGB of OpenSlide's pixels (native-endian ARGB, colours multiplied by alpha) over white.
+    fn on_white(argb: &[u8]) -> Vec<u8> {
+        let mut rgb = Vec::with_capacity(argb.len() / 4 * 3);
+        for pixel in argb.chunks_exact(4) {
+            let [alpha, red, green, blue] = u32::from_ne_bytes([pixel[0], pixel[1], pixel[2], pixel[3]]).to_be_bytes();
+            rgb.extend([red, green, blue].map(|color| color.saturating_add(255 - alpha)));
+        }
+        rgb
+    }
+
+    #[cfg(test)]
+    mod tests {
+        #[test]
+        fn transparent_pixels_are_composited_on_white() {
+            let pixels = [0x0000_0000, 0x8040_0000, 0xFF0A_141E_u32].map(u32::to_ne_bytes).concat();
+            assert_eq!(super::on_white(&pixels), [255, 255, 255, 191, 127, 127, 10, 20, 30]);
         }
     }
 }

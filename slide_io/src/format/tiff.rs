@@ -337,6 +337,7 @@ fn decode_by_tiff(image: &Directory, size: Size, bytes: &[u8]) -> TiffResult<Vec
     directory.write_tag(Tag::StripOffsets, u32::try_from(offset)?)?;
     directory.write_tag(Tag::StripByteCounts, u32::try_from(bytes.len())?)?;
     directory.finish()?;
+    file.set_position(0);
     let mut samples = vec![0; size.width as usize * size.height as usize * usize::from(image.samples)];
     Decoder::new(file)?.read_chunk_bytes(0, &mut samples)?;
     Ok(samples)
