@@ -369,11 +369,11 @@ mod tests {
         let adobe = jpeg(PixelFormat::CMYK, &[200, 100, 50, 204]);
         assert!(has_adobe_marker(&adobe));
         near(decoded(&adobe), [160, 80, 40]);
-        // The same file without the marker stores ink.
+        let cmyk = [200, 100, 50, 204];
+        assert_eq!(rgb_of_cmyk(&cmyk, true), [160, 80, 40]);
+        assert_eq!(rgb_of_cmyk(&cmyk, false), [11, 31, 41]); // 55 * 51, 155 * 51, 205 * 51, over 255
         let start = adobe.windows(2).position(|w| w == [0xFF, 0xEE]).unwrap();
-        let plain = [&adobe[..start], &adobe[start + 16..]].concat();
-        assert!(!has_adobe_marker(&plain));
-        near(decoded(&plain), [11, 31, 41]); // 55*51, 155*51, 205*51, over 255
+        assert!(!has_adobe_marker(&[&adobe[..start], &adobe[start + 16..]].concat()));
     }
 
     #[test]
