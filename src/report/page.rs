@@ -111,7 +111,7 @@ fn summary(highlights: &[Highlight]) -> String {
     }
     let tile = |h: &Highlight| {
         format!(
-            "<div><dt>{}</dt><dd>{}</dd><dd class=\"note\">{}</dd></div>",
+            "<div><dt>{}</dt><dd>{}</dd>{}</div>",
             escape(&h.name),
             escape(&h.value),
             escape(&h.interval)
