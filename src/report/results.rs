@@ -121,11 +121,16 @@ fn pivot(rows: &[ResultRow]) -> Vec<Pivot<'_>> {
         .collect()
 }
 
-/// A name of the table as it is read: `macro_auc` as `macro auc`.
-fn spaced(name: &str) -> String {
-    name.replace('_', " ")
+/// A metric as it is read: `macro_auc` as `macro AUC`.
+fn spelled(metric: &str) -> String {
+    let word = |word: &str| match word {
+        "auc" | "f1" => word.to_uppercase(),
+        _ => word.to_owned(),
+    };
+    metric.split('_').map(word).collect::<Vec<_>>().join(" ")
 }
 
+/// Each item once, in order of appearance.
 fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = Vec::new();
     items.for_each(|item| {
@@ -142,7 +147,7 @@ impl Pivot<'_> {
         let metrics: String = self
             .metrics
             .iter()
-            .map(|m| format!(r#"<th scope="col" class="num">{}</th>"#, escape(&spaced(m))))
+            .map(|m| format!(r#"<th scope="col" class="num">{}</th>"#, escape(&spelled(m))))
             .collect();
         let lines: String = self.lines.iter().map(line).collect();
         let table = format!(
@@ -278,7 +283,7 @@ mod tests {
             html.contains("0.500")
                 && html.contains("all 4 rows")
                 && html.contains("slide on cohort")
-                && html.contains("macro auc")
+                && html.contains("macro AUC")
         );
         assert!(!html.contains("whisker"), "no interval, no bar");
         assert_eq!(super::tables(&[]), "");

@@ -182,7 +182,8 @@ fn results(rng: &mut impl Rng) -> Vec<ResultRow> {
         for (metric, offset) in METRICS {
             for fold in 0..5 {
                 let value = base + offset + rng.random_range(-0.08..0.08);
-                let of_fold = row("slide classification", encoder, "abmil", metric, value, 0.17, 5);
+                let of_fold =
+                    row("slide classification", encoder, "abmil", metric, value, 0.17, if fold < 3 { 5 } else { 4 });
                 rows.push(ResultRow { fold: Some(fold), seed: Some(0), ..of_fold });
             }
             let pooled = row("slide classification", encoder, "abmil", metric, base + offset, 0.09, 23);
