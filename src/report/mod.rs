@@ -145,7 +145,7 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// A row of the long-form result table.
+/// A row of the long-form result table, field for field that of the evaluation's table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResultRow {
     /// `knn`, `slide`, ...
@@ -154,26 +154,23 @@ pub struct ResultRow {
     pub data: String,
     /// Encoder that made the features.
     pub encoder: String,
-    /// What was put on top of it: `knn-20`, `abmil`.
+    /// What was put on top of it: `k=20`, `abmil`.
     pub head: String,
-    /// Metric.
+    /// Metric; underscores are shown as spaces.
     pub metric: String,
-    /// Number of the fold, or the name of the split; [`POOLED`] for a value over the predictions of all folds.
-    pub fold: String,
-    /// Seed of the head.
-    pub seed: u64,
-    /// The value.
-    pub value: f64,
-    /// Lower end of its bootstrap interval.
+    /// Fold of a cross-validation; none for a given split or for all folds pooled.
+    pub fold: Option<u32>,
+    /// Seed of the training; none where nothing is drawn.
+    pub seed: Option<u64>,
+    /// The value; none where it is not defined.
+    pub value: Option<f64>,
+    /// Lower end of its 95 % bootstrap interval.
     pub low: Option<f64>,
-    /// Upper end of its bootstrap interval.
+    /// Upper end of its 95 % bootstrap interval.
     pub high: Option<f64>,
-    /// Items it was computed on.
-    pub n: usize,
+    /// Items it was computed from.
+    pub n: u64,
 }
-
-/// The fold of a [`ResultRow`] computed over the test predictions of all folds together.
-pub const POOLED: &str = "all";
 
 /// Which class was taken for which.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -110,12 +110,11 @@ fn summary(highlights: &[Highlight]) -> String {
         return String::new();
     }
     let tile = |h: &Highlight| {
-        format!(
-            "<div><dt>{}</dt><dd>{}</dd><dd class=\"note\">{}</dd></div>",
-            escape(&h.name),
-            escape(&h.value),
-            escape(&h.interval)
-        )
+        let interval = match h.interval.as_str() {
+            "" => String::new(),
+            interval => format!(r#"<dd class="note">{}</dd>"#, escape(interval)),
+        };
+        format!("<div><dt>{}</dt><dd>{}</dd>{interval}</div>", escape(&h.name), escape(&h.value))
     };
     format!(r#"<dl class="tiles">{}</dl>"#, highlights.iter().map(tile).collect::<String>())
 }

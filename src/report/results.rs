@@ -1,8 +1,8 @@
 //! Results: the long-form table pivoted to one table per task and data set, and the long form itself.
 
+use super::ResultRow;
 use super::html::{escape, scroll_box};
 use super::number::{grouped, score};
-use super::{POOLED, ResultRow};
 
 /// All pivot tables and the long form behind a fold-out.
 pub fn tables(rows: &[ResultRow]) -> String {
@@ -37,34 +37,37 @@ struct Cell {
     spans: bool,
     /// Mean of the values pooled over the folds.
     pooled: Option<f64>,
-    /// Items behind one value, smallest and largest.
-    n: (usize, usize),
+    /// Items of all folds together, counted once however many seeds there are.
+    items: u64,
 }
 
 impl Cell {
+    /// None where no value is defined.
     fn of(rows: &[&ResultRow]) -> Option<Self> {
-        let (pooled, single): (Vec<&ResultRow>, Vec<_>) = rows.iter().partition(|r| r.fold == POOLED);
-        let (runs, pooled) = if single.is_empty() { (pooled, vec![]) } else { (single, pooled) };
-        let mean = |rows: &[&ResultRow]| rows.iter().map(|r| r.value).sum::<f64>() / rows.len() as f64;
-        let first = runs.first()?;
-        let center = mean(&runs);
-        let squares: f64 = runs.iter().map(|r| (r.value - center).powi(2)).sum();
-        let same_items = runs.iter().all(|r| r.fold == first.fold);
-        let bounded: &[&ResultRow] = match (pooled.is_empty(), same_items) {
-            (false, _) => &pooled,
-            (true, true) => &runs,
+        let defined: Vec<(&ResultRow, f64)> = rows.iter().filter_map(|r| Some((*r, r.value?))).collect();
+        let (folds, whole): (Vec<_>, Vec<_>) = defined.into_iter().partition(|(r, _)| r.fold.is_some());
+        // A value without a fold is pooled over the folds where there are some, and a run of its own where not.
+        let (runs, pooled) = if folds.is_empty() { (&whole, &folds) } else { (&folds, &whole) };
+        let mean = |rows: &[(&ResultRow, f64)]| rows.iter().map(|r| r.1).sum::<f64>() / rows.len() as f64;
+        let center = (!runs.is_empty()).then(|| mean(runs))?;
+        let squares: f64 = runs.iter().map(|r| (r.1 - center).powi(2)).sum();
+        let one_fold = runs.iter().all(|(r, _)| r.fold == runs[0].0.fold);
+        let bounded: &[(&ResultRow, f64)] = match (pooled.is_empty(), one_fold) {
+            (false, _) => pooled,
+            (true, true) => runs,
             (true, false) => &[],
         };
-        let low = bounded.iter().filter_map(|r| r.low).min_by(f64::total_cmp);
-        let high = bounded.iter().filter_map(|r| r.high).max_by(f64::total_cmp);
+        let low = bounded.iter().filter_map(|(r, _)| r.low).min_by(f64::total_cmp);
+        let high = bounded.iter().filter_map(|(r, _)| r.high).max_by(f64::total_cmp);
+        let seeds = distinct(runs.iter().map(|(r, _)| r.seed)).len().max(1) as u64;
         Some(Self {
             mean: center,
             sd: (runs.len() > 1).then(|| (squares / (runs.len() - 1) as f64).sqrt()),
             runs: runs.len(),
             interval: low.zip(high),
             spans: bounded.len() > 1,
-            pooled: (!pooled.is_empty()).then(|| mean(&pooled)),
-            n: runs.iter().fold((usize::MAX, 0), |(low, high), r| (low.min(r.n), high.max(r.n))),
+            pooled: (!pooled.is_empty()).then(|| mean(pooled)),
+            items: runs.iter().map(|(r, _)| r.n).sum::<u64>() / seeds,
         })
     }
 
@@ -118,6 +121,16 @@ fn pivot(rows: &[ResultRow]) -> Vec<Pivot<'_>> {
         .collect()
 }
 
+/// A metric as it is read: `macro_auc` as `macro AUC`.
+fn spelled(metric: &str) -> String {
+    let word = |word: &str| match word {
+        "auc" | "f1" => word.to_uppercase(),
+        _ => word.to_owned(),
+    };
+    metric.split('_').map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// Each item once, in order of appearance.
 fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = Vec::new();
     items.for_each(|item| {
@@ -131,8 +144,11 @@ fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
 impl Pivot<'_> {
     fn to_html(&self) -> String {
         let title = [self.task, self.data].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" on ");
-        let metrics: String =
-            self.metrics.iter().map(|m| format!(r#"<th scope="col" class="num">{}</th>"#, escape(m))).collect();
+        let metrics: String = self
+            .metrics
+            .iter()
+            .map(|m| format!(r#"<th scope="col" class="num">{}</th>"#, escape(&spelled(m))))
+            .collect();
         let lines: String = self.lines.iter().map(line).collect();
         let table = format!(
             r#"<table class="pivot"><caption class="quiet">{title}</caption><thead><tr><th scope="col">Encoder and head</th>{metrics}<th scope="col" class="num">Runs</th><th scope="col" class="num">Items</th></tr></thead><tbody>{lines}</tbody></table>"#,
@@ -152,7 +168,7 @@ impl Pivot<'_> {
             parts.push("Pooled: over the test predictions of all folds.");
         }
         if any(|c| c.interval.is_some()) {
-            parts.push("In brackets the bootstrap interval; the bars run from 0 to 1.");
+            parts.push("In brackets the 95 % bootstrap interval; the bars run from 0 to 1.");
         }
         if any(|c| c.interval.is_some() && c.spans) {
             parts.push("With several seeds it spans all of theirs.");
@@ -164,9 +180,7 @@ impl Pivot<'_> {
 fn line((encoder, head, cells): &(&str, &str, Vec<Option<Cell>>)) -> String {
     let known = || cells.iter().flatten();
     let runs = known().map(|c| c.runs).max().unwrap_or(0);
-    let (low, high) = known().fold((usize::MAX, 0), |(low, high), c| (low.min(c.n.0), high.max(c.n.1)));
-    let items =
-        if low == high { grouped(low as u64) } else { format!("{}–{}", grouped(low as u64), grouped(high as u64)) };
+    let items = grouped(known().map(|c| c.items).max().unwrap_or(0));
     let cells: String =
         cells.iter().map(|c| c.as_ref().map_or(r#"<td class="num none">–</td>"#.into(), Cell::to_html)).collect();
     format!(
@@ -177,26 +191,23 @@ fn line((encoder, head, cells): &(&str, &str, Vec<Option<Cell>>)) -> String {
 }
 
 fn long_form(rows: &[ResultRow]) -> String {
-    let optional = |v: Option<f64>| v.map_or("–".into(), score);
+    let score = |v: Option<f64>| v.map_or("–".into(), score);
+    let number = |v: Option<u64>| v.map_or("–".into(), |v| v.to_string());
     let body: String = rows
         .iter()
         .map(|r| {
-            let words: String = [&r.task, &r.data, &r.encoder, &r.head, &r.metric, &r.fold]
-                .iter()
-                .map(|s| format!("<td>{}</td>", escape(s)))
-                .collect();
-            let numbers: String =
-                [r.seed.to_string(), score(r.value), optional(r.low), optional(r.high), grouped(r.n as u64)]
-                    .iter()
-                    .map(|s| format!(r#"<td class="num">{s}</td>"#))
-                    .collect();
-            format!("<tr>{words}{numbers}</tr>\n")
+            let words = [&r.task, &r.data, &r.encoder, &r.head, &r.metric].map(|s| format!("<td>{}</td>", escape(s)));
+            let figures = [score(r.value), score(r.low), score(r.high), grouped(r.n)];
+            let numbers = [number(r.fold.map(u64::from)), number(r.seed)].into_iter().chain(figures);
+            let numbers: String = numbers.map(|s| format!(r#"<td class="num">{s}</td>"#)).collect();
+            format!("<tr>{}{numbers}</tr>\n", words.concat())
         })
         .collect();
     let words: String =
-        ["Task", "Data", "Encoder", "Head", "Metric", "Fold"].map(|h| format!(r#"<th scope="col">{h}</th>"#)).concat();
-    let numbers: String =
-        ["Seed", "Value", "Low", "High", "n"].map(|h| format!(r#"<th scope="col" class="num">{h}</th>"#)).concat();
+        ["Task", "Data", "Encoder", "Head", "Metric"].map(|h| format!(r#"<th scope="col">{h}</th>"#)).concat();
+    let numbers: String = ["Fold", "Seed", "Value", "Low", "High", "n"]
+        .map(|h| format!(r#"<th scope="col" class="num">{h}</th>"#))
+        .concat();
     let table = format!(
         r#"<table class="sortable"><caption class="quiet">Every result: one row per metric, fold and seed</caption><thead><tr>{words}{numbers}</tr></thead><tbody>{body}</tbody></table>"#
     );
@@ -211,16 +222,16 @@ fn long_form(rows: &[ResultRow]) -> String {
 mod tests {
     use super::*;
 
-    fn row(metric: &str, fold: &str, seed: u64, value: f64, interval: Option<(f64, f64)>) -> ResultRow {
+    fn row(metric: &str, fold: Option<u32>, seed: u64, value: f64, interval: Option<(f64, f64)>) -> ResultRow {
         ResultRow {
             task: "slide".into(),
             data: "cohort".into(),
             encoder: "dino".into(),
             head: "abmil".into(),
             metric: metric.into(),
-            fold: fold.into(),
-            seed,
-            value,
+            fold,
+            seed: Some(seed),
+            value: Some(value),
             low: interval.map(|i| i.0),
             high: interval.map(|i| i.1),
             n: 10,
@@ -233,37 +244,47 @@ mod tests {
 
     #[test]
     fn folds_are_averaged_and_the_interval_is_that_of_the_pooled_predictions() {
-        let fold = |fold, value| row("auc", fold, 0, value, Some((0.0, 1.0)));
-        let pooled = row("auc", POOLED, 0, 0.75, Some((0.6, 0.9)));
-        let rows = [fold("0", 0.7), fold("1", 0.8), fold("2", 0.9), pooled];
-        let cell = cell(&rows);
-        assert!((cell.mean - 0.8).abs() < 1e-12 && (cell.sd.unwrap() - 0.1).abs() < 1e-12);
-        assert_eq!((cell.runs, cell.interval, cell.pooled), (3, Some((0.6, 0.9)), Some(0.75)));
-        assert_eq!(super::tests::cell(&rows[..3]).interval, None, "folds differ in their items: no common interval");
+        let fold = |fold, value| row("auc", Some(fold), 0, value, Some((0.0, 1.0)));
+        let pooled = row("auc", None, 0, 0.75, Some((0.6, 0.9)));
+        let rows = [fold(0, 0.7), fold(1, 0.8), fold(2, 0.9), pooled];
+        let whole = cell(&rows);
+        assert!((whole.mean - 0.8).abs() < 1e-12 && (whole.sd.unwrap() - 0.1).abs() < 1e-12);
+        assert_eq!((whole.runs, whole.items), (3, 30));
+        assert_eq!((whole.interval, whole.spans, whole.pooled), (Some((0.6, 0.9)), false, Some(0.75)));
+        assert_eq!(cell(&rows[..3]).interval, None, "folds differ in their items: no common interval");
+        let second_seed = rows.clone().map(|r| ResultRow { seed: Some(1), ..r });
+        let both = cell(&[rows, second_seed].concat());
+        assert_eq!((both.runs, both.items, both.spans), (6, 30, true));
     }
 
     #[test]
     fn seeds_on_one_split_span_their_intervals_and_one_run_has_its_own() {
-        let rows = [row("acc", "test", 0, 0.6, Some((0.4, 0.8))), row("acc", "test", 1, 0.7, Some((0.5, 0.85)))];
-        assert_eq!(cell(&rows).interval, Some((0.4, 0.85)));
+        let rows = [row("acc", None, 0, 0.6, Some((0.4, 0.8))), row("acc", None, 1, 0.7, Some((0.5, 0.85)))];
+        assert_eq!((cell(&rows).interval, cell(&rows).spans), (Some((0.4, 0.85)), true));
         let one = cell(&rows[..1]);
-        assert_eq!((one.mean, one.sd, one.runs, one.interval), (0.6, None, 1, Some((0.4, 0.8))));
-        let only_pooled = cell(&[row("acc", POOLED, 0, 0.5, None)]);
-        assert_eq!((only_pooled.mean, only_pooled.pooled, only_pooled.interval), (0.5, None, None));
+        assert_eq!((one.mean, one.sd, one.runs, one.interval, one.items), (0.6, None, 1, Some((0.4, 0.8)), 10));
+        let undefined = ResultRow { value: None, ..row("acc", None, 0, 0.0, None) };
+        assert_eq!(Cell::of(&[&undefined]), None);
+        assert_eq!(cell(&[rows[0].clone(), undefined]).runs, 1);
     }
 
     #[test]
     fn pivots_keep_the_order_of_the_rows_and_leave_holes_open() {
-        let mut rows = vec![row("top1", "test", 0, 0.5, None), row("auc", "test", 0, 0.6, None)];
-        rows.push(ResultRow { head: "knn-20".into(), ..row("top1", "test", 0, 0.4, None) });
-        rows.push(ResultRow { task: "knn".into(), ..row("top1", "test", 0, 0.3, None) });
+        let mut rows = vec![row("top1", None, 0, 0.5, None), row("macro_auc", None, 0, 0.6, None)];
+        rows.push(ResultRow { head: "knn-20".into(), ..row("top1", None, 0, 0.4, None) });
+        rows.push(ResultRow { task: "knn".into(), ..row("top1", None, 0, 0.3, None) });
         let tables = pivot(&rows);
         assert_eq!(tables.iter().map(|t| t.task).collect::<Vec<_>>(), ["slide", "knn"]);
-        assert_eq!(tables[0].metrics, ["top1", "auc"]);
+        assert_eq!(tables[0].metrics, ["top1", "macro_auc"]);
         assert_eq!(tables[0].lines.len(), 2);
         assert_eq!(tables[0].lines[1].2[1], None);
         let html = super::tables(&rows);
-        assert!(html.contains("0.500") && html.contains("all 4 rows") && html.contains("slide on cohort"));
+        assert!(
+            html.contains("0.500")
+                && html.contains("all 4 rows")
+                && html.contains("slide on cohort")
+                && html.contains("macro AUC")
+        );
         assert!(!html.contains("whisker"), "no interval, no bar");
         assert_eq!(super::tables(&[]), "");
     }
