@@ -100,6 +100,7 @@ const NOBODY: u16 = u16::MAX;
 
 /// The map of one section, in µm.
 pub struct Anatomy {
+    class: Class,
     tissue: Field,
     disease: Field,
     fibrous: Field,
@@ -141,7 +142,7 @@ impl Anatomy {
         let lumen = lumens(&gland, &owner, &glands, patient, rng);
         let noise = Noise::new(rng.random());
         let bundles = Field::new(width, height, |x, y| 3.0 * noise.fractal(x / 190.0, y / 190.0, 3));
-        Self { tissue, disease, fibrous, gland, lumen, bundles, owner, glands }
+        Self { class, tissue, disease, fibrous, gland, lumen, bundles, owner, glands }
     }
 
     /// Width and height in µm.
@@ -199,7 +200,7 @@ impl Anatomy {
 
     /// Which stroma is, or would be, at a place.
     pub fn stroma(&self, x: f32, y: f32) -> Compartment {
-        if self.glands.last().is_some_and(|g| g.class == Class::Carcinoma) && self.disease.at(x, y) > 0.0 {
+        if self.class == Class::Carcinoma && self.disease.at(x, y) > 0.0 {
             Compartment::Desmoplasia
         } else if self.fibrous.at(x, y) > 0.0 {
             Compartment::Submucosa

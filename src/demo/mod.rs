@@ -17,6 +17,7 @@ pub mod noise;
 pub mod painter;
 pub mod stain;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -80,13 +81,15 @@ impl Default for DemoSpec {
 /// `slide_id,case_id,label`. Files are complete or absent. Calls `on_slide` with its number as each slide is done.
 ///
 /// # Errors
-/// Fewer slides than classes, sections too small to hold glands, or a file that cannot be written.
+/// Fewer slides than classes, sections too small to hold glands, a folder with slides of another cohort, or a file that
+/// cannot be written.
 pub fn paint_cohort(dir: &Path, spec: &DemoSpec, on_slide: impl Fn(usize) + Sync) -> Result<()> {
     ensure!(spec.slides >= Class::ALL.len(), "a demo cohort needs at least {} slides", Class::ALL.len());
     ensure!((200..=5000).contains(&spec.side_um), "the side of a demo slide is 200 to 5000 µm, not {}", spec.side_um);
     let slides = dir.join("slides");
     fs::create_dir_all(&slides).with_context(|| format!("cannot make {}", slides.display()))?;
     let plans = plan(spec);
+    refuse_others(&slides, &plans)?;
     plans.par_iter().enumerate().try_for_each(|(number, plan)| {
         plan.write(&slides)?;
         on_slide(number);
@@ -174,7 +177,7 @@ impl SlidePlan {
     fn tissue(&self) -> (Anatomy, Vec<Cell>) {
         let mut rng = self.stream(Purpose::Tissue);
         let height = (self.side_um as f32 * rng.random_range(0.85..1.0)) as usize;
-        let diseased = rng.random_range(0.2..0.5);
+        let diseased = rng.random_range(0.25..0.5);
         let diseased = if self.class == Class::Benign { 0.0 } else { diseased };
         let anatomy = Anatomy::grow(self.side_um, height, &self.patient, self.class, diseased, &mut rng);
         let cells = cells::settle(&anatomy, &self.patient, &mut rng);
@@ -220,6 +223,18 @@ impl SlidePlan {
     }
 }
 
+/// Slides that are not of this cohort would be taken for it later.
+fn refuse_others(slides: &Path, plans: &[SlidePlan]) -> Result<()> {
+    let own: HashSet<String> = plans.iter().map(SlidePlan::file_name).collect();
+    for entry in fs::read_dir(slides).with_context(|| format!("cannot list {}", slides.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        // Hidden files are what an interrupted run left.
+        let other = !name.starts_with('.') && !own.contains(&name);
+        ensure!(!other, "{} holds {name}, which is not of this cohort; give another folder", slides.display());
+    }
+    Ok(())
+}
+
 fn write_labels(path: &Path, plans: &[SlidePlan]) -> Result<()> {
     let mut table = csv::Writer::from_writer(Vec::new());
     table.write_record(["slide_id", "case_id", "label"])?;
@@ -233,7 +248,11 @@ fn write_labels(path: &Path, plans: &[SlidePlan]) -> Result<()> {
 /// Writes a file under a temporary name, then gives it its own.
 fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let mut temporary = tempfile::Builder::new();
+    temporary.prefix(".labels-").suffix(".tmp");
+    #[cfg(unix)]
+    temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = temporary.tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path)?;

@@ -208,4 +208,21 @@ fn impossible_cohorts_are_refused() {
     assert!(refusal(DemoSpec { slides: 2, ..small(2) }).contains("at least 3"));
     assert!(refusal(DemoSpec { side_um: 50, ..small(6) }).contains("200 to 5000"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    fs::create_dir(dir.path().join("slides")).unwrap();
+    fs::write(dir.path().join("slides/mine.tiff"), b"").unwrap();
+    assert!(refusal(small(3)).contains("mine.tiff"));
+    assert_eq!(fs::read_dir(dir.path().join("slides")).unwrap().count(), 1);
+}
+
+#[test]
+#[ignore = "paints all thirty slides; run it to measure time and sizes"]
+fn the_default_cohort_is_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = std::time::Instant::now();
+    paint_cohort(dir.path(), &DemoSpec::default(), |_| ()).unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    let megabytes: Vec<f64> = files(dir.path()).values().map(|bytes| bytes.len() as f64 / 1e6).collect();
+    let largest = megabytes.iter().copied().fold(0.0, f64::max);
+    eprintln!("{seconds:.1} s, {:.1} MB in all, {largest:.2} MB the largest", megabytes.iter().sum::<f64>());
+    assert!(largest < 2.0, "{largest} MB");
 }
