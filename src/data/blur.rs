@@ -114,3 +114,27 @@ impl Kernel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+
+    #[test]
+    fn worked_numbers() {
+        let mut image = RgbImage::new(9, 9);
+        image.put_pixel(4, 4, Rgb([255; 3]));
+        gaussian_blur(&mut image, 1.0);
+        let row: Vec<u8> = (1..8).map(|x| image.get_pixel(x, 4).0[1]).collect();
+        assert_eq!(row, [1, 6, 24, 42, 24, 6, 1]);
+    }
+
+    #[test]
+    fn a_flat_image_stays_flat_and_the_largest_blur_fits_its_integers() {
+        for sigma in [0.0, 0.3, 2.0, 25.0, MAX_SIGMA, 1e9] {
+            let mut image = RgbImage::from_pixel(5, 4, Rgb([255, 1, 130]));
+            gaussian_blur(&mut image, sigma);
+            assert_eq!(image, RgbImage::from_pixel(5, 4, Rgb([255, 1, 130])), "{sigma}");
+        }
+    }
+}

@@ -61,9 +61,10 @@ pub fn saturation(image: &mut RgbImage, factor: f32) {
 /// back loses precision, so a shift of 0 is not the identity.
 pub fn hue(image: &mut RgbImage, shift: f64) {
     let shift = (shift * 255.0) as i32 as u8;
+    let sextants = &*SEXTANTS;
     for pixel in pixels(image) {
         let [h, s, v] = rgb_to_hsv(*pixel);
-        *pixel = hsv_to_rgb([h.wrapping_add(shift), s, v]);
+        *pixel = hsv_to_rgb([s, v], sextants[usize::from(h.wrapping_add(shift))]);
     }
 }
 
@@ -109,49 +110,101 @@ fn rgb_to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
         return [0, 0, max];
     }
     let range = f32::from(max - min);
-    let [rc, gc, bc] = [r, g, b].map(|byte| f32::from(max - byte) / range);
-    let sixth = if r == max {
-        bc - gc
+    let (sextant, ahead, behind) = if r == max {
+        (0.0, b, g)
     } else if g == max {
-        (2.0 + f64::from(rc) - f64::from(bc)) as f32
+        (2.0, r, b)
     } else {
-        (4.0 + f64::from(gc) - f64::from(rc)) as f32
+        (4.0, g, r)
     };
+    let [ahead, behind] = [ahead, behind].map(|byte| f64::from(f32::from(max - byte) / range));
+    let sixth = (sextant + ahead - behind) as f32;
     // Between 5/6 and 11/6, so that taking 1 off is fmod(turn, 1).
     let turn = f64::from(sixth) / 6.0 + 1.0;
     let turn = (if turn >= 1.0 { turn - 1.0 } else { turn }) as f32;
     let saturation = range / f32::from(max);
-    [(f64::from(turn) * 255.0) as u8, (f64::from(saturation) * 255.0) as u8, max]
+    [(f64::from(turn) * 255.0) as i32 as u8, (f64::from(saturation) * 255.0) as i32 as u8, max]
 }
 
-/// Sextant and place in it, for every hue.
-static SEXTANTS: LazyLock<[(u8, f32); 256]> = LazyLock::new(|| {
+/// What the way back needs of a hue.
+#[derive(Clone, Copy)]
+struct Sextant {
+    /// Which of v, p, q, t becomes red, green and blue.
+    order: [u8; 3],
+    /// The place in the sextant, 0 to 1.
+    place: f32,
+}
+
+/// For every hue. Six branches that cannot be predicted would cost more than the arithmetic.
+static SEXTANTS: LazyLock<[Sextant; 256]> = LazyLock::new(|| {
+    const V: u8 = 0;
+    const P: u8 = 1;
+    const Q: u8 = 2;
+    const T: u8 = 3;
+    let orders = [[V, T, P], [Q, V, P], [P, V, T], [P, Q, V], [T, P, V], [V, P, Q]];
     std::array::from_fn(|hue| {
-        let sixth = f64::from(hue as f32) * 6.0 / 255.0;
-        let sextant = sixth.floor();
-        (sextant as u8 % 6, (sixth - sextant as f32 as f64) as f32)
+        let sixth = hue as f64 * 6.0 / 255.0;
+        let number = sixth.floor();
+        Sextant { order: orders[number as usize % 6], place: (sixth - number) as f32 }
     })
 });
 
 /// Pillow's conversion of HSV to RGB for one pixel.
 #[inline]
-fn hsv_to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
-    if s == 0 {
-        return [v; 3];
-    }
-    let (sextant, place) = SEXTANTS[usize::from(h)];
+fn hsv_to_rgb([s, v]: [u8; 2], sextant: Sextant) -> [u8; 3] {
     let saturation = (f64::from(s) / 255.0) as f32;
-    // C's round() of a number that is never negative.
-    let scaled = |share: f64| (f64::from(v) * (1.0 - share) + 0.5) as u8;
+    // C's round() of a number that is never negative. Without saturation all four are v, as in Pillow.
+    let scaled = |share: f64| (f64::from(v) * (1.0 - share) + 0.5) as i32 as u8;
     let p = scaled(f64::from(saturation));
-    let q = scaled(f64::from(saturation * place));
-    let t = scaled(f64::from(saturation) * (1.0 - f64::from(place)));
-    match sextant {
-        0 => [v, t, p],
-        1 => [q, v, p],
-        2 => [p, v, t],
-        3 => [p, q, v],
-        4 => [t, p, v],
-        _ => [v, p, q],
+    let q = scaled(f64::from(saturation * sextant.place));
+    let t = scaled(f64::from(saturation) * (1.0 - f64::from(sextant.place)));
+    let vpqt = [v, p, q, t];
+    sextant.order.map(|part| vpqt[usize::from(part & 3)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::golden::{Golden, sha256};
+
+    fn two_pixels() -> RgbImage {
+        RgbImage::from_raw(2, 1, vec![200, 100, 50, 10, 20, 30]).unwrap()
+    }
+
+    fn after(op: impl Fn(&mut RgbImage)) -> Vec<u8> {
+        let mut image = two_pixels();
+        op(&mut image);
+        image.into_raw()
+    }
+
+    #[test]
+    fn worked_numbers() {
+        assert_eq!((luma([200, 100, 50]), luma([10, 20, 30])), (124, 18));
+        assert_eq!(after(|image| brightness(image, 1.4)), [255, 140, 70, 14, 28, 42]);
+        assert_eq!(after(|image| contrast(image, 0.6)), [148, 88, 58, 34, 40, 46]);
+        assert_eq!(after(|image| saturation(image, 0.8)), [184, 104, 64, 11, 19, 27]);
+        assert_eq!(after(grayscale), [124, 124, 124, 18, 18, 18]);
+        assert_eq!(rgb_to_hsv([200, 100, 50]), [14, 191, 200]);
+        let mut image = RgbImage::from_raw(2, 1, vec![0, 127, 128, 200, 255, 0]).unwrap();
+        solarize(&mut image, 128);
+        assert_eq!(image.into_raw(), [0, 127, 127, 55, 0, 0]);
+    }
+
+    #[test]
+    fn all_colors_convert_as_pillow_converts_them() {
+        let golden = Golden::load().exhaustive;
+        let every = || (0..1u32 << 24).map(|color| [(color >> 16) as u8, (color >> 8) as u8, color as u8]);
+        assert_eq!(sha256(every().map(|color| [luma(color)])), golden.luma);
+        assert_eq!(sha256(every().map(rgb_to_hsv)), golden.rgb_to_hsv);
+        assert_eq!(sha256(every().map(|[h, s, v]| hsv_to_rgb([s, v], SEXTANTS[usize::from(h)]))), golden.hsv_to_rgb);
+    }
+
+    #[test]
+    fn empty_images_stay_empty() {
+        for op in [flip_horizontal, flip_vertical, grayscale, |image: &mut RgbImage| contrast(image, 0.5)] {
+            let mut image = RgbImage::new(0, 0);
+            op(&mut image);
+            assert_eq!(image.dimensions(), (0, 0));
+        }
     }
 }

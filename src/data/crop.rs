@@ -39,16 +39,20 @@ impl Rect {
     pub fn random((width, height): (u32, u32), scale: [f64; 2], rng: &mut impl Rng) -> Self {
         let area = f64::from(width) * f64::from(height);
         for _ in 0..TRIES {
-            let target = area * uniform(scale, rng);
+            let share = uniform(scale, rng);
             let ratio = uniform(RATIO.map(f64::ln), rng).exp();
-            let w = (target * ratio).sqrt().round_ties_even() as u32;
-            let h = (target / ratio).sqrt().round_ties_even() as u32;
+            let (w, h) = area_and_ratio(area * share, ratio);
             if (1..=width).contains(&w) && (1..=height).contains(&h) {
                 let y = rng.random_range(0..=height - h);
                 let x = rng.random_range(0..=width - w);
                 return Self { x, y, width: w, height: h };
             }
         }
+        Self::largest_center((width, height))
+    }
+
+    /// The largest centred rectangle with a width over height in [`RATIO`].
+    fn largest_center((width, height): (u32, u32)) -> Self {
         let (w, h) = (f64::from(width), f64::from(height));
         let (w, h) = if w / h < RATIO[0] {
             (width, (w / RATIO[0]).round_ties_even() as u32)
@@ -65,6 +69,11 @@ impl Rect {
         let offset = |length: u32| (f64::from(length - side) / 2.0).round_ties_even() as u32;
         Self { x: offset(width), y: offset(height), width: side, height: side }
     }
+}
+
+/// Width and height of a rectangle of `area` px² and `ratio` width over height, rounded as Python rounds.
+fn area_and_ratio(area: f64, ratio: f64) -> (u32, u32) {
+    ((area * ratio).sqrt().round_ties_even() as u32, (area / ratio).sqrt().round_ties_even() as u32)
 }
 
 thread_local! {
@@ -130,4 +139,91 @@ pub fn evaluation_view(image: RgbImage, resize: u32, crop: u32) -> Result<RgbIma
     );
     let Rect { x, y, width, height } = Rect::center(size, crop);
     Ok(image::imageops::crop_imm(&image, x, y, width, height).to_image())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::golden::Golden;
+    use crate::data::order::item_rng;
+    use image::Rgb;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sizes_and_fallbacks_are_those_of_torchvision() {
+        let golden = Golden::load();
+        assert!(golden.crop_sizes.len() > 12 && golden.crop_fallbacks.len() == 5);
+        for case in golden.crop_sizes {
+            let area = f64::from(case.size.0) * f64::from(case.size.1);
+            assert_eq!(area_and_ratio(area * case.share, case.ratio), case.crop, "{:?} {}", case.size, case.share);
+        }
+        for case in golden.crop_fallbacks {
+            let Rect { x, y, width, height } = Rect::largest_center(case.size);
+            assert_eq!((x, y, width, height), case.rect, "{:?}", case.size);
+            // An area of 5 times the image never fits.
+            let random = Rect::random(case.size, [5.0, 5.0], &mut item_rng(0, 0, 0));
+            assert_eq!(random, Rect::largest_center(case.size));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_random_crop_lies_inside_and_honours_scale_and_ratio(
+            width in 1u32..600, height in 1u32..600, low in 0.05f64..1.0, seed in any::<u64>(),
+        ) {
+            let scale = [low, (low + 0.3).min(1.0)];
+            let rect = Rect::random((width, height), scale, &mut item_rng(seed, 0, 0));
+            prop_assert!(rect.width > 0 && rect.height > 0);
+            prop_assert!(rect.x + rect.width <= width && rect.y + rect.height <= height);
+            if rect != Rect::largest_center((width, height)) {
+                // Each side is rounded by up to half a pixel.
+                let (w, h) = (f64::from(rect.width), f64::from(rect.height));
+                let area = f64::from(width) * f64::from(height);
+                prop_assert!((w + 0.5) * (h + 0.5) >= scale[0] * area && (w - 0.5) * (h - 0.5) <= scale[1] * area);
+                prop_assert!((w + 0.5) / (h - 0.5) >= RATIO[0] && (w - 0.5) / (h + 0.5) <= RATIO[1]);
+            }
+        }
+    }
+
+    #[test]
+    fn random_crops_cover_their_ranges_evenly() {
+        let (n, side) = (20_000, 1000u32);
+        let mut rng = item_rng(3, 0, 0);
+        let rects: Vec<Rect> = (0..n).map(|_| Rect::random((side, side), [0.05, 0.4], &mut rng)).collect();
+        let mean = |value: &dyn Fn(&Rect) -> f64| rects.iter().map(value).sum::<f64>() / n as f64;
+        let share = |r: &Rect| f64::from(r.width) * f64::from(r.height) / 1e6;
+        let log_ratio = |r: &Rect| (f64::from(r.width) / f64::from(r.height)).ln();
+        // Uniform in 0.05..0.4: mean 0.225, standard deviation of the mean 0.0007; log ratio: mean 0, 0.0012; 4 deviations.
+        assert!((mean(&share) - 0.225).abs() < 0.003, "{}", mean(&share));
+        assert!(mean(&log_ratio).abs() < 0.005, "{}", mean(&log_ratio));
+        assert!((mean(&|r| f64::from(r.x) / f64::from(side - r.width)) - 0.5).abs() < 0.009);
+        assert!((mean(&|r| f64::from(r.y) / f64::from(side - r.height)) - 0.5).abs() < 0.009);
+    }
+
+    fn row(values: &[u8]) -> RgbImage {
+        RgbImage::from_fn(values.len() as u32, 1, |x, _| Rgb([values[x as usize]; 3]))
+    }
+
+    #[test]
+    fn bicubic_worked_numbers() {
+        for (values, expected) in [
+            (vec![0, 30, 60, 90, 120, 150, 180, 210], vec![16, 74, 136, 194]),
+            (vec![0, 100, 200, 50], vec![0, 17, 71, 131, 193, 174, 81, 37]),
+        ] {
+            let (from, to) = (row(&values), row(&expected));
+            let whole = Rect { x: 0, y: 0, width: from.width(), height: 1 };
+            assert_eq!(crop_and_resize(&from, whole, to.dimensions()).unwrap(), to);
+        }
+    }
+
+    #[test]
+    fn evaluation_sizes() {
+        assert_eq!(resized((640, 427), 256), (383, 256));
+        assert_eq!(resized((427, 640), 256), (256, 383));
+        assert_eq!(resized((96, 96), 0), (96, 96));
+        let image = RgbImage::new(30, 20);
+        assert_eq!(evaluation_view(image.clone(), 0, 0).unwrap(), image);
+        let error = evaluation_view(image, 0, 24).unwrap_err().to_string();
+        assert!(error.contains("30 x 20 px is smaller than the centre crop of 24"), "{error}");
+    }
 }

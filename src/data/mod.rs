@@ -23,4 +23,7 @@ pub mod normalize;
 pub mod order;
 pub mod prefetch;
 
+#[cfg(test)]
+mod golden;
+
 pub use loader::{CropBatch, CropLoader, EvalLoader, ImageBatch, ReadFailure};

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use rayon::ThreadPool;
 use slide_io::PatchSource;
@@ -31,7 +31,8 @@ pub struct CropBatch {
 /// Multi-crop batches for DINO: shuffled, augmented, made on threads ahead of the training step.
 ///
 /// A patch that cannot be read is replaced by the next readable one in the epoch's order and kept in
-/// [`failures`](Self::failures); too many failures end the epoch with an error ([`super::MAX_FAILED_SHARE`]).
+/// [`failures`](Self::failures); too many failures end the epoch with an error
+/// ([`MAX_FAILED_SHARE`](super::MAX_FAILED_SHARE)).
 pub struct CropLoader {
     source: Arc<dyn PatchSource>,
     crops: Arc<Crops>,
@@ -112,7 +113,11 @@ impl CropBatches {
         let made = made.map_err(anyhow::Error::msg)?;
         self.failures.count(made.batch.size, made.failed);
         self.failures.check()?;
-        ensure!(!made.gave_up, "{MAX_REPLACEMENTS} patches in a row could not be read");
+        if made.gave_up {
+            let failures = self.failures.list();
+            let last = failures.last().map(|f| format!(": {}: {}", f.key.item, f.reason)).unwrap_or_default();
+            bail!("a place in the batch stayed empty, up to {MAX_REPLACEMENTS} patches were tried{last}");
+        }
         Ok(made.batch)
     }
 }
@@ -191,5 +196,127 @@ impl Work for CropWork {
         let globals = self.normalize.images(&crop_major(|view| &view.globals, 2));
         let locals = self.normalize.images(&crop_major(|view| &view.locals, self.crops.local_count));
         MadeCrops { batch: CropBatch { size: indices.len(), globals, locals, indices }, failed, gave_up }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::Pictures;
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    fn small() -> Crops {
+        Crops { global_size: 16, local_count: 3, local_size: 8, ..Crops::default() }
+    }
+
+    fn loader(source: Arc<Pictures>, per_epoch: usize, threads: usize) -> CropLoader {
+        CropLoader::new(source, small(), 4, per_epoch, 11, threads, 2).unwrap()
+    }
+
+    fn collect(batches: CropBatches) -> Vec<CropBatch> {
+        batches.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn same_bytes_with_any_number_of_threads_and_after_a_resume() {
+        let bad = |index| index == 5 || index == 6;
+        let one = collect(loader(Pictures::new(30, bad), 0, 1).epoch(2, 0));
+        assert_eq!(one.len(), 7);
+        assert_eq!(one, collect(loader(Pictures::new(30, bad), 0, 3).epoch(2, 0)));
+        assert_eq!(one[3..], collect(loader(Pictures::new(30, bad), 0, 2).epoch(2, 3))[..]);
+        assert!(collect(loader(Pictures::new(30, bad), 0, 2).epoch(2, 7)).is_empty());
+        assert_ne!(one, collect(loader(Pictures::new(30, bad), 0, 1).epoch(3, 0)));
+    }
+
+    #[test]
+    fn skipped_batches_are_not_read() {
+        let source = Pictures::new(40, |_| false);
+        assert_eq!(collect(loader(source.clone(), 0, 2).epoch(0, 8)).len(), 2);
+        assert_eq!(source.reads.load(Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn a_batch_is_crop_major_and_its_crops_are_those_of_its_patches() {
+        let source = Pictures::new(12, |_| false);
+        let batch = loader(source.clone(), 0, 2).epoch(1, 1).next().unwrap().unwrap();
+        assert_eq!((batch.size, batch.indices.len()), (4, 4));
+        assert_eq!(batch.indices, EpochOrder { len: 12, per_epoch: 0, seed: 11 }.epoch(1)[4..8]);
+        assert_eq!((batch.globals.len(), batch.locals.len()), (2 * 4 * 3 * 16 * 16, 3 * 4 * 3 * 8 * 8));
+        let normalize = Normalize::new(small().mean, small().std);
+        for (place, &index) in batch.indices.iter().enumerate() {
+            let image = source.read(index).unwrap().image;
+            let views = augment::crops(&image, &small(), &mut item_rng(11, 1, index)).unwrap();
+            for (crops, floats) in [(&views.globals, &batch.globals), (&views.locals, &batch.locals)] {
+                for (number, crop) in crops.iter().enumerate() {
+                    let values = crop.as_raw().len();
+                    let start = (number * batch.size + place) * values;
+                    assert_eq!(floats[start..start + values], normalize.images(&[crop])[..]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_unreadable_patch_is_replaced_by_the_next_and_remembered() {
+        let loader = loader(Pictures::new(40, |index| index == 8 || index == 9), 0, 2);
+        let order = EpochOrder { len: 40, per_epoch: 0, seed: 11 }.epoch(0);
+        let indices: Vec<usize> = collect(loader.epoch(0, 0)).into_iter().flat_map(|batch| batch.indices).collect();
+        for (place, &index) in indices.iter().enumerate() {
+            let expected = order.iter().cycle().skip(place).find(|&&i| i != 8 && i != 9);
+            assert_eq!(Some(&index), expected);
+        }
+        let failures = loader.failures();
+        assert_eq!(failures.iter().map(|f| f.index).collect::<Vec<_>>(), [8, 9]);
+        assert_eq!(failures[0].key.item, "picture 8");
+        assert_eq!(failures[0].reason, "picture 8: the file is damaged: truncated");
+        assert_eq!(failures[1].reason, "panic: decoder broke on 9");
+    }
+
+    #[test]
+    fn a_replacement_has_crops_of_its_own() {
+        // Two patches, one unreadable: the other takes both places.
+        let loader = CropLoader::new(Pictures::new(2, |index| index == 1), small(), 2, 0, 0, 1, 1).unwrap();
+        let batch = loader.epoch(0, 0).next().unwrap().unwrap();
+        assert_eq!(batch.indices, [0, 0]);
+        let values = batch.globals.len() / 4;
+        assert_ne!(batch.globals[..values], batch.globals[values..2 * values]);
+    }
+
+    #[test]
+    fn too_many_failures_end_the_epoch_with_an_error() {
+        let loader = loader(Pictures::new(200, |index| index % 8 == 1), 0, 2);
+        let batches: Vec<_> = loader.epoch(0, 0).collect();
+        let error = batches.last().unwrap().as_ref().unwrap_err().to_string();
+        assert!(batches[..batches.len() - 1].iter().all(Result::is_ok));
+        assert!(error.contains("reads failed, more than 5 %") && error.contains("picture "), "{error}");
+        // 25 of 200 are unreadable: the error comes at the 11th.
+        assert!((10..=14).contains(&loader.failures().len()), "{}", loader.failures().len());
+        // A few failures are tolerated however small the epoch.
+        let few = CropLoader::new(Pictures::new(20, |index| index < 3), small(), 4, 0, 0, 2, 2).unwrap();
+        assert_eq!(collect(few.epoch(0, 0)).len(), 5);
+    }
+
+    #[test]
+    fn no_readable_patch_at_all_is_an_error() {
+        let loader = CropLoader::new(Pictures::new(8, |_| true), small(), 4, 0, 0, 2, 2).unwrap();
+        let mut batches = loader.epoch(0, 0);
+        let error = batches.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("reads failed") && error.contains("decoder broke on 0"), "{error}");
+        assert!(batches.next().is_none());
+    }
+
+    #[test]
+    fn a_subset_per_epoch_and_settings_that_make_no_sense() {
+        let source = Pictures::new(50, |_| false);
+        let subset = loader(source.clone(), 10, 2);
+        assert_eq!((subset.steps_per_epoch(), collect(subset.epoch(0, 0)).len()), (2, 2));
+        let error =
+            |crops: Crops, batch| CropLoader::new(source.clone(), crops, batch, 0, 0, 1, 1).err().unwrap().to_string();
+        assert_eq!(error(small(), 64), "50 patches per epoch do not fill a batch of 64: use a smaller batch");
+        assert_eq!(
+            error(Crops { local_scale: [0.4, 0.05], ..small() }, 4),
+            "crops.local_scale: 0 < 0.4 <= 0.05 <= 1 does not hold"
+        );
+        assert_eq!(error(Crops { hflip: 1.5, ..small() }, 4), "crops.hflip: 1.5 is not a probability");
     }
 }

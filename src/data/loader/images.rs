@@ -181,3 +181,64 @@ impl Work for ImageWork {
         (ImageBatch { pixels, width, height, indices }, failed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::Pictures;
+    use super::*;
+
+    const UNIT: ([f32; 3], [f32; 3]) = ([0.0; 3], [1.0 / 255.0; 3]);
+
+    fn loader(source: Arc<Pictures>, resize: u32, crop: u32, threads: usize) -> EvalLoader {
+        EvalLoader::new(source, &Embed { batch: 4, resize, crop }, UNIT.0, UNIT.1, threads, 2).unwrap()
+    }
+
+    #[test]
+    fn images_come_in_order_and_unreadable_ones_are_left_out() {
+        for threads in [1, 3] {
+            let loader = loader(Pictures::new(18, |index| (4..9).contains(&index)), 20, 16, threads);
+            let batches: Vec<ImageBatch> = loader.batches().map(Result::unwrap).collect();
+            // Of 4..8 nothing can be read: that batch is skipped.
+            let indices: Vec<Vec<usize>> = batches.iter().map(|batch| batch.indices.clone()).collect();
+            assert_eq!(indices, [vec![0, 1, 2, 3], vec![9, 10, 11], vec![12, 13, 14, 15], vec![16, 17]]);
+            for batch in &batches {
+                assert_eq!((batch.width, batch.height), (16, 16));
+                assert_eq!(batch.pixels.len(), batch.indices.len() * 3 * 16 * 16);
+                // The red of every picture is its index.
+                for (pixels, &index) in batch.pixels.chunks(3 * 16 * 16).zip(&batch.indices) {
+                    assert!(pixels[..16 * 16].iter().all(|&red| (red - index as f32).abs() < 1e-3));
+                }
+            }
+            assert_eq!(loader.failures().iter().map(|f| f.index).collect::<Vec<_>>(), [4, 5, 6, 7, 8]);
+        }
+    }
+
+    #[test]
+    fn a_selection_is_read_in_its_own_order_and_as_it_is() {
+        let source = Pictures::new(10, |index| index == 0);
+        let loader = loader(source.clone(), 0, 0, 2);
+        let batches: Vec<ImageBatch> = loader.batches_of(vec![7, 2, 9, 0, 3]).map(Result::unwrap).collect();
+        assert_eq!(batches.iter().map(|batch| batch.indices.clone()).collect::<Vec<_>>(), [vec![7, 2, 9], vec![3]]);
+        assert_eq!((batches[0].width, batches[0].height), (40, 40));
+        let image = source.read(7).unwrap().image;
+        assert_eq!(batches[0].pixels[..3 * 1600], loader.normalize.images(&[&image])[..]);
+    }
+
+    #[test]
+    fn an_image_smaller_than_the_crop_is_a_failure() {
+        let loader = loader(Pictures::new(3, |_| false), 0, 64, 1);
+        assert_eq!(loader.batches().count(), 0);
+        assert!(loader.failures()[2].reason.contains("40 x 40 px is smaller than the centre crop of 64"));
+    }
+
+    #[test]
+    fn settings_that_make_no_sense() {
+        let error = |embed: Embed, bad| {
+            let source = Pictures::new(3, bad);
+            EvalLoader::new(source, &embed, UNIT.0, UNIT.1, 1, 1).err().unwrap().to_string()
+        };
+        assert!(error(Embed { batch: 0, resize: 0, crop: 0 }, |_| false).contains("at least one image"));
+        assert!(error(Embed { batch: 1, resize: 32, crop: 64 }, |_| false).contains("larger than embed.resize"));
+        assert!(error(Embed { batch: 1, resize: 0, crop: 0 }, |_| true).contains("truncated"));
+    }
+}

@@ -2,9 +2,12 @@
 //! be read: they are kept with their reason, never replaced by a blank image.
 
 mod crops;
+#[cfg(test)]
+mod fake;
 mod images;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,14 +65,16 @@ impl Failures {
         self.lock().by_index.values().cloned().collect()
     }
 
-    /// Counts a delivered batch: `read` patches and `failed` ones.
+    /// Counts a delivered batch: `read` patches and `failed` ones, which are reported the first time only.
     pub(super) fn count(&self, read: usize, failed: Vec<ReadFailure>) {
         let mut tally = self.lock();
         tally.reads += read + failed.len();
         tally.failed += failed.len();
         for failure in failed {
-            tracing::warn!(item = failure.key.item, index = failure.index, "patch not read: {}", failure.reason);
-            tally.by_index.entry(failure.index).or_insert(failure);
+            if let Entry::Vacant(entry) = tally.by_index.entry(failure.index) {
+                tracing::warn!(item = failure.key.item, index = failure.index, "patch not read: {}", failure.reason);
+                entry.insert(failure);
+            }
         }
     }
 
