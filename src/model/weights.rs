@@ -157,29 +157,35 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// An unreadable or corrupt file; integer tensors.
 pub fn read_safetensors(path: &Path) -> Result<(Named, Option<serde_json::Value>)> {
-    let read = || -> Result<_> {
-        let bytes = std::fs::read(path)?;
-        let (_, header) = SafeTensors::read_metadata(&bytes)?;
-        let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
-        let metadata = metadata.map(|json| serde_json::from_str(json)).transpose()?;
-        let tensors = SafeTensors::deserialize(&bytes)?
-            .tensors()
-            .into_iter()
-            .map(|(name, view)| {
-                let data_type = match view.dtype() {
-                    Dtype::F32 => DType::F32,
-                    Dtype::F64 => DType::F64,
-                    Dtype::F16 => DType::F16,
-                    Dtype::BF16 => DType::BF16,
-                    other => bail!("{name} is of type {other:?}"),
-                };
-                let values = to_single(view.data().to_vec(), view.shape().to_vec(), data_type)?;
-                Ok((name, values))
-            })
-            .collect::<Result<_>>()?;
-        Ok((tensors, metadata))
-    };
-    read().with_context(|| format!("cannot read the weights {}", path.display()))
+    let context = || format!("cannot read the weights {}", path.display());
+    let bytes = std::fs::read(path).with_context(context)?;
+    parse_safetensors(&bytes).with_context(context)
+}
+
+/// As [`read_safetensors`], of a file in memory.
+///
+/// # Errors
+/// A corrupt file; integer tensors.
+pub fn parse_safetensors(bytes: &[u8]) -> Result<(Named, Option<serde_json::Value>)> {
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+    let metadata = metadata.map(|json| serde_json::from_str(json)).transpose()?;
+    let tensors = SafeTensors::deserialize(bytes)?
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            let data_type = match view.dtype() {
+                Dtype::F32 => DType::F32,
+                Dtype::F64 => DType::F64,
+                Dtype::F16 => DType::F16,
+                Dtype::BF16 => DType::BF16,
+                other => bail!("{name} is of type {other:?}"),
+            };
+            let values = to_single(view.data().to_vec(), view.shape().to_vec(), data_type)?;
+            Ok((name, values))
+        })
+        .collect::<Result<_>>()?;
+    Ok((tensors, metadata))
 }
 
 fn to_single(bytes: Vec<u8>, shape: Vec<usize>, data_type: DType) -> Result<Values> {
@@ -216,14 +222,7 @@ fn read_pytorch(path: &Path) -> Result<Named> {
 /// The number of heads is in no shape; 64 channels each, as in every ViT of DINO and timm, is assumed. The normalisation
 /// is ImageNet's.
 fn foreign(tensors: Named) -> Result<(Named, EncoderConfig)> {
-    let tensors: Named = tensors
-        .into_iter()
-        .map(|(name, values)| {
-            let name = name.strip_prefix("module.").unwrap_or(&name);
-            (name.strip_prefix("backbone.").unwrap_or(name).to_string(), values)
-        })
-        .filter(|(name, _)| !name.starts_with("head."))
-        .collect();
+    let tensors = encoder_part(tensors);
     let shape = |name: &str| {
         let values = tensors.get(name).with_context(|| format!("not a vision transformer: no tensor named {name}"))?;
         Ok::<_, anyhow::Error>(values.shape.clone())
@@ -246,6 +245,18 @@ fn foreign(tensors: Named) -> Result<(Named, EncoderConfig)> {
         origin: serde_json::json!({ "imported": true }),
     };
     Ok((tensors, config))
+}
+
+/// Without the prefixes of DINO's wrappers, and without heads.
+fn encoder_part(tensors: Named) -> Named {
+    tensors
+        .into_iter()
+        .map(|(name, values)| {
+            let name = name.strip_prefix("module.").unwrap_or(&name);
+            (name.strip_prefix("backbone.").unwrap_or(name).to_string(), values)
+        })
+        .filter(|(name, _)| !name.starts_with("head."))
+        .collect()
 }
 
 #[cfg(test)]
@@ -313,6 +324,22 @@ mod tests {
         assert_eq!(loaded.hash, encoder.hash);
         let Model { patch, image_size, dim, depth, heads, .. } = loaded.config.model;
         assert_eq!((patch, image_size, dim, depth, heads), (4, 8, 64, 2, 1));
+    }
+
+    /// DINO's own kind of file: the teacher is taken, the rest left.
+    #[test]
+    fn a_pytorch_checkpoint_is_read_exactly() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/model"));
+        let imported = encoder_part(read_pytorch(&folder.join("teacher.pth")).unwrap());
+        let (golden, _) = read_safetensors(&folder.join("weights.safetensors")).unwrap();
+        let expected: Named = golden
+            .into_iter()
+            .filter_map(|(name, v)| Some((name.strip_prefix("teacher.backbone.")?.to_string(), v)))
+            .collect();
+        assert_eq!(expected.len(), 4 + 2 * 12 + 2);
+        assert!(imported == expected);
+        // Its heads have 8 channels, which no shape says: 64 are assumed, so a width of 16 must be refused.
+        assert!(refused(&folder.join("teacher.pth")).contains("heads of 64 channels"));
     }
 
     #[test]

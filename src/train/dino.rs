@@ -148,8 +148,16 @@ impl Trainer {
     /// # Errors
     /// A batch of other sizes than configured, a loss that is not finite (nothing is updated then), a failing device.
     pub fn step(&mut self, batch: &CropBatch, step: usize) -> Result<StepReport> {
-        self.check(batch, step)?;
-        let values = self.schedule.at(step);
+        ensure!(step < self.schedule.steps(), "step {step} is beyond the {} of the run", self.schedule.steps());
+        self.step_with(batch, step, self.schedule.at(step))
+    }
+
+    /// One step with values of the caller's choice instead of the schedule's.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_with(&mut self, batch: &CropBatch, step: usize, values: StepValues) -> Result<StepReport> {
+        self.check(batch)?;
         let parts = self.parts(batch, step, values)?;
 
         let teacher_rows = 2.0 * batch.size as f64;
@@ -260,8 +268,7 @@ impl Trainer {
         Tensor::from_data(TensorData::new(rows, [count, 3, side, side]), &self.device)
     }
 
-    fn check(&self, batch: &CropBatch, step: usize) -> Result<()> {
-        ensure!(step < self.schedule.steps(), "step {step} is beyond the {} of the run", self.schedule.steps());
+    fn check(&self, batch: &CropBatch) -> Result<()> {
         let crops = &self.settings.crops;
         let pixels = |side: u32, count: usize| count * batch.size * 3 * (side as usize).pow(2);
         ensure!(

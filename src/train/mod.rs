@@ -5,6 +5,7 @@ pub mod dino;
 pub mod optimizer;
 pub mod pretrain;
 pub mod schedule;
+pub mod selftest;
 pub mod watch;
 
 pub use dino::{Settings, StepReport, Trainer};
