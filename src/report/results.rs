@@ -24,12 +24,14 @@ struct Pivot<'a> {
 /// What the rows of one metric say together.
 #[derive(Debug, PartialEq)]
 struct Cell {
-    /// Mean over folds and seeds.
-    mean: f64,
+    /// Mean over folds and seeds; none where only the pooled value is defined.
+    mean: Option<f64>,
     /// Standard deviation over them (n - 1), where there are at least two.
     sd: Option<f64>,
     /// Folds and seeds averaged.
     runs: usize,
+    /// Folds and seeds in which the metric is not defined.
+    undefined: usize,
     /// Bootstrap interval; over several seeds, the lowest end to the highest. None where folds have different test
     /// items and no value was pooled over them.
     interval: Option<(f64, f64)>,
@@ -43,14 +45,22 @@ struct Cell {
 
 impl Cell {
     /// None where no value is defined.
-    fn of(rows: &[&ResultRow]) -> Option<Self> {
-        let defined: Vec<(&ResultRow, f64)> = rows.iter().filter_map(|r| Some((*r, r.value?))).collect();
-        let (folds, whole): (Vec<_>, Vec<_>) = defined.into_iter().partition(|(r, _)| r.fold.is_some());
-        // A value without a fold is pooled over the folds where there are some, and a run of its own where not.
-        let (runs, pooled) = if folds.is_empty() { (&whole, &folds) } else { (&folds, &whole) };
-        let mean = |rows: &[(&ResultRow, f64)]| rows.iter().map(|r| r.1).sum::<f64>() / rows.len() as f64;
-        let center = (!runs.is_empty()).then(|| mean(runs))?;
-        let squares: f64 = runs.iter().map(|r| (r.1 - center).powi(2)).sum();
+    fn of<'a>(rows: &[&'a ResultRow]) -> Option<Self> {
+        // A row without a fold is pooled over the folds where there are some, and a run of its own where not.
+        let (folds, whole): (Vec<&ResultRow>, Vec<_>) = rows.iter().partition(|r| r.fold.is_some());
+        let (all_runs, all_pooled) = if folds.is_empty() { (whole, folds) } else { (folds, whole) };
+        let defined = |rows: &[&'a ResultRow]| -> Vec<(&'a ResultRow, f64)> {
+            rows.iter().filter_map(|r| Some((*r, r.value?))).collect()
+        };
+        let (runs, pooled) = (&defined(&all_runs), &defined(&all_pooled));
+        if runs.is_empty() && pooled.is_empty() {
+            return None;
+        }
+        let mean = |rows: &[(&ResultRow, f64)]| {
+            (!rows.is_empty()).then(|| rows.iter().map(|r| r.1).sum::<f64>() / rows.len() as f64)
+        };
+        let center = mean(runs);
+        let squares: f64 = center.map_or(0.0, |center| runs.iter().map(|r| (r.1 - center).powi(2)).sum());
         let one_fold = runs.iter().all(|(r, _)| r.fold == runs[0].0.fold);
         let bounded: &[(&ResultRow, f64)] = match (pooled.is_empty(), one_fold) {
             (false, _) => pooled,
@@ -64,22 +74,27 @@ impl Cell {
             mean: center,
             sd: (runs.len() > 1).then(|| (squares / (runs.len() - 1) as f64).sqrt()),
             runs: runs.len(),
+            undefined: all_runs.len() - runs.len(),
             interval: low.zip(high),
             spans: bounded.len() > 1,
-            pooled: (!pooled.is_empty()).then(|| mean(pooled)),
+            pooled: mean(pooled),
             items: runs.iter().map(|(r, _)| r.n).sum::<u64>() / seeds,
         })
     }
 
     fn to_html(&self) -> String {
         let sd = self.sd.map_or(String::new(), |sd| format!(" <small>± {}</small>", score(sd)));
+        let undefined = match self.undefined {
+            0 => String::new(),
+            n => format!("undefined in {n} of {} ", n + self.runs),
+        };
         let pooled = self.pooled.map_or(String::new(), |v| format!("pooled {} ", score(v)));
         let bounds = self.interval.map_or(String::new(), |(low, high)| {
             format!(r#"<span class="whole">[{}, {}]</span>"#, score(low), score(high))
         });
         format!(
-            r#"<td class="num"><b>{}</b>{sd}<span class="note">{pooled}{bounds}</span>{}</td>"#,
-            score(self.mean),
+            r#"<td class="num"><b>{}</b>{sd}<span class="note">{undefined}{pooled}{bounds}</span>{}</td>"#,
+            self.mean.map_or("–".into(), score),
             self.whisker().unwrap_or_default(),
         )
     }
@@ -87,7 +102,7 @@ impl Cell {
     /// The interval and its value drawn on a scale from 0 to 1.
     fn whisker(&self) -> Option<String> {
         let (low, high) = self.interval?;
-        let value = self.pooled.unwrap_or(self.mean);
+        let value = self.pooled.or(self.mean)?;
         ([low, high, value].iter().all(|v| (0.0..=1.0).contains(v)) && low <= high).then(|| {
             let [low, width, at] = [low, high - low, value].map(|v| v * 100.0);
             format!(
@@ -248,7 +263,7 @@ mod tests {
         let pooled = row("auc", None, 0, 0.75, Some((0.6, 0.9)));
         let rows = [fold(0, 0.7), fold(1, 0.8), fold(2, 0.9), pooled];
         let whole = cell(&rows);
-        assert!((whole.mean - 0.8).abs() < 1e-12 && (whole.sd.unwrap() - 0.1).abs() < 1e-12);
+        assert!((whole.mean.unwrap() - 0.8).abs() < 1e-12 && (whole.sd.unwrap() - 0.1).abs() < 1e-12);
         assert_eq!((whole.runs, whole.items), (3, 30));
         assert_eq!((whole.interval, whole.spans, whole.pooled), (Some((0.6, 0.9)), false, Some(0.75)));
         assert_eq!(cell(&rows[..3]).interval, None, "folds differ in their items: no common interval");
@@ -262,10 +277,21 @@ mod tests {
         let rows = [row("acc", None, 0, 0.6, Some((0.4, 0.8))), row("acc", None, 1, 0.7, Some((0.5, 0.85)))];
         assert_eq!((cell(&rows).interval, cell(&rows).spans), (Some((0.4, 0.85)), true));
         let one = cell(&rows[..1]);
-        assert_eq!((one.mean, one.sd, one.runs, one.interval, one.items), (0.6, None, 1, Some((0.4, 0.8)), 10));
+        assert_eq!((one.mean, one.sd, one.runs, one.interval, one.items), (Some(0.6), None, 1, Some((0.4, 0.8)), 10));
         let undefined = ResultRow { value: None, ..row("acc", None, 0, 0.0, None) };
         assert_eq!(Cell::of(&[&undefined]), None);
-        assert_eq!(cell(&[rows[0].clone(), undefined]).runs, 1);
+        let partly = cell(&[rows[0].clone(), undefined]);
+        assert_eq!((partly.mean, partly.runs, partly.undefined), (Some(0.6), 1, 1));
+        assert!(partly.to_html().contains("undefined in 1 of 2"));
+    }
+
+    #[test]
+    fn a_metric_that_no_fold_defines_is_not_taken_from_the_pooled_value() {
+        let fold = ResultRow { value: None, ..row("auc", Some(0), 0, 0.0, None) };
+        let pooled = row("auc", None, 0, 0.9, Some((0.8, 1.0)));
+        let cell = cell(&[fold, pooled]);
+        assert_eq!((cell.mean, cell.pooled, cell.runs), (None, Some(0.9), 0));
+        assert!(cell.to_html().contains("<b>–</b>") && cell.to_html().contains("pooled 0.900"));
     }
 
     #[test]
