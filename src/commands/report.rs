@@ -9,7 +9,7 @@ use slide_io::h5;
 
 use super::evaluate::{RESULTS, StoredConfusion};
 use super::tile::TiledSlide;
-use crate::report::{self, Chart, Confusion, Highlight, POOLED, Report, Series, SlideRow, Thumbnail};
+use crate::report::{self, Chart, Confusion, Highlight, Report, Series, SlideRow, Thumbnail};
 use crate::run_dir::{RunDir, STAGES, read_record, write_atomic};
 use crate::train::pretrain::METRICS;
 
@@ -50,7 +50,7 @@ fn collect(root: &Path) -> Result<Report> {
             .map(|failure| report::Failure { stage: failure.stage, item: failure.item, reason: failure.reason })
             .collect(),
         curves: curves(&root.join("pretrain").join(METRICS)),
-        results: results.into_iter().filter_map(result_row).collect(),
+        results,
         confusions: confusions
             .into_iter()
             .map(|stored| Confusion { title: stored.title, classes: stored.classes, counts: stored.counts })
@@ -165,20 +165,4 @@ fn curves(metrics: &Path) -> Vec<Chart> {
         chart("Learning rate", "learning rate", vec![series("learning rate", "lr")]),
     ];
     charts.into_iter().filter(|chart| !chart.series.is_empty()).collect()
-}
-
-fn result_row(row: ResultRow) -> Option<report::ResultRow> {
-    Some(report::ResultRow {
-        task: row.task,
-        data: row.data,
-        encoder: row.encoder,
-        head: row.head,
-        metric: row.metric,
-        fold: row.fold.map_or(POOLED.to_owned(), |fold| fold.to_string()),
-        seed: row.seed.unwrap_or(0),
-        value: row.value?,
-        low: row.low,
-        high: row.high,
-        n: row.n as usize,
-    })
 }

@@ -22,6 +22,8 @@ mod results;
 #[cfg(test)]
 mod tests;
 
+pub use evaluation::table::ResultRow;
+
 /// Everything the report of a run shows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
@@ -143,33 +145,6 @@ pub struct Series {
     pub name: String,
     /// (x, y) by ascending x. A non-finite y is a gap.
     pub points: Vec<(f64, f64)>,
-}
-
-/// A row of the long-form result table, field for field that of the evaluation's table.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ResultRow {
-    /// `knn`, `slide`, ...
-    pub task: String,
-    /// Data set.
-    pub data: String,
-    /// Encoder that made the features.
-    pub encoder: String,
-    /// What was put on top of it: `k=20`, `abmil`.
-    pub head: String,
-    /// Metric; underscores are shown as spaces.
-    pub metric: String,
-    /// Fold of a cross-validation; none for a given split or for all folds pooled.
-    pub fold: Option<u32>,
-    /// Seed of the training; none where nothing is drawn.
-    pub seed: Option<u64>,
-    /// The value; none where it is not defined.
-    pub value: Option<f64>,
-    /// Lower end of its 95 % bootstrap interval.
-    pub low: Option<f64>,
-    /// Upper end of its 95 % bootstrap interval.
-    pub high: Option<f64>,
-    /// Items it was computed from.
-    pub n: u64,
 }
 
 /// Which class was taken for which.
