@@ -28,9 +28,9 @@ use crate::jpeg::{self, ColorModel};
 
 /// Largest tile or strip, in bytes of RGB, and so also the most that one compressed tile may have.
 pub(super) const MAX_CHUNK_BYTES: u64 = 64 << 20;
-/// Bounds of the cache of decoded tiles, in bytes a slide. Between them it holds two rows of the widest level's tiles,
-/// what patches in row-major order touch again.
-const CACHE_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=128 << 20;
+/// Bounds of the cache of decoded tiles, in bytes a slide. Between them it holds four rows of the widest level's tiles:
+/// patches in row-major order touch two of them again and again, and two threads may walk at different heights.
+const CACHE_BYTES: std::ops::RangeInclusive<u64> = 32 << 20..=128 << 20;
 
 const REDUCED: u32 = 1;
 const MASK: u32 = 4;
@@ -58,7 +58,7 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     let associated = if is_aperio(base) { aperio_associated(others) } else { Vec::new() };
     let info = info(&pyramid, &associated);
     let row = |level: &Directory| u64::from(level.size.width) * u64::from(level.chunk.height) * 3;
-    let cache = (2 * pyramid.iter().map(row).max().unwrap_or(0)).clamp(*CACHE_BYTES.start(), *CACHE_BYTES.end());
+    let cache = (4 * pyramid.iter().map(row).max().unwrap_or(0)).clamp(*CACHE_BYTES.start(), *CACHE_BYTES.end());
     let mut reader = TiffReader {
         path: path.to_owned(),
         file,

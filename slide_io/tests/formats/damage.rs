@@ -1,5 +1,7 @@
 //! Empty, cut, looping, lying and corrupted files: an error that says what is wrong, and nothing else.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use slide_io::pyramid::{PyramidSpec, write_pyramid};
@@ -59,10 +61,12 @@ impl Slab {
         if tag == NEXT { start + 2 + 12 * entries } else { all.find(|entry| tag_at(*entry) == tag).unwrap() }
     }
 
-    /// Writes the file as it is now.
+    /// Writes the file as it is now. In place: emptying a file first makes some file systems wait for the disk.
     fn save(&self) -> PathBuf {
         let path = self.folder.path().join("tampered.tiff");
-        std::fs::write(&path, &self.bytes).unwrap();
+        let mut file = File::options().write(true).create(true).truncate(false).open(&path).unwrap();
+        file.set_len(self.bytes.len() as u64).unwrap();
+        file.write_all(&self.bytes).unwrap();
         path
     }
 
