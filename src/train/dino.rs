@@ -122,8 +122,8 @@ impl Trainer {
         };
         Ok(Self {
             optimizer: AdamW::new(&student, pretrain.clip_grad, on_cpu),
-            // A copy of its own, not a second name for the same memory.
-            teacher: Dino::new(model, head, pretrain.precision, *seed, device),
+            // The same tensors; the first update parts them.
+            teacher: student.clone(),
             student,
             center: Tensor::zeros([1, head.out], device),
             schedule: Schedule::new(pretrain, steps_per_epoch)?,
