@@ -52,12 +52,32 @@ impl Linear {
 
     /// `[.., in] -> [.., out]`, in the product's type.
     pub fn forward<const D: usize>(&self, x: Tensor<D>, precision: Precision) -> Tensor<D> {
-        linear(
-            for_product(x, precision),
-            for_product(self.weight.val(), precision),
-            Some(for_product(self.bias.val(), precision)),
-        )
+        product(x, self.weight.val(), self.bias.val(), precision)
     }
+
+    /// `[.., in] -> [.., out / parts]`: the outputs of one of `parts` equal groups. Cutting the matrix instead of the
+    /// result keeps the backward pass from padding activations, which are larger.
+    pub fn forward_part<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        part: usize,
+        parts: usize,
+        precision: Precision,
+    ) -> Tensor<D> {
+        let width = self.bias.dims()[0] / parts;
+        let weight = self.weight.val().narrow(1, part * width, width);
+        product(x, weight, self.bias.val().narrow(0, part * width, width), precision)
+    }
+}
+
+/// `x W + b` as one product of two matrices, whatever the rank of `x`.
+fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Tensor<1>, precision: Precision) -> Tensor<D> {
+    let mut shape = x.dims();
+    let rows = x.reshape([-1, shape[D - 1] as i64]);
+    let [_, width] = weight.dims();
+    shape[D - 1] = width;
+    linear::<2>(for_product(rows, precision), for_product(weight, precision), Some(for_product(bias, precision)))
+        .reshape(shape)
 }
 
 /// Layer normalisation over the last dimension, eps 1e-6.

@@ -10,3 +10,16 @@ pub mod weights;
 pub use projection::{Dino, DinoHead};
 pub use vit::{StochasticDepth, Vit};
 pub use weights::{Encoder, EncoderConfig};
+
+use burn::tensor::Device;
+
+/// Whether a tensor of `device` is memory of this process, so that it can be worked on in place and from any thread.
+pub fn lies_in_host_memory(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
+    }
+}
