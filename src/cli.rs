@@ -36,7 +36,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  gensis evaluate --out runs/mosaic --set evaluate.slide.folds=10 --update")]
     Evaluate(EvaluateArgs),
     /// Run a whole experiment: tile, pretrain, embed, evaluate, report. Finished stages are skipped.
-    #[command(after_help = "Example:\n  gensis run configs/mosaic.toml --set data.slides=cohort/train_images --out runs/mosaic")]
+    #[command(
+        after_help = "Example:\n  gensis run configs/mosaic.toml --set data.slides=cohort/train_images --out runs/mosaic"
+    )]
     Run(RunArgs),
     /// Write report.html of a run folder again.
     #[command(after_help = "Example:\n  gensis report runs/mosaic")]
@@ -99,7 +101,8 @@ impl StageArgs {
     /// All settings of the command line, shorthands first.
     pub fn all_settings(&self) -> Vec<String> {
         // JSON strings are TOML basic strings, so quotes and backslashes in a path stay as they are.
-        let text = |key: &str, value: &Option<String>| value.as_ref().map(|v| format!("{key}={}", serde_json::json!(v)));
+        let text =
+            |key: &str, value: &Option<String>| value.as_ref().map(|v| format!("{key}={}", serde_json::json!(v)));
         let shorthands = [
             text("data.slides", &self.slides),
             text("data.images", &self.images),

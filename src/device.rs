@@ -149,7 +149,9 @@ fn open_wgpu(index: usize) -> Result<Device> {
     match hardware.get(index) {
         Some(device) => Ok(device.clone()),
         None if hardware.is_empty() && software > 0 => {
-            bail!("--device wgpu: only a software Vulkan adapter was found, which is slower than --device cpu and crashes")
+            bail!(
+                "--device wgpu: only a software Vulkan adapter was found, which is slower than --device cpu and crashes"
+            )
         }
         None if hardware.is_empty() => {
             bail!("--device wgpu: no GPU with a Vulkan driver was found; `gensis doctor` lists the devices")
@@ -169,7 +171,9 @@ mod tests {
 
     #[test]
     fn device_names_parse_and_print() {
-        for (text, choice) in [("cpu", DeviceChoice::Cpu), ("cuda", DeviceChoice::Cuda(0)), ("wgpu:2", DeviceChoice::Wgpu(2))] {
+        for (text, choice) in
+            [("cpu", DeviceChoice::Cpu), ("cuda", DeviceChoice::Cuda(0)), ("wgpu:2", DeviceChoice::Wgpu(2))]
+        {
             assert_eq!(text.parse::<DeviceChoice>(), Ok(choice));
         }
         assert_eq!(DeviceChoice::Cuda(1).to_string(), "cuda:1");

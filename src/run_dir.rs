@@ -131,7 +131,8 @@ impl RunDir {
 
     /// Writes `failures.csv` from the records of all finished stages, and returns them.
     pub fn write_failures(&self) -> Result<Vec<Failure>> {
-        let failures: Vec<Failure> = STAGES.iter().filter_map(|stage| self.record(stage)).flat_map(|r| r.failures).collect();
+        let failures: Vec<Failure> =
+            STAGES.iter().filter_map(|stage| self.record(stage)).flat_map(|r| r.failures).collect();
         let mut table = csv::Writer::from_writer(Vec::new());
         table.write_record(["stage", "item", "reason"])?;
         for failure in &failures {

@@ -54,7 +54,9 @@ fn diagnose() -> Diagnosis {
         Some(_) => {}
     }
     if !cfg!(feature = "hdf5") {
-        warnings.push("built without HDF5 (cargo feature hdf5): tile, embed and slide-level evaluation cannot store files".into());
+        warnings.push(
+            "built without HDF5 (cargo feature hdf5): tile, embed and slide-level evaluation cannot store files".into(),
+        );
     }
     Diagnosis {
         version: env!("CARGO_PKG_VERSION"),

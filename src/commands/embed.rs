@@ -43,7 +43,10 @@ pub(super) fn embed(run: &Run) -> Result<()> {
         Input::Images(images) => embed_images(run, &encoder, &images)?,
     };
     let header = json!({ "encoder": encoder.hash, "embed": run.experiment.embed });
-    run.dir.finish("embed", &StageRecord { header, failures, summary: json!({ "encoder": encoder.hash, "dim": encoder.dim() }) })
+    run.dir.finish(
+        "embed",
+        &StageRecord { header, failures, summary: json!({ "encoder": encoder.hash, "dim": encoder.dim() }) },
+    )
 }
 
 /// Embeds `indices` of `source`, in order, on `workers` threads that share one queue of batches.
@@ -172,8 +175,12 @@ fn embed_slide(
     failures.iter().for_each(|failure| progress.line(&format!("embed: {}: {}", failure.item, failure.reason)));
     let mut kept = h5::read_coordinates(&coordinates)?;
     kept.origins = embedded.indices.iter().map(|&index| kept.origins[index - range.start]).collect();
-    let features =
-        h5::Features { encoder: ENCODER_NAME.to_owned(), dim: encoder.dim(), values: embedded.values, coordinates: kept };
+    let features = h5::Features {
+        encoder: ENCODER_NAME.to_owned(),
+        dim: encoder.dim(),
+        values: embedded.values,
+        coordinates: kept,
+    };
     write_atomic(&failures_path, &serde_json::to_vec_pretty(&failures)?)?;
     h5::write_features(&path, &features, &header).with_context(|| format!("cannot write the features of {id}"))?;
     Ok(failures)
@@ -190,7 +197,14 @@ fn failure(failure: &ReadFailure) -> Failure {
 /// One table per part, for the encoder and for the baselines asked for.
 fn embed_images(run: &Run, encoder: &Encoder, images: &ImageSets) -> Result<Vec<Failure>> {
     let parts = [("train", Some(&images.train)), ("test", images.test.as_ref())];
-    let untrained = run.experiment.evaluate.knn.baselines.contains(&Baseline::Random).then(|| untrained(run, encoder)).transpose()?;
+    let untrained = run
+        .experiment
+        .evaluate
+        .knn
+        .baselines
+        .contains(&Baseline::Random)
+        .then(|| untrained(run, encoder))
+        .transpose()?;
     let encoders = [(ENCODER_NAME, Some(encoder)), ("random", untrained.as_ref())];
     let mut failures = Vec::new();
     for (part, folder) in parts.into_iter().filter_map(|(part, folder)| folder.map(|folder| (part, folder))) {
@@ -205,7 +219,9 @@ fn embed_images(run: &Run, encoder: &Encoder, images: &ImageSets) -> Result<Vec<
         }
         if run.experiment.evaluate.knn.baselines.contains(&Baseline::Pixels) {
             let header = image_header(run, folder, json!("pixels"));
-            embed_folder(run, part, "pixels", folder, header, &mut failures, |progress| pixels(run, encoder, folder, progress))?;
+            embed_folder(run, part, "pixels", folder, header, &mut failures, |progress| {
+                pixels(run, encoder, folder, progress)
+            })?;
         }
     }
     failures.sort_by(|a: &Failure, b| a.item.cmp(&b.item));
@@ -216,7 +232,10 @@ fn embed_images(run: &Run, encoder: &Encoder, images: &ImageSets) -> Result<Vec<
 /// The same network before training: what a run of this seed begins with.
 fn untrained(run: &Run, encoder: &Encoder) -> Result<Encoder> {
     let device = device::open(run.device)?;
-    let config = EncoderConfig { origin: json!({ "method": "untrained", "seed": run.experiment.seed }), ..encoder.config.clone() };
+    let config = EncoderConfig {
+        origin: json!({ "method": "untrained", "seed": run.experiment.seed }),
+        ..encoder.config.clone()
+    };
     Ok(Encoder::new(Vit::new(&config.model, run.experiment.seed, &device), config, &device))
 }
 

@@ -71,7 +71,10 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
         print!("{}", table.markdown()?);
     }
     write_atomic(&run.dir.file("results/confusion.json")?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
-    run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary: json!({ "rows": scores.rows.len() }) })
+    run.dir.finish(
+        "evaluate",
+        &StageRecord { header, failures: scores.failures, summary: json!({ "rows": scores.rows.len() }) },
+    )
 }
 
 /// Everything the scores depend on.
@@ -97,7 +100,12 @@ fn data_name(run: &Run) -> String {
     named.into_iter().find(|part| !part.contains('*') && !part.is_empty()).unwrap_or_default()
 }
 
-fn rows_of(base: &ResultRow, predictions: &Predictions, groups: Option<&[String]>, bootstrap: &Bootstrap) -> Result<Vec<ResultRow>> {
+fn rows_of(
+    base: &ResultRow,
+    predictions: &Predictions,
+    groups: Option<&[String]>,
+    bootstrap: &Bootstrap,
+) -> Result<Vec<ResultRow>> {
     let intervals = bootstrap.intervals(predictions, groups, &Metric::ALL)?;
     Ok(Metric::ALL.into_iter().zip(intervals).map(|(metric, interval)| base.with(metric, interval)).collect())
 }
@@ -111,7 +119,11 @@ fn confusion(title: String, predictions: &Predictions, classes: &[String]) -> St
 /// Weighted k-NN of the test images among the training images.
 fn knn(run: &Run) -> Result<Scores> {
     let settings = &run.experiment.evaluate.knn;
-    let bootstrap = Bootstrap { resamples: run.experiment.evaluate.slide.bootstrap, seed: run.experiment.seed, ..Bootstrap::default() };
+    let bootstrap = Bootstrap {
+        resamples: run.experiment.evaluate.slide.bootstrap,
+        seed: run.experiment.seed,
+        ..Bootstrap::default()
+    };
     let config = KnnConfig { k: settings.k.clone(), temperature: settings.temperature };
     let device = device::open(run.device)?;
     let baselines = settings.baselines.iter().map(|baseline| match baseline {
@@ -122,7 +134,11 @@ fn knn(run: &Run) -> Result<Scores> {
     for encoder in std::iter::once(ENCODER_NAME).chain(baselines) {
         let load = |part: &str| {
             let path = run.dir.root().join(format!("features/{encoder}-{part}.parquet"));
-            ensure!(path.exists(), "there is no {}: k-NN needs a folder with train/ and test/ (or val/)", path.display());
+            ensure!(
+                path.exists(),
+                "there is no {}: k-NN needs a folder with train/ and test/ (or val/)",
+                path.display()
+            );
             Ok(EmbeddingTable::load(&path)?)
         };
         let (train, test) = (load("train")?, load("test")?);
@@ -210,7 +226,8 @@ fn slide_level(run: &Run, cohort: &Cohort) -> Result<Scores> {
         reason: "labelled, but without patches: it counts in no score".into(),
     }));
     let labels: Vec<u32> = slides.iter().filter_map(|slide| slide.label).collect();
-    let groups: Vec<String> = slides.iter().map(|slide| slide.group.clone().unwrap_or_else(|| slide.id.clone())).collect();
+    let groups: Vec<String> =
+        slides.iter().map(|slide| slide.group.clone().unwrap_or_else(|| slide.id.clone())).collect();
     let folds = folds(settings, &slides, &labels, &groups)?;
     let given = folds.len() == 1;
     let dim = run.dir.record("embed").and_then(|record| record.summary["dim"].as_u64()).unwrap_or(0) as usize;
@@ -243,12 +260,17 @@ fn slide_level(run: &Run, cohort: &Cohort) -> Result<Scores> {
         scores.rows.extend(rows_for(&base, prediction.seed, &prediction.scores, cohort, &bootstrap)?.0);
     }
     for &seed in &settings.seeds {
-        let pooled: Vec<_> = predicted.iter().filter(|p| p.seed == seed).flat_map(|p| p.scores.iter().cloned()).collect();
+        let pooled: Vec<_> =
+            predicted.iter().filter(|p| p.seed == seed).flat_map(|p| p.scores.iter().cloned()).collect();
         let (rows, predictions) = rows_for(&base, seed, &pooled, cohort, &bootstrap)?;
         if !given {
             scores.rows.extend(rows);
         }
-        scores.confusions.push(confusion(format!("{ENCODER_NAME}, abmil, seed {seed}, test slides"), &predictions, &cohort.classes));
+        scores.confusions.push(confusion(
+            format!("{ENCODER_NAME}, abmil, seed {seed}, test slides"),
+            &predictions,
+            &cohort.classes,
+        ));
     }
     let slides = slide_scores(&predicted, &cohort.classes)?;
     write_parquet(&slides, &run.dir.file("results/slide_scores.parquet")?)?;

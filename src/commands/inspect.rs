@@ -34,7 +34,11 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome> {
     let files: Vec<_> = if single {
         vec![args.path.clone().into()]
     } else {
-        cohort(&Data { slides: args.path.clone(), ..Data::default() })?.slides.into_iter().map(|slide| slide.path).collect()
+        cohort(&Data { slides: args.path.clone(), ..Data::default() })?
+            .slides
+            .into_iter()
+            .map(|slide| slide.path)
+            .collect()
     };
     let slides: Vec<Inspection> = files.par_iter().map(|file| look(file, mpp)).collect();
     if args.json {
@@ -94,7 +98,10 @@ fn print_whole(slide: &Inspection) {
         println!("  magnification  {magnification}x (nominal)");
     }
     for (index, level) in slide.levels.iter().enumerate() {
-        println!("  level {index}        {} x {} px, downsample {:.4}", level.size.width, level.size.height, level.downsample);
+        println!(
+            "  level {index}        {} x {} px, downsample {:.4}",
+            level.size.width, level.size.height, level.downsample
+        );
     }
     if let Some(share) = slide.tissue_share {
         let reason = slide.no_tissue.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
@@ -109,11 +116,14 @@ fn print_whole(slide: &Inspection) {
 }
 
 fn print_table(slides: &[Inspection]) {
-    let name = |slide: &Inspection| Path::new(&slide.file).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let name = |slide: &Inspection| {
+        Path::new(&slide.file).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+    };
     let width = slides.iter().map(|slide| name(slide).chars().count()).max().unwrap_or(0).max(5);
     println!("{:width$}  {:>15}  {:>6}  {:>9}  {:>7}  format", "slide", "level 0, px", "levels", "µm/px", "tissue");
     for slide in slides {
-        let size = slide.levels.first().map_or("-".into(), |level| format!("{}x{}", level.size.width, level.size.height));
+        let size =
+            slide.levels.first().map_or("-".into(), |level| format!("{}x{}", level.size.width, level.size.height));
         let mpp = slide.mpp.map_or("unknown".into(), |mpp| format!("{mpp:.4}"));
         let tissue = slide.tissue_share.map_or("-".into(), |share| format!("{:.1} %", 100.0 * share));
         let last = match (&slide.error, &slide.format) {

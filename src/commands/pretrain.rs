@@ -42,7 +42,8 @@ pub(super) fn pretrain(run: &Run) -> Result<()> {
     run.dir.forget("pretrain")?;
 
     let begun = run.dir.file("pretrain/header.json")?;
-    let resume = std::fs::read(&begun).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()) == Some(header.clone());
+    let resume =
+        std::fs::read(&begun).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()) == Some(header.clone());
     write_atomic(&begun, &serde_json::to_vec_pretty(&header)?)?;
 
     let Run { experiment, threads, .. } = run;
@@ -57,14 +58,16 @@ pub(super) fn pretrain(run: &Run) -> Result<()> {
         AHEAD,
     )?;
     let total = (loader.steps_per_epoch() * settings_of.epochs * settings_of.batch) as u64;
-    let mut watcher = Watcher { run, source: source.clone(), progress: Progress::new("pretrain", total, "patches"), last: None };
+    let mut watcher =
+        Watcher { run, source: source.clone(), progress: Progress::new("pretrain", total, "patches"), last: None };
     let device = device::open(run.device)?;
     let encoder = train(&settings, &loader, &folder, resume, &device, &mut watcher)?;
 
     let last = watcher.last.unwrap_or(Value::Null);
     let loss = last["loss"].as_f64().map_or(String::new(), |loss| format!(", loss {loss:.4}"));
     let seconds = watcher.progress.finish(&format!("{} epochs of {} patches{loss}", settings_of.epochs, source.len()));
-    run.dir.log("pretrained", json!({ "seconds": seconds, "patches_shown": total, "device": run.device.to_string() }))?;
+    run.dir
+        .log("pretrained", json!({ "seconds": seconds, "patches_shown": total, "device": run.device.to_string() }))?;
     let failures = loader.failures().iter().map(unreadable).collect();
     let summary = json!({ "encoder": encoder.hash, "patches": source.len(), "steps": total / settings_of.batch as u64, "last": last });
     run.dir.finish("pretrain", &StageRecord { header, failures, summary })
@@ -122,7 +125,11 @@ impl Observer for Watcher<'_> {
         let result = classify(&bank, &queries, &config, &device)?;
         let accuracy = result[0].predictions.value(Metric::Accuracy);
         if let Some(accuracy) = accuracy {
-            self.progress.line(&format!("pretrain: epoch {}: k-NN on held-out training patches {:.1} %", epoch + 1, 100.0 * accuracy));
+            self.progress.line(&format!(
+                "pretrain: epoch {}: k-NN on held-out training patches {:.1} %",
+                epoch + 1,
+                100.0 * accuracy
+            ));
         }
         Ok(accuracy)
     }
@@ -131,7 +138,8 @@ impl Observer for Watcher<'_> {
 impl Watcher<'_> {
     fn table(&self, encoder: &Encoder, indices: Vec<usize>) -> Result<EmbeddingTable> {
         let threads = (self.run.threads, embed::workers(self.run));
-        let embedded = embed::features(encoder, self.source.clone(), indices, &self.run.experiment.embed, threads, |_| ())?;
+        let embedded =
+            embed::features(encoder, self.source.clone(), indices, &self.run.experiment.embed, threads, |_| ())?;
         Ok(EmbeddingTable {
             header: Value::Null,
             dim: encoder.dim(),

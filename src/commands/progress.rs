@@ -14,7 +14,8 @@ pub(super) struct Progress {
 impl Progress {
     /// A bar of `total` things called `unit` (`slides`, `patches`).
     pub fn new(stage: &'static str, total: u64, unit: &str) -> Self {
-        let template = format!("{{prefix:>9}} {{bar:28}} {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left {{msg}}");
+        let template =
+            format!("{{prefix:>9}} {{bar:28}} {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left {{msg}}");
         // The template is ours, so it parses.
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(total).with_style(style).with_prefix(stage);

@@ -30,7 +30,9 @@ fn collect(root: &Path) -> Result<Report> {
     let record = |stage| read_record(root, stage);
     let slides: Vec<TiledSlide> =
         record("tile").and_then(|record| serde_json::from_value(record.summary).ok()).unwrap_or_default();
-    let results = ResultTable::read(&root.join(RESULTS).with_extension("parquet")).and_then(|table| table.rows()).unwrap_or_default();
+    let results = ResultTable::read(&root.join(RESULTS).with_extension("parquet"))
+        .and_then(|table| table.rows())
+        .unwrap_or_default();
     let confusions: Vec<StoredConfusion> = std::fs::read(root.join("results/confusion.json"))
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
@@ -65,12 +67,18 @@ fn subtitle(slides: &[TiledSlide], pretrained: Option<&Value>) -> String {
     let learnt = pretrained.and_then(|summary| summary["patches"].as_u64());
     match (slides.len(), learnt) {
         (0, Some(images)) => format!("An encoder learnt from {images} images without their labels"),
-        (slides, Some(learnt)) => format!("{slides} slides, {patches} patches; an encoder learnt from {learnt} of them without labels"),
+        (slides, Some(learnt)) => {
+            format!("{slides} slides, {patches} patches; an encoder learnt from {learnt} of them without labels")
+        }
         (slides, None) => format!("{slides} slides, {patches} patches"),
     }
 }
 
-fn provenance(root: &Path, experiment: &crate::config::Experiment, pretrained: Option<&Value>) -> Vec<(String, String)> {
+fn provenance(
+    root: &Path,
+    experiment: &crate::config::Experiment,
+    pretrained: Option<&Value>,
+) -> Vec<(String, String)> {
     let mut lines = vec![
         ("Version".to_owned(), format!("gensis {}", env!("CARGO_PKG_VERSION"))),
         ("Seed".to_owned(), experiment.seed.to_string()),
@@ -108,7 +116,9 @@ fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
         .filter_map(|(metric, name)| {
             let row = of_head(metric)?;
             let interval = match (row.low, row.high) {
-                (Some(low), Some(high)) => format!("95 % interval {low:.3} to {high:.3}; {} test items, {}", row.n, row.head),
+                (Some(low), Some(high)) => {
+                    format!("95 % interval {low:.3} to {high:.3}; {} test items, {}", row.n, row.head)
+                }
                 _ => format!("{} test items, {}", row.n, row.head),
             };
             Some(Highlight { name: name.into(), value: format!("{:.3}", row.value?), interval })

@@ -11,9 +11,9 @@ use slide_io::jpeg::ColorModel;
 use slide_io::thumbnail::{GridColours, draw_grid, thumbnail};
 use slide_io::{Error, Grid, Mpp, RgbImage, Slide, SlideRecord, TissueMask, h5};
 
+use super::Run;
 use super::progress::Progress;
 use super::sources::{Input, coordinates_path};
-use super::Run;
 use crate::run_dir::{Failure, StageRecord, write_atomic};
 
 /// What the cohort table says about a slide.

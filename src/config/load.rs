@@ -73,7 +73,10 @@ impl Experiment {
                 self.crops.local_count == 0 || self.crops.local_size as usize >= self.model.patch,
                 "crops.local_size must be at least model.patch: a crop needs a token",
             ),
-            (scale_range(self.crops.global_scale), "crops.global_scale is [smallest, largest] share of the area, 0 to 1"),
+            (
+                scale_range(self.crops.global_scale),
+                "crops.global_scale is [smallest, largest] share of the area, 0 to 1",
+            ),
             (scale_range(self.crops.local_scale), "crops.local_scale is [smallest, largest] share of the area, 0 to 1"),
             (self.head.out > 1, "head.out must be above 1"),
             (self.pretrain.epochs > 0, "pretrain.epochs must be above 0"),
@@ -97,10 +100,7 @@ impl Experiment {
                 self.evaluate.slide.validation > 0.0 && self.evaluate.slide.validation < 1.0,
                 "evaluate.slide.validation is a share between 0 and 1",
             ),
-            (
-                (0.0..1.0).contains(&self.evaluate.slide.dropout),
-                "evaluate.slide.dropout is a probability below 1",
-            ),
+            ((0.0..1.0).contains(&self.evaluate.slide.dropout), "evaluate.slide.dropout is a probability below 1"),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
             Some((_, message)) => bail!("configuration: {message}"),
@@ -179,7 +179,8 @@ mod tests {
     fn printed_defaults_are_the_defaults() {
         let printed: Experiment = toml::from_str(DEFAULT_TOML).unwrap();
         assert_eq!(printed, Experiment::default());
-        let (printed, whole) = (DEFAULT_TOML.parse::<Table>().unwrap(), Table::try_from(Experiment::default()).unwrap());
+        let (printed, whole) =
+            (DEFAULT_TOML.parse::<Table>().unwrap(), Table::try_from(Experiment::default()).unwrap());
         fn keys(prefix: &str, table: &Table, out: &mut Vec<String>) {
             for (key, value) in table {
                 let path = format!("{prefix}.{key}");
