@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # One stripped binary for GPU machines: CUDA (NVRTC) and wgpu (Vulkan), without OpenSlide and HDF5, so that it starts
-# on a machine that has neither. The drivers are loaded at run time.
+# on a machine that has neither. The drivers are loaded at run time. FUSION=off leaves kernel fusion out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=target/gpu-bin
-echo "== building the GPU binary"
-cargo build --release --locked --no-default-features --features flex,cuda,wgpu --bin gensis --target-dir target/gpu
+features=flex,cuda,wgpu
+[ "${FUSION:-on}" = off ] || features+=,fusion
+echo "== building the GPU binary with $features"
+cargo build --release --locked --no-default-features --features "$features" --bin gensis --target-dir target/gpu
 mkdir -p "$out"
 strip -o "$out/gensis" target/gpu/release/gensis
 size=$(stat -c %s "$out/gensis")

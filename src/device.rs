@@ -88,9 +88,19 @@ pub fn open(choice: DeviceChoice) -> Result<Device> {
     }
 }
 
-/// Bytes in use by this program on the device, where the backend reports it.
+/// Whether the device computes in the host's memory.
+pub fn is_host(device: &Device) -> bool {
+    crate::train::dino::lies_in_host_memory(device)
+}
+
+/// Bytes this program holds: on the device where the backend reports it, the process's own for the CPU.
 pub fn memory_in_use(device: &Device) -> Option<u64> {
-    device.memory_pool_usage().map(|usage| usage.bytes_in_use as u64)
+    if let Some(usage) = device.memory_pool_usage() {
+        return Some(usage.bytes_reserved);
+    }
+    let status = is_host(device).then(|| std::fs::read_to_string("/proc/self/status").ok()).flatten()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix("kB")?.trim();
+    kib.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 #[cfg(feature = "flex")]
