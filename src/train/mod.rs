@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod dino;
+pub mod loss;
 pub mod optimizer;
 pub mod pretrain;
 pub mod schedule;

@@ -48,7 +48,8 @@ impl Schedule {
         );
         ensure!(
             warmup_teacher_temp_epochs <= epochs,
-            "pretrain.warmup_teacher_temp_epochs = {warmup_teacher_temp_epochs} is longer than pretrain.epochs = {epochs}"
+            "pretrain.warmup_teacher_temp_epochs = {warmup_teacher_temp_epochs} is longer than pretrain.epochs = \
+             {epochs}"
         );
         let steps = epochs * steps_per_epoch;
         let warmup = warmup_epochs * steps_per_epoch;

@@ -236,7 +236,8 @@ mod tests {
     #[test]
     fn a_step_is_pytorchs() {
         let results = golden_step(&Device::flex()).unwrap();
-        // Losses, centre, and both networks: 4 tensors before the blocks, 12 in each and one for keys, 2 after, 8 of the head.
+        // Losses, centre, and of both networks 4 tensors before the blocks, 12 and one for keys in each, 2 after, 8 of
+        // the head.
         assert_eq!(results.len(), 2 + 2 * (4 + 2 * 13 + 2 + 8));
         all_pass(&results);
     }
@@ -271,7 +272,8 @@ mod tests {
             let mean = run.iter().map(|step| step.seconds).sum::<f64>() / (steps - 1) as f64;
             let processor = (processor_seconds() - start) / (steps - 1) as f64;
             eprintln!(
-                "{arch} batch {batch} 2x{global}+{locals}x{local}: {mean:.3} s/step, {:.2} images/s; {processor:.3} s of processor, last loss {}",
+                "{arch} batch {batch} 2x{global}+{locals}x{local}: {mean:.3} s/step, {:.2} images/s; {processor:.3} s of \
+                 processor, last loss {}",
                 batch as f64 / mean,
                 run[run.len() - 1].loss
             );
