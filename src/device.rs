@@ -90,7 +90,7 @@ pub fn open(choice: DeviceChoice) -> Result<Device> {
 
 /// Whether the device computes in the host's memory.
 pub fn is_host(device: &Device) -> bool {
-    crate::train::dino::lies_in_host_memory(device)
+    crate::model::lies_in_host_memory(device)
 }
 
 /// Bytes this program holds: on the device where the backend reports it, the process's own for the CPU.
