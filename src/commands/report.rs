@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use evaluation::table::{ResultRow, ResultTable};
 use serde_json::Value;
-use slide_io::h5;
+use slide_io::{h5, jpeg};
 
 use super::evaluate::{RESULTS, StoredConfusion};
 use super::tile::TiledSlide;
@@ -13,8 +13,9 @@ use crate::report::{self, Chart, Confusion, Highlight, Report, Series, SlideRow,
 use crate::run_dir::{RunDir, STAGES, read_record, write_atomic};
 use crate::train::pretrain::METRICS;
 
-/// Thumbnails shown, at most: a cohort of thousands must not make a page of gigabytes.
+/// Thumbnails shown, at most, and their longer side in px: a cohort of thousands must not make a page of gigabytes.
 const THUMBNAILS: usize = 60;
+const THUMBNAIL_SIDE: u32 = 512;
 
 /// Writes `report.html` into the run folder and returns its path.
 pub(super) fn write(root: &Path) -> Result<PathBuf> {
@@ -146,11 +147,23 @@ fn slide_row(slide: TiledSlide) -> SlideRow {
 fn thumbnails(root: &Path, job: &str, slides: &[TiledSlide], grid: &slide_io::GridSpec) -> Vec<Thumbnail> {
     let step = slides.len().div_ceil(THUMBNAILS).max(1);
     let picture = |slide: &TiledSlide| {
-        let jpeg = std::fs::read(root.join(job).join(format!("visualization/{}.jpg", slide.id))).ok()?;
+        let jpeg = smaller(&std::fs::read(root.join(job).join(format!("visualization/{}.jpg", slide.id))).ok()?)?;
         let caption = format!("{} patches of {} px at {}", slide.kept.unwrap_or(0), grid.size, grid.mpp);
         Some(Thumbnail { id: slide.id.clone(), label: slide.label.clone().unwrap_or_default(), caption, jpeg })
     };
     slides.iter().step_by(step).filter_map(picture).collect()
+}
+
+/// The picture at [`THUMBNAIL_SIDE`], or as it is where it is smaller; `None` where it is no picture.
+fn smaller(jpeg: &[u8]) -> Option<Vec<u8>> {
+    let picture = jpeg::decode(jpeg).ok()?;
+    let scale = f64::from(THUMBNAIL_SIDE) / f64::from(picture.width().max(picture.height()));
+    if scale >= 1.0 {
+        return Some(jpeg.to_owned());
+    }
+    let side = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
+    let small = image::imageops::thumbnail(&picture, side(picture.width()), side(picture.height()));
+    jpeg::encode(&small, 80, jpeg::ColorModel::YCbCr).ok()
 }
 
 fn curves(metrics: &Path) -> Vec<Chart> {

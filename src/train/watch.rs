@@ -62,8 +62,9 @@ impl CollapseWatch {
                 100.0 * share
             ),
             1 => format!(
-                "step {step}: the teacher's entropy is {:.1} % of the largest: its answers are uniform. Try a lower \
-                 pretrain.teacher_temp, fewer prototypes (head.out), or a longer pretrain.warmup_epochs",
+                "step {step}: the teacher's entropy is {:.1} % of the largest: its answers are uniform. Short runs \
+                 need a lower pretrain.teacher_momentum (0.9); also try a lower pretrain.teacher_temp or fewer prototypes \
+                 (head.out)",
                 100.0 * share
             ),
             _ => format!(
