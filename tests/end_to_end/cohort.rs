@@ -32,17 +32,24 @@ impl Cohort {
         for number in 0..SLIDES {
             let name = id(number);
             let mpp = if number % 4 < 2 { 0.5 } else { FINER };
-            write_slide(&cohort.slides().join(format!("{name}.tiff")), &section(number as u64, number % 2 == 1), Some(mpp));
+            write_slide(
+                &cohort.slides().join(format!("{name}.tiff")),
+                &section(number as u64, number % 2 == 1),
+                Some(mpp),
+            );
             csv += &format!("{name},{},{}\n", case(number), class(number));
         }
         cohort.write_labels(&csv);
+        cohort.write_experiment();
         cohort
     }
 
     /// A copy in another folder.
     pub fn copy(&self, root: &Path) -> Self {
         crate::folder::copy(&self.root, root);
-        Self { root: root.to_owned() }
+        let cohort = Self { root: root.to_owned() };
+        cohort.write_experiment();
+        cohort
     }
 
     pub fn slides(&self) -> PathBuf {
@@ -67,12 +74,14 @@ impl Cohort {
         self.write_labels(&(csv + rows));
     }
 
-    /// An experiment on these slides, as a file beside them.
+    /// The file with an experiment on these slides.
     pub fn experiment(&self) -> PathBuf {
-        let path = self.root.join("experiment.toml");
+        self.root.join("experiment.toml")
+    }
+
+    fn write_experiment(&self) {
         let data = format!("[data]\nslides = {:?}\nlabels = {:?}\n", self.slides(), self.labels());
-        fs::write(&path, data + EXPERIMENT).unwrap();
-        path
+        fs::write(self.experiment(), data + EXPERIMENT).unwrap();
     }
 
     /// `gensis run` of that experiment.
@@ -129,6 +138,7 @@ k = [3]
 
 [evaluate.slide]
 folds = 3
+validation = 0.5
 epochs = 3
 hidden = 16
 attention = 8
@@ -189,7 +199,10 @@ pub fn section(seed: u64, stripes: bool) -> RgbImage {
     let dots = if stripes { 0 } else { 900 };
     for _ in 0..dots {
         let (x, y) = (rng.random_range(left..left + width - 9), rng.random_range(top..top + height - 9));
-        for (dx, dy) in (0..81).map(|i| (i % 9, i / 9)).filter(|&(dx, dy): &(u32, u32)| dx.abs_diff(4).pow(2) + dy.abs_diff(4).pow(2) <= 16) {
+        for (dx, dy) in (0..81)
+            .map(|i| (i % 9, i / 9))
+            .filter(|&(dx, dy): &(u32, u32)| dx.abs_diff(4).pow(2) + dy.abs_diff(4).pow(2) <= 16)
+        {
             image.put_pixel(x + dx, y + dy, stain(&mut rng, true));
         }
     }

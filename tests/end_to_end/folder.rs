@@ -43,7 +43,11 @@ pub fn assert_same(found: &Files, expected: &Files) {
 
 /// Only those below `prefix`.
 pub fn below(files: &Files, prefix: &str) -> Files {
-    files.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(name, bytes)| (name.clone(), bytes.clone())).collect()
+    files
+        .iter()
+        .filter(|(name, _)| name.starts_with(prefix))
+        .map(|(name, bytes)| (name.clone(), bytes.clone()))
+        .collect()
 }
 
 /// A copy of a whole folder.

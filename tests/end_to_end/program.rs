@@ -36,6 +36,7 @@ impl Ended {
     pub fn with_error<const N: usize>(self, texts: [&str; N]) -> Self {
         let ended = self.with_code(1).saying(texts);
         assert_eq!(ended.stderr.matches("error:").count(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.matches("(os error ").count() <= 1, "the cause is told twice:\n{}", ended.stderr);
         for word in ["panicked", "internal fault", "RUST_BACKTRACE", "unwrap"] {
             assert!(!ended.stderr.contains(word), "{}", ended.stderr);
         }
@@ -103,8 +104,9 @@ pub fn kill_when<S: AsRef<OsStr>>(
 /// Whether `folder` holds a file that is visible and, where `suffix` is not empty, ends with it.
 pub fn holds_file(folder: &Path, suffix: &str) -> bool {
     folder.read_dir().is_ok_and(|entries| {
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).any(|name| {
-            !name.starts_with('.') && name.ends_with(suffix)
-        })
+        entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .any(|name| !name.starts_with('.') && name.ends_with(suffix))
     })
 }

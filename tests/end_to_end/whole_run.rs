@@ -62,7 +62,8 @@ fn a_run_leaves_what_the_next_program_needs() {
     let pooled: Vec<_> = scores.iter().filter(|row| row["fold"].is_empty()).collect();
     assert_eq!(scores.len(), 4 * pooled.len(), "three folds and their pool");
     for metric in ["accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "quadratic_kappa"] {
-        let row = pooled.iter().find(|row| row["metric"] == metric).unwrap_or_else(|| panic!("no {metric}: {pooled:?}"));
+        let row =
+            pooled.iter().find(|row| row["metric"] == metric).unwrap_or_else(|| panic!("no {metric}: {pooled:?}"));
         let value: f64 = row["value"].parse().unwrap();
         assert!((-1.0..=1.0).contains(&value) && row["n"] == SLIDES.to_string(), "{row:?}");
     }
@@ -133,7 +134,8 @@ fn stages_one_by_one_give_the_bytes_of_the_whole_run() {
     let out = run.to_str().unwrap();
     let experiment = reference.cohort.experiment();
     let gensis = |arguments: &[&str]| crate::program::gensis(arguments);
-    gensis(&["embed", "--out", out, "--config", experiment.to_str().unwrap()]).with_error(["run `gensis pretrain` first"]);
+    gensis(&["embed", "--out", out, "--config", experiment.to_str().unwrap()])
+        .with_error(["run `gensis pretrain` first"]);
     gensis(&["tile", "--out", out, "--config", experiment.to_str().unwrap()]).with_code(0);
     for stage in ["pretrain", "embed", "evaluate"] {
         gensis(&[stage, "--out", out]).with_code(0);

@@ -1,0 +1,117 @@
+//! Folders of other experiments, and going on in one with other settings.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::cohort::{Cohort, REFERENCE, SLIDES};
+use crate::folder::{Files, assert_same, below, failures, files, results, table};
+use crate::program::{Stopped, gensis, kill_when};
+
+/// A copy of the finished run.
+fn finished() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    crate::folder::copy(&REFERENCE.run, &run);
+    (folder, run)
+}
+
+#[test]
+fn a_folder_of_another_experiment_is_refused_and_left_alone() {
+    let (_folder, run) = finished();
+    let before = files(&run);
+    let other = ["--set", "seed=7", "--set", "pretrain.lr=1e-3"];
+    REFERENCE.cohort.run(&run, &other).with_error([
+        "belongs to another experiment",
+        "seed: 0 -> 7",
+        "pretrain.lr: 0.0005 -> 0.001",
+        "--out",
+        "--update",
+    ]);
+    assert_same(&files(&run), &before);
+    let out = run.to_str().unwrap();
+    gensis(["tile", "--out", out, "--set", "grid.size=64"]).with_error(["grid.size: 128 -> 64"]);
+    assert_same(&files(&run), &before);
+}
+
+#[test]
+fn a_folder_with_other_files_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("thesis")).unwrap();
+    fs::write(folder.path().join("thesis/chapter.tex"), b"precious").unwrap();
+    let before = files(folder.path());
+    for more in [&[][..], &["--update"]] {
+        REFERENCE.cohort.run(folder.path(), more).with_error(["files that gensis did not write", "--out"]);
+        assert_same(&files(folder.path()), &before);
+    }
+    let file = folder.path().join("thesis/chapter.tex");
+    REFERENCE.cohort.run(&file, &[]).with_error(["chapter.tex"]);
+    assert_same(&files(folder.path()), &before);
+}
+
+#[test]
+fn an_update_redoes_only_what_its_settings_touch() {
+    let (_folder, run) = finished();
+    let before = results(&run);
+    let ended = REFERENCE.cohort.run(&run, &["--set", "evaluate.slide.epochs=5", "--update"]).with_code(0);
+    let ended = ended.saying(["pretrain: up to date", "evaluate: 3 folds"]);
+    assert_eq!(ended.stderr.matches("(12 up to date)").count(), 2, "{}", ended.stderr);
+    let after = results(&run);
+    for untouched in ["20x_", "pretrain/", "thumbnails/", "cohort.csv", "stages/tile", "stages/embed"] {
+        assert_same(&below(&after, untouched), &below(&before, untouched));
+    }
+    for touched in ["experiment.toml", "stages/evaluate.json", "results/slide_scores.csv"] {
+        assert!(after[touched] != before[touched], "{touched} is the old one");
+    }
+    // And back again.
+    REFERENCE.cohort.run(&run, &["--update"]).with_code(0);
+    assert_same(&results(&run), &before);
+}
+
+#[test]
+fn an_update_that_is_killed_does_not_continue_the_old_training() {
+    let (folder, run) = finished();
+    let other = ["--set", "pretrain.lr=1e-3", "--update"];
+    let command = REFERENCE.cohort.command(&run, &other);
+    let begun = kill_when(&command, |said| said.contains("pretrain:"));
+    assert!(matches!(begun, Stopped::Killed));
+    gensis(&command).with_code(0);
+    let fresh = folder.path().join("fresh");
+    REFERENCE.cohort.run(&fresh, &other[..2]).with_code(0);
+    let (kept, found): (Files, Files) =
+        results(&run).into_iter().partition(|(name, _)| name.starts_with("pretrain.old"));
+    assert_same(&found, &results(&fresh));
+    // Hours of training are not thrown away.
+    let old = results(&REFERENCE.run).remove("pretrain/encoder.safetensors").unwrap();
+    assert!(kept["pretrain.old-1/encoder.safetensors"] == old);
+}
+
+#[test]
+fn a_slide_that_is_lost_takes_its_old_features_with_it() {
+    let (folder, run) = finished();
+    let cohort = REFERENCE.cohort.copy(&folder.path().join("cohort"));
+    fs::write(cohort.slide("s05.tiff"), b"").unwrap();
+    cohort.run(&run, &["--update"]).with_code(3);
+    let failed = failures(&run);
+    assert!(failed.iter().any(|(stage, item, _)| stage == "tile" && item == "s05"), "{failed:?}");
+    assert!(failed.iter().any(|(stage, item, _)| stage == "evaluate" && item == "s05"), "{failed:?}");
+    let scored = table(&run.join("results/slide_scores.csv"));
+    assert_eq!(scored.len(), SLIDES - 1);
+    assert!(scored.iter().all(|row| row["slide"] != "s05"));
+    let left: Vec<_> = results(&run).into_keys().filter(|name| name.contains("s05") && name.ends_with(".h5")).collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn two_runs_in_one_folder_are_kept_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let cohort = Cohort::draw(&folder.path().join("cohort"));
+    let run = folder.path().join("run");
+    let stopped = kill_when(cohort.command(&run, &[]), |said| {
+        let going = said.contains("pretrain:");
+        if going {
+            cohort.run(&run, &[]).with_error(["in use by another gensis process"]);
+        }
+        going
+    });
+    assert!(matches!(stopped, Stopped::Killed));
+}

@@ -1,0 +1,86 @@
+//! Image folders instead of slides.
+
+use std::fs;
+use std::path::Path;
+
+use crate::cohort::{EXPERIMENT, section};
+use crate::folder::{assert_same, failures, results, table};
+use crate::program::{Ended, gensis};
+
+/// Eight training and four test images of each of two classes, PNG and JPEG, 64 px.
+fn draw(root: &Path) {
+    for (class, stripes) in [("dots", false), ("stripes", true)] {
+        for (part, count) in [("train", 8), ("test", 4)] {
+            let folder = root.join(part).join(class);
+            fs::create_dir_all(&folder).unwrap();
+            let whole = section(7 + u64::from(part == "test"), stripes);
+            for number in 0..count {
+                let image = image::imageops::crop_imm(&whole, 200 + 64 * (number % 4), 200 + 64 * (number / 4), 64, 64);
+                let extension = if number % 2 == 0 { "png" } else { "jpg" };
+                image.to_image().save(folder.join(format!("{number}.{extension}"))).unwrap();
+            }
+        }
+    }
+}
+
+fn run(images: &Path, out: &Path, more: &[&str]) -> Ended {
+    let file = images.with_extension("toml");
+    fs::write(&file, format!("[data]\nimages = {images:?}\n{EXPERIMENT}")).unwrap();
+    let baselines = r#"evaluate.knn.baselines=["random", "pixels"]"#;
+    let line = ["run", file.to_str().unwrap(), "--out", out.to_str().unwrap(), "--set", baselines];
+    gensis(line.into_iter().chain(more.iter().copied()))
+}
+
+#[test]
+fn image_folders_are_scored_by_k_nn_beside_the_baselines() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, out, again] = ["images", "run", "again"].map(|name| folder.path().join(name));
+    draw(&images);
+    run(&images, &out, &[]).with_code(0);
+    assert_eq!(failures(&out), []);
+    let rows = table(&out.join("results/results.csv"));
+    for encoder in ["dino", "random", "pixels"] {
+        let row = rows.iter().find(|row| row["encoder"] == encoder && row["metric"] == "accuracy").unwrap();
+        let accuracy: f64 = row["value"].parse().unwrap();
+        assert!((0.0..=1.0).contains(&accuracy), "{row:?}");
+        assert_eq!((&row["task"][..], &row["head"][..], &row["n"][..]), ("knn", "3-NN", "8"));
+    }
+    assert!(rows.iter().all(|row| ["dino", "random", "pixels"].contains(&&row["encoder"][..])));
+    let report = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(report.contains("pixels") && report.contains("3-NN"));
+    let ended = run(&images, &out, &[]).with_code(0).saying(["pretrain: up to date", "evaluate: up to date"]);
+    assert_eq!(
+        ended.stderr.matches("embed: ").count(),
+        ended.stderr.matches(": up to date").count() - 2,
+        "{}",
+        ended.stderr
+    );
+    run(&images, &again, &["--threads", "1"]).with_code(0);
+    assert_same(&results(&again), &results(&out));
+}
+
+#[test]
+fn an_image_that_cannot_be_read_is_listed_and_the_run_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, out] = ["images", "run"].map(|name| folder.path().join(name));
+    draw(&images);
+    fs::write(images.join("train/dots/broken.png"), b"not a picture").unwrap();
+    run(&images, &out, &[]).with_code(3).saying(["failures.csv"]);
+    let failed = failures(&out);
+    assert!(failed.iter().any(|(stage, item, _)| stage == "embed" && item == "dots/broken.png"), "{failed:?}");
+    assert!(failed.iter().all(|(_, item, reason)| item == "dots/broken.png" && !reason.is_empty()), "{failed:?}");
+    assert!(fs::read_to_string(out.join("report.html")).unwrap().contains("dots/broken.png"));
+    let rows = table(&out.join("results/results.csv"));
+    assert!(rows.iter().all(|row| row["n"] == "8"), "{rows:?}");
+}
+
+#[test]
+fn slide_level_scores_of_images_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, out] = ["images", "run"].map(|name| folder.path().join(name));
+    draw(&images);
+    let line = ["tile", "--images", images.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    gensis(line).with_code(0).saying(["need no tiling"]);
+    fs::write(images.join("train/loose.png"), b"").unwrap();
+    gensis(["pretrain", "--out", out.to_str().unwrap()]).with_error(["loose.png", "beside class folders"]);
+}

@@ -1,0 +1,162 @@
+//! Killed at any moment, or out of disk: the same command finishes with the bytes of an uninterrupted run.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::cohort::{JOB, REFERENCE};
+use crate::folder::{assert_same, failures, left_over, results};
+use crate::program::{Stopped, gensis, gensis_with_small_files, holds_file, kill_when};
+
+#[test]
+fn killed_in_every_stage_the_same_command_finishes_the_run() {
+    let reference = &*REFERENCE;
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let command = reference.cohort.command(&run, &[]);
+    let lines = |name: &str| std::fs::read_to_string(run.join(name)).map_or(0, |text| text.lines().count());
+    let moments: [(&str, &dyn Fn(&str) -> bool); 7] = [
+        ("the folder is made", &|_| run.exists()),
+        ("the first slide is cut", &|_| holds_file(&run.join(JOB).join("patches"), ".h5")),
+        ("the first step is done", &|_| lines("pretrain/metrics.jsonl") > 0),
+        ("a checkpoint and some more steps are done", &|_| lines("pretrain/metrics.jsonl") > 10),
+        ("the encoder is written", &|_| run.join("pretrain/encoder.safetensors").exists()),
+        ("the first slide is embedded", &|_| holds_file(&run.join(JOB).join("features_dino"), ".h5")),
+        ("the scores are computed", &|said| said.contains("evaluate: 3 folds")),
+    ];
+    for (name, moment) in moments {
+        match kill_when(&command, moment) {
+            Stopped::Killed => {}
+            Stopped::Ended(code) => panic!("it ended with {code:?} before it could be killed when {name}"),
+        }
+        // The last stage may be over in the blink of an eye; every other one must not be finished.
+        assert!(name.contains("scores") || !run.join("report.html").exists(), "killed too late, when {name}");
+    }
+    let ended = gensis(&command).with_code(0);
+    assert_eq!(left_over(&run), Vec::<String>::new());
+    assert_same(&results(&run), &results(&reference.run));
+    assert!(ended.stderr.contains("(12 up to date)"), "{}", ended.stderr);
+    assert!(run.join("report.html").exists());
+}
+
+#[test]
+fn killed_again_and_again_it_still_finishes() {
+    let reference = &*REFERENCE;
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let command = reference.cohort.command(&run, &[]);
+    let mut patience = Duration::from_millis(20);
+    let mut kills = 0;
+    let code = loop {
+        let begun = Instant::now();
+        match kill_when(&command, |_| begun.elapsed() > patience) {
+            Stopped::Killed => kills += 1,
+            Stopped::Ended(code) => break code,
+        }
+        patience = patience.mul_f64(1.6);
+    };
+    assert_eq!(code, Some(0));
+    assert!(kills >= 3, "killed {kills} times");
+    assert_eq!(left_over(&run), Vec::<String>::new());
+    assert_same(&results(&run), &results(&reference.run));
+}
+
+#[test]
+fn files_that_a_killed_writer_left_are_removed() {
+    let reference = &*REFERENCE;
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    crate::folder::copy(&reference.run, &run);
+    let places = [run.clone(), run.join("pretrain"), run.join(JOB).join("patches"), run.join("results")];
+    for place in places {
+        std::fs::write(place.join(".gensis-x1y2z3"), b"half").unwrap();
+    }
+    // Not ours, though hidden.
+    std::fs::write(run.join(".note"), b"mine").unwrap();
+    reference.cohort.run(&run, &[]).with_code(0);
+    assert_eq!(left_over(&run), [".note"]);
+}
+
+#[test]
+fn a_run_killed_before_its_configuration_was_written_can_begin_again() {
+    let reference = &*REFERENCE;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(".lock"), b"").unwrap();
+    std::fs::write(folder.path().join(".gensis-q8w7e6"), b"seed = ").unwrap();
+    let experiment = reference.cohort.experiment();
+    let out = folder.path().to_str().unwrap();
+    gensis(["tile", "--out", out, "--config", experiment.to_str().unwrap()]).with_code(0);
+    assert_eq!(left_over(folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn writes_that_fail_are_told_and_lose_nothing() {
+    let reference = &*REFERENCE;
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let command = reference.cohort.command(&run, &[]);
+    // What is too large first: the configuration, a slide's coordinates, a picture, a checkpoint, the report.
+    let largest = |prefix: &str| {
+        let sizes = results(&reference.run).into_iter().filter(|(name, _)| name.starts_with(prefix));
+        sizes.map(|(_, bytes)| bytes.len() as u64).max().unwrap()
+    };
+    let below = |bytes: u64| bytes / 512 - 1;
+    let limits = [
+        (below(largest("experiment.toml")), "experiment.toml"),
+        (below(largest(&format!("{JOB}/patches/"))), "_patches.h5"),
+        (below(largest("thumbnails/")), "thumbnails/"),
+        (below(largest("pretrain/checkpoint")), "pretrain/checkpoint.safetensors"),
+    ];
+    for (blocks, name) in limits {
+        let ended = gensis_with_small_files(blocks, &command).with_error([name]);
+        assert!(ended.stderr.contains("os error") || ended.stderr.contains("File too large"), "{}", ended.stderr);
+    }
+    gensis(&command).with_code(0);
+    assert_eq!(left_over(&run), Vec::<String>::new());
+    assert_same(&results(&run), &results(&reference.run));
+}
+
+#[test]
+fn a_full_disk_is_told_and_after_making_room_the_run_goes_on() {
+    let reference = &*REFERENCE;
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(folder.path(), "400k") else {
+        eprintln!("skipped: no right to mount a small disk");
+        return;
+    };
+    let run = folder.path().join("run");
+    reference.cohort.run(&run, &[]).with_error(["No space left on device", run.to_str().unwrap()]);
+    assert!(run.join("experiment.toml").exists());
+    disk.resize("1m");
+    reference.cohort.run(&run, &[]).with_error(["No space left on device"]);
+    disk.resize("100m");
+    reference.cohort.run(&run, &[]).with_code(0);
+    assert_eq!(failures(&run), []);
+    assert_eq!(left_over(&run), Vec::<String>::new());
+    assert_same(&results(&run), &results(&reference.run));
+}
+
+/// A file system in memory, gone when dropped.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    fn mount(at: &'a Path, size: &str) -> Option<Self> {
+        let options = format!("size={size}");
+        let arguments = ["-t", "tmpfs", "-o", &options, "gensis-test"];
+        let mounted =
+            Command::new("mount").args(arguments).arg(at).output().is_ok_and(|output| output.status.success());
+        mounted.then_some(Self(at))
+    }
+
+    fn resize(&self, size: &str) {
+        let options = format!("remount,size={size}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        // A panicking test should report its own failure.
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
