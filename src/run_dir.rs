@@ -13,10 +13,12 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use slide_io::atomic_file::{self, TEMPORARY_PREFIX};
+
 use crate::config::Experiment;
 
-/// Prefix of files being written; those a killed run left behind are removed when the folder is opened again.
-pub const TEMPORARY_PREFIX: &str = ".gensis-";
+/// The file whose lock keeps a second process out.
+const LOCK: &str = ".lock";
 
 /// One thing that did not work while the rest went on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +58,7 @@ impl RunDir {
     /// A folder that is not empty and not gensis's, one of another experiment, or one in use.
     pub fn open(root: &Path, experiment: &Experiment, update: bool) -> Result<Self> {
         let recorded = root.join("experiment.toml");
-        if !recorded.exists() && root.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        if !recorded.exists() && holds_foreign_files(root) {
             bail!("{} holds files that gensis did not write; choose an empty or new folder with --out", root.display());
         }
         fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
@@ -73,7 +75,7 @@ impl RunDir {
             }
         }
         remove_temporary_files(root);
-        write_atomic(&recorded, experiment.to_toml()?.as_bytes())?;
+        atomic_file::write(&recorded, experiment.to_toml()?.as_bytes())?;
         let log = File::options().create(true).append(true).open(root.join("log.jsonl"))?;
         Ok(Self { root: root.to_owned(), log: Mutex::new(log), _lock: lock })
     }
@@ -108,25 +110,19 @@ impl RunDir {
 
     /// The record of `stage` if it ran with this very header.
     pub fn current(&self, stage: &str, header: &Value) -> Option<StageRecord> {
-        self.record(stage).filter(|record| &record.header == header)
+        self.record(stage).filter(|record| record.header == as_stored(header))
     }
 
     /// Records that `stage` is finished.
     pub fn finish(&self, stage: &str, record: &StageRecord) -> Result<()> {
         let path = self.file(&format!("stages/{stage}.json"))?;
-        write_atomic(&path, &serde_json::to_vec_pretty(record)?)?;
+        atomic_file::write(&path, &serde_json::to_vec_pretty(record)?)?;
         self.log("stage finished", json!({ "stage": stage, "failures": record.failures.len() }))
     }
 
     /// Forgets that `stage` was finished; called before its output is touched.
     pub fn forget(&self, stage: &str) -> Result<()> {
-        let path = self.root.join(format!("stages/{stage}.json"));
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", path.display()))
-            }
-            _ => Ok(()),
-        }
+        remove(&self.root.join(format!("stages/{stage}.json")))
     }
 
     /// Writes `failures.csv` from the records of all finished stages, and returns them.
@@ -138,7 +134,7 @@ impl RunDir {
         for failure in &failures {
             table.write_record([&failure.stage, &failure.item, &failure.reason])?;
         }
-        write_atomic(&self.root.join("failures.csv"), &table.into_inner()?)?;
+        atomic_file::write(&self.root.join("failures.csv"), &table.into_inner()?)?;
         Ok(failures)
     }
 
@@ -167,26 +163,24 @@ pub fn timestamp() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-/// Writes a file in one piece: a reader sees the old content or the new one, never a part.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+/// Removes a file, if there is one.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+        _ => Ok(()),
+    }
+}
+
+/// A header as it reads after it was stored: JSON may move the last bit of a number, so both sides of a comparison must
+/// have gone through it.
+pub fn as_stored(header: &Value) -> Value {
+    serde_json::from_str(&header.to_string()).unwrap_or_default()
 }
 
 fn lock(root: &Path) -> Result<File> {
-    let file = File::options().create(true).append(true).open(root.join(".lock"))?;
+    let file = File::options().create(true).append(true).open(root.join(LOCK))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => bail!("{} is in use by another gensis process", root.display()),
@@ -194,13 +188,18 @@ fn lock(root: &Path) -> Result<File> {
     }
 }
 
+/// Whether there is anything but what a run that was stopped before it wrote its configuration leaves.
+fn holds_foreign_files(folder: &Path) -> bool {
+    let ours = |name: &str| name == LOCK || name.starts_with(TEMPORARY_PREFIX);
+    folder.read_dir().into_iter().flatten().flatten().any(|entry| !ours(&entry.file_name().to_string_lossy()))
+}
+
 fn remove_temporary_files(folder: &Path) {
     for entry in folder.read_dir().into_iter().flatten().flatten() {
         let path = entry.path();
-        let temporary = entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX);
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => remove_temporary_files(&path),
-            Ok(kind) if kind.is_file() && temporary => {
+            Ok(kind) if kind.is_file() && entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) => {
                 // Best effort: a stale temporary file harms nobody.
                 let _ = fs::remove_file(&path);
             }
@@ -235,6 +234,9 @@ mod tests {
     fn stages_are_current_only_with_equal_headers() {
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::open(dir.path(), &Experiment::default(), false).unwrap();
+        let mean = json!({ "mean": 0.23f32 });
+        run.finish("embed", &StageRecord { header: mean.clone(), failures: vec![], summary: Value::Null }).unwrap();
+        assert!(run.current("embed", &mean).is_some(), "a number that JSON does not keep to the last bit");
         let failure = Failure { stage: "tile".into(), item: "a,b".into(), reason: "no \"scale\"".into() };
         let record = StageRecord { header: json!({"seed": 1}), failures: vec![failure], summary: Value::Null };
         run.finish("tile", &record).unwrap();
@@ -253,10 +255,23 @@ mod tests {
         let run = RunDir::open(dir.path(), &Experiment::default(), false).unwrap();
         let error = RunDir::open(dir.path(), &Experiment::default(), false).err().unwrap();
         assert!(error.to_string().contains("in use"), "{error}");
-        let left = run.file("pretrain/.gensis-abc").unwrap();
-        fs::write(&left, b"half").unwrap();
+        let write = |name: &str| {
+            let path = run.file(name).unwrap();
+            fs::write(&path, b"half").unwrap();
+            path
+        };
+        let left = [".gensis-abc", "x/.gensis-s_patches.h5"].map(write);
+        let others = [".note", "x/a.tmp"].map(write);
         drop(run);
         let _run = RunDir::open(dir.path(), &Experiment::default(), false).unwrap();
-        assert!(!left.exists());
+        assert!(left.iter().all(|path| !path.exists()) && others.iter().all(|path| path.exists()));
+    }
+
+    #[test]
+    fn a_folder_with_no_more_than_a_lock_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(LOCK), b"").unwrap();
+        fs::write(dir.path().join(".gensis-abc"), b"seed").unwrap();
+        RunDir::open(dir.path(), &Experiment::default(), false).unwrap();
     }
 }

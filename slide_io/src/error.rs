@@ -55,7 +55,7 @@ pub enum Error {
 }
 
 /// Result with this crate's [`enum@Error`].
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An operating-system error about `path`.

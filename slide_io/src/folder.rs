@@ -136,14 +136,15 @@ impl PatchSource for ImageFolder {
 pub struct SplitFolders {
     /// `train/`.
     pub train: PathBuf,
-    /// `test/`, or `val/` where there is no `test/`.
+    /// `test/`, or else `val/`, `valid/` or `validation/`.
     pub test: PathBuf,
 }
 
 /// The parts of `root` if it holds `train/` and `test/` (or `val/`); `None` if it is one folder of images.
 pub fn split_folders(root: &Path) -> Option<SplitFolders> {
     let train = root.join("train");
-    let test = ["test", "val"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir())?;
+    let test =
+        ["test", "val", "valid", "validation"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir())?;
     train.is_dir().then_some(SplitFolders { train, test })
 }
 

@@ -12,6 +12,7 @@
 //!
 //! Units: positions are level-0 pixels, sizes are pixels of the level they are read from, scales are µm/px.
 
+pub mod atomic_file;
 pub mod error;
 pub mod folder;
 pub mod format;

@@ -4,6 +4,7 @@
 //! libjpeg-turbo on all threads, one row of tiles at a time, and share the JPEG tables of their directory. The file
 //! appears under its name only when it is complete.
 
+use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 use std::path::Path;
 
@@ -13,6 +14,7 @@ use tiff::TiffError;
 use tiff::encoder::{Rational, TiffEncoder, TiffKind, TiffKindBig, TiffKindStandard};
 use tiff::tags::Tag;
 
+use crate::atomic_file;
 use crate::error::{Error, Result};
 use crate::geometry::Mpp;
 pub use crate::jpeg::ColorModel;
@@ -54,26 +56,23 @@ impl Default for PyramidSpec {
 pub fn write_pyramid(path: impl AsRef<Path>, level0: &RgbImage, spec: &PyramidSpec) -> Result<()> {
     let path = path.as_ref();
     check(spec, level0).map_err(Error::Usage)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::Builder::new();
-    temporary.prefix(".pyramid-").suffix(".tmp");
-    #[cfg(unix)]
-    temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = temporary.tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
+    atomic_file::replace(path, |temporary| {
+        write_file(temporary, level0, spec).map_err(|error| match error {
+            WriteError::Tiff(TiffError::IoError(e)) => Error::io(path, e),
+            WriteError::Tiff(e) => Error::Usage(format!("{}: cannot be written: {e}", path.display())),
+            WriteError::Jpeg(e) => Error::Usage(format!("{}: a tile cannot be encoded: {e}", path.display())),
+        })
+    })
+}
+
+fn write_file(path: &Path, level0: &RgbImage, spec: &PyramidSpec) -> std::result::Result<(), WriteError> {
+    let mut writer = BufWriter::with_capacity(1 << 20, File::create(path).map_err(TiffError::IoError)?);
     let bytes = |factor: &u32| u64::from(level0.width() / factor) * u64::from(level0.height() / factor) * 3;
-    let mut writer = BufWriter::with_capacity(1 << 20, file);
-    let written = match spec.levels.iter().map(bytes).sum::<u64>() > u64::from(u32::MAX) {
-        false => write_levels::<_, TiffKindStandard>(&mut writer, level0, spec),
-        true => write_levels::<_, TiffKindBig>(&mut writer, level0, spec),
-    };
-    written.map_err(|error| match error {
-        WriteError::Tiff(TiffError::IoError(e)) => Error::io(path, e),
-        WriteError::Tiff(e) => Error::Usage(format!("{}: cannot be written: {e}", path.display())),
-        WriteError::Jpeg(e) => Error::Usage(format!("{}: a tile cannot be encoded: {e}", path.display())),
-    })?;
-    let file = writer.into_inner().map_err(|e| Error::io(path, e.into_error()))?;
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
+    match spec.levels.iter().map(bytes).sum::<u64>() > u64::from(u32::MAX) {
+        false => write_levels::<_, TiffKindStandard>(&mut writer, level0, spec)?,
+        true => write_levels::<_, TiffKindBig>(&mut writer, level0, spec)?,
+    }
+    Ok(writer.flush().map_err(TiffError::IoError)?)
 }
 
 fn check(spec: &PyramidSpec, level0: &RgbImage) -> std::result::Result<(), String> {

@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use serde_json::json;
+use slide_io::atomic_file;
 
 use super::progress::Progress;
 use super::{Outcome, Run, run};
 use crate::cli::DemoArgs;
 use crate::config::Experiment;
 use crate::demo::{DemoSpec, paint_cohort};
-use crate::run_dir::write_atomic;
 
 /// The demo's experiment; its paths are set here.
 const DEMO_TOML: &str = include_str!("../../configs/demo.toml");
@@ -31,7 +31,7 @@ pub(super) fn demo(args: &DemoArgs) -> Result<Outcome> {
     } else {
         let progress = Progress::new("paint", spec.slides as u64, "slides");
         paint_cohort(&cohort, &spec, |_| progress.advance(1))?;
-        write_atomic(&painted, description.to_string().as_bytes())?;
+        atomic_file::write(&painted, description.to_string().as_bytes())?;
         progress.finish(&format!("{} slides in {}", spec.slides, cohort.display()));
     }
 

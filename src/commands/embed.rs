@@ -1,24 +1,25 @@
 //! `gensis embed`: patches through the encoder. One HDF5 file per slide, one Parquet table per image folder.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use evaluation::embeddings::EmbeddingTable;
 use serde_json::{Value, json};
-use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, h5};
+use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, SlideRecord, atomic_file, h5};
 
 use super::Run;
+use super::pretrain::require_encoder;
 use super::progress::Progress;
 use super::sources::{self, ENCODER_NAME, ImageSets, Input};
-use crate::config::Baseline;
+use crate::config::{Baseline, Embed};
 use crate::data::{EvalLoader, ReadFailure};
 use crate::device::{self, DeviceChoice};
 use crate::model::{Encoder, EncoderConfig, Vit};
-use crate::run_dir::{Failure, StageRecord, write_atomic};
-use crate::train::pretrain::ENCODER;
+use crate::run_dir::{Failure, StageRecord, as_stored, remove};
 
 /// Batches decoded ahead of the encoder.
 const AHEAD: usize = 4;
@@ -35,18 +36,16 @@ pub(super) struct Embedded {
 
 /// Embeds all patches of the experiment with the encoder of its run folder.
 pub(super) fn embed(run: &Run) -> Result<()> {
-    let path = run.dir.root().join("pretrain").join(ENCODER);
-    ensure!(path.exists(), "there is no {}: run `gensis pretrain` first", path.display());
-    let encoder = Encoder::load(&path, &device::open(run.device)?)?;
-    let failures = match Input::open(&run.experiment.data)? {
+    let input = Input::open(&run.experiment.data)?;
+    let encoder = Encoder::load(&require_encoder(run, &input)?, &device::open(run.device)?)?;
+    run.dir.forget("embed")?;
+    let failures = match input {
         Input::Slides(cohort) => embed_slides(run, &encoder, &cohort)?,
         Input::Images(images) => embed_images(run, &encoder, &images)?,
     };
     let header = json!({ "encoder": encoder.hash, "embed": run.experiment.embed });
-    run.dir.finish(
-        "embed",
-        &StageRecord { header, failures, summary: json!({ "encoder": encoder.hash, "dim": encoder.dim() }) },
-    )
+    let summary = json!({ "encoder": encoder.hash, "dim": encoder.dim() });
+    run.dir.finish("embed", &StageRecord { header, failures, summary })
 }
 
 /// Embeds `indices` of `source`, in order, on `workers` threads that share one queue of batches.
@@ -102,88 +101,113 @@ pub(super) fn workers(run: &Run) -> usize {
 fn embed_slides(run: &Run, encoder: &Encoder, cohort: &Cohort) -> Result<Vec<Failure>> {
     let all: Vec<_> = cohort.slides.iter().collect();
     let patches = Arc::new(sources::slide_patches(run, &all, &cohort.classes)?);
-    let progress = Progress::new("embed", patches.len() as u64, "patches");
-    let (next, reused) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let failures = Mutex::new(Vec::new());
+    remove_features_of_others(run, cohort, &patches)?;
     let workers = workers(run);
-    let work = || -> Result<()> {
-        loop {
-            let slide = next.fetch_add(1, Ordering::SeqCst);
-            if slide >= patches.slides().len() {
-                return Ok(());
-            }
-            let result = embed_slide(run, encoder, &patches, slide, (run.threads / workers).max(1), &progress, &reused);
-            let failed = result.inspect_err(|_| next.store(usize::MAX / 2, Ordering::SeqCst))?;
-            failures.lock().unwrap_or_else(PoisonError::into_inner).extend(failed.into_iter().map(|f| (slide, f)));
-        }
+    let stage = SlideEmbedding {
+        run,
+        encoder,
+        records: cohort.slides.iter().map(|slide| (slide.id.as_str(), slide)).collect(),
+        progress: Progress::new("embed", patches.len() as u64, "patches"),
+        patches,
+        decoders: (run.threads / workers).max(1),
+        next: AtomicUsize::new(0),
+        reused: AtomicUsize::new(0),
+        failures: Mutex::new(BTreeMap::new()),
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(|| stage.work())).collect();
         threads.into_iter().try_for_each(|thread| match thread.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         })
     })?;
-    let mut failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
-    failures.sort_by_key(|(slide, _)| *slide);
-    let summary = format!(
-        "{} patches of {} slides ({} up to date), {} failure(s)",
+    let SlideEmbedding { patches, progress, reused, failures, .. } = stage;
+    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let failures: Vec<Failure> = failures.into_values().flatten().collect();
+    let (slides, reused) = (patches.slides().len(), reused.into_inner());
+    progress.finish(&format!(
+        "{} patches of {slides} slides ({reused} up to date), {} failure(s)",
         patches.len(),
-        patches.slides().len(),
-        reused.into_inner(),
         failures.len()
-    );
-    progress.finish(&summary);
-    Ok(failures.into_iter().map(|(_, failure)| failure).collect())
+    ));
+    Ok(failures)
 }
 
-fn embed_slide(
-    run: &Run,
-    encoder: &Encoder,
-    patches: &Arc<SlidePatches>,
-    slide: usize,
+/// Features of slides that no longer have patches are of other settings; other tools would take them for these.
+fn remove_features_of_others(run: &Run, cohort: &Cohort, patches: &SlidePatches) -> Result<()> {
+    let embedded: HashSet<&str> = (0..patches.slides().len())
+        .filter(|&slide| !patches.range(slide).is_empty())
+        .map(|slide| patches.slides()[slide].id.as_str())
+        .collect();
+    let others = cohort.slides.iter().filter(|slide| !embedded.contains(slide.id.as_str()));
+    others.map(|slide| sources::features_path(run, &slide.id)).try_for_each(|path| remove(&path))
+}
+
+/// The slides being embedded, shared by the threads that take them one by one.
+struct SlideEmbedding<'a> {
+    run: &'a Run,
+    encoder: &'a Encoder,
+    patches: Arc<SlidePatches>,
+    records: HashMap<&'a str, &'a SlideRecord>,
+    /// Threads that decode one slide.
     decoders: usize,
-    progress: &Progress,
-    reused: &AtomicUsize,
-) -> Result<Vec<Failure>> {
-    let range = patches.range(slide);
-    let id = &patches.slides()[slide].id;
-    let path = sources::features_path(run, id);
-    let coordinates = sources::coordinates_path(run, id);
-    let header = json!({
-        "stage": "embed",
-        "version": env!("CARGO_PKG_VERSION"),
-        "encoder": encoder.hash,
-        "embed": run.experiment.embed,
-        "coordinates": h5::read_header(&coordinates)?,
-    });
-    let failures_path = run.dir.file(&format!("stages/embed/{id}.json"))?;
-    if h5::is_current(&path, &header)?
-        && let Ok(text) = std::fs::read_to_string(&failures_path)
-    {
-        progress.advance(range.len() as u64);
-        reused.fetch_add(1, Ordering::SeqCst);
-        return Ok(serde_json::from_str(&text).unwrap_or_default());
+    progress: Progress,
+    next: AtomicUsize,
+    reused: AtomicUsize,
+    failures: Mutex<BTreeMap<usize, Vec<Failure>>>,
+}
+
+impl SlideEmbedding<'_> {
+    fn work(&self) -> Result<()> {
+        loop {
+            let slide = self.next.fetch_add(1, Ordering::SeqCst);
+            if slide >= self.patches.slides().len() {
+                return Ok(());
+            }
+            // An error here would meet every slide (a full disk): the other threads stop too.
+            let failed = self.embed(slide).inspect_err(|_| self.next.store(usize::MAX / 2, Ordering::SeqCst))?;
+            self.failures.lock().unwrap_or_else(PoisonError::into_inner).insert(slide, failed);
+        }
     }
-    if range.is_empty() {
-        return Ok(vec![]);
+
+    fn embed(&self, slide: usize) -> Result<Vec<Failure>> {
+        let Self { run, encoder, patches, progress, .. } = self;
+        let (range, id) = (patches.range(slide), &patches.slides()[slide].id);
+        let record = self.records[id.as_str()];
+        if range.is_empty() {
+            return Ok(vec![]);
+        }
+        let path = sources::features_path(run, id);
+        let header = sources::features_header(run, &encoder.hash, record);
+        let failures_path = run.dir.file(&format!("stages/embed/{id}.json"))?;
+        if h5::is_current(&path, &header)?
+            && let Ok(text) = std::fs::read_to_string(&failures_path)
+        {
+            progress.advance(range.len() as u64);
+            self.reused.fetch_add(1, Ordering::SeqCst);
+            return Ok(serde_json::from_str(&text).unwrap_or_default());
+        }
+        let advance = |count| progress.advance(count as u64);
+        let threads = (self.decoders, 1);
+        let embedded =
+            features(encoder, patches.clone(), range.clone().collect(), &run.experiment.embed, threads, advance)?;
+        let mut failures: Vec<Failure> = embedded.failures.iter().map(failure).collect();
+        if embedded.indices.is_empty() {
+            remove(&path)?;
+            let reason = format!("none of its {} patches can be read: {}", range.len(), failures[0].reason);
+            failures = vec![Failure { stage: "embed".into(), item: id.clone(), reason }];
+        } else {
+            let mut kept = h5::read_coordinates(&sources::coordinates_path(run, id))?;
+            kept.origins = embedded.indices.iter().map(|&index| kept.origins[index - range.start]).collect();
+            let (encoder, dim) = (ENCODER_NAME.to_owned(), encoder.dim());
+            let features = h5::Features { encoder, dim, values: embedded.values, coordinates: kept };
+            h5::write_features(&path, &features, &header)
+                .with_context(|| format!("cannot write the features of {id}"))?;
+        }
+        failures.iter().for_each(|failure| progress.line(&format!("embed: {}: {}", failure.item, failure.reason)));
+        atomic_file::write(&failures_path, &serde_json::to_vec_pretty(&failures)?)?;
+        Ok(failures)
     }
-    let (source, settings) = (patches.clone(), &run.experiment.embed);
-    let advance = |count| progress.advance(count as u64);
-    let embedded = features(encoder, source, range.clone().collect(), settings, (decoders, 1), advance)?;
-    let failures: Vec<Failure> = embedded.failures.iter().map(failure).collect();
-    failures.iter().for_each(|failure| progress.line(&format!("embed: {}: {}", failure.item, failure.reason)));
-    let mut kept = h5::read_coordinates(&coordinates)?;
-    kept.origins = embedded.indices.iter().map(|&index| kept.origins[index - range.start]).collect();
-    let features = h5::Features {
-        encoder: ENCODER_NAME.to_owned(),
-        dim: encoder.dim(),
-        values: embedded.values,
-        coordinates: kept,
-    };
-    write_atomic(&failures_path, &serde_json::to_vec_pretty(&failures)?)?;
-    h5::write_features(&path, &features, &header).with_context(|| format!("cannot write the features of {id}"))?;
-    Ok(failures)
 }
 
 fn failure(failure: &ReadFailure) -> Failure {
@@ -209,7 +233,7 @@ fn embed_images(run: &Run, encoder: &Encoder, images: &ImageSets) -> Result<Vec<
     let mut failures = Vec::new();
     for (part, folder) in parts.into_iter().filter_map(|(part, folder)| folder.map(|folder| (part, folder))) {
         for (name, encoder) in encoders.iter().filter_map(|(name, encoder)| encoder.map(|encoder| (name, encoder))) {
-            let header = image_header(run, folder, json!(encoder.hash));
+            let header = sources::table_header(run, &encoder.hash, folder);
             embed_folder(run, part, name, folder, header, &mut failures, |progress| {
                 let (all, settings) = ((0..folder.len()).collect(), &run.experiment.embed);
                 let advance = |count| progress.advance(count as u64);
@@ -218,7 +242,7 @@ fn embed_images(run: &Run, encoder: &Encoder, images: &ImageSets) -> Result<Vec<
             })?;
         }
         if run.experiment.evaluate.knn.baselines.contains(&Baseline::Pixels) {
-            let header = image_header(run, folder, json!("pixels"));
+            let header = sources::table_header(run, "pixels", folder);
             embed_folder(run, part, "pixels", folder, header, &mut failures, |progress| {
                 pixels(run, encoder, folder, progress)
             })?;
@@ -237,16 +261,6 @@ fn untrained(run: &Run, encoder: &Encoder) -> Result<Encoder> {
         ..encoder.config.clone()
     };
     Ok(Encoder::new(Vit::new(&config.model, run.experiment.seed, &device), config, &device))
-}
-
-fn image_header(run: &Run, folder: &ImageFolder, encoder: Value) -> Value {
-    json!({
-        "stage": "embed",
-        "version": env!("CARGO_PKG_VERSION"),
-        "encoder": encoder,
-        "embed": run.experiment.embed,
-        "data": sources::fingerprint(&run.experiment, folder),
-    })
 }
 
 fn embed_folder(
@@ -278,17 +292,24 @@ fn embed_folder(
         classes: folder.classes().to_vec(),
         values: embedded.values,
     };
-    write_atomic(&failures_path, &serde_json::to_vec_pretty(&failed)?)?;
+    atomic_file::write(&failures_path, &serde_json::to_vec_pretty(&failed)?)?;
     table.save(&path)?;
     progress.finish(&format!("{name}, {part}: {} images, {} failure(s)", table.len(), failed.len()));
     failures.extend(failed);
     Ok(())
 }
 
-/// The normalised pixels themselves as an embedding.
+/// Side of the pixel baseline's images, px, at most: 12,288 numbers an image.
+const PIXELS_SIDE: u32 = 64;
+
+/// The normalised pixels themselves as an embedding, after the evaluation transform at [`PIXELS_SIDE`] or less.
 fn pixels(run: &Run, encoder: &Encoder, folder: &Arc<ImageFolder>, progress: &Progress) -> Result<(Embedded, usize)> {
     let (mean, std) = (encoder.config.mean, encoder.config.std);
-    let loader = EvalLoader::new(folder.clone(), &run.experiment.embed, mean, std, run.threads, AHEAD)?;
+    let Embed { batch, resize, crop } = run.experiment.embed;
+    let side = if crop == 0 { PIXELS_SIDE } else { crop.min(PIXELS_SIDE) };
+    let shrunk = if crop == 0 { side } else { (u64::from(resize) * u64::from(side) / u64::from(crop)) as u32 };
+    let settings = Embed { batch, resize: shrunk, crop: side };
+    let loader = EvalLoader::new(folder.clone(), &settings, mean, std, run.threads, AHEAD)?;
     let mut embedded = Embedded { indices: vec![], values: vec![], failures: vec![] };
     let mut dim = 0;
     for batch in loader.batches() {
@@ -302,6 +323,7 @@ fn pixels(run: &Run, encoder: &Encoder, folder: &Arc<ImageFolder>, progress: &Pr
     Ok((embedded, dim))
 }
 
-fn is_current(path: &Path, header: &Value) -> bool {
-    path.exists() && EmbeddingTable::load_header(path).is_ok_and(|found| &found == header)
+/// Whether `path` holds a table with this header.
+pub(super) fn is_current(path: &Path, header: &Value) -> bool {
+    path.exists() && EmbeddingTable::load_header(path).is_ok_and(|found| found == as_stored(header))
 }

@@ -1,6 +1,6 @@
 //! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use evaluation::bag::{Bag, BagSource};
 use evaluation::bootstrap::Bootstrap;
 use evaluation::embeddings::EmbeddingTable;
@@ -12,15 +12,16 @@ use evaluation::table::{ResultRow, ResultTable, slide_scores, write_csv, write_p
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slide_io::manifest::Split;
-use slide_io::{Cohort, SlideRecord, h5};
+use slide_io::{Cohort, ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 
 use super::Run;
+use super::embed::is_current;
 use super::progress::Progress;
-use super::sources::{self, ENCODER_NAME, Input};
+use super::sources::{self, ENCODER_NAME, ImageSets, Input};
 use crate::cli::Task;
-use crate::config::{Baseline, SlideLevel};
+use crate::config::{Baseline, Experiment, SlideLevel};
 use crate::device::{self, DeviceChoice};
-use crate::run_dir::{Failure, StageRecord, write_atomic};
+use crate::run_dir::{Failure, StageRecord, remove};
 
 /// The result table of a run, without extension: `.parquet`, `.csv` and `.md` lie there.
 pub(super) const RESULTS: &str = "results/results";
@@ -45,16 +46,22 @@ struct Scores {
 pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     ensure!(run.dir.record("embed").is_some(), "there are no embeddings: run `gensis embed` first");
-    let header = header(run, &input)?;
+    let embed = run.dir.record("embed").context("there are no embeddings: run `gensis embed` first")?;
+    let encoder = embed.summary["encoder"].as_str().unwrap_or_default();
+    let header = header(run, &input, encoder);
     let stem = run.dir.file(RESULTS)?;
-    if task == Task::All && run.dir.current("evaluate", &header).is_some() && stem.with_extension("parquet").exists() {
+    if task == Task::All && run.dir.current("evaluate", &header).is_some() {
         eprintln!("evaluate: up to date");
         return Ok(());
     }
     run.dir.forget("evaluate")?;
+    for extension in ["parquet", "csv", "md"] {
+        // Figures of other settings must not stand beside these settings if this fails.
+        remove(&stem.with_extension(extension))?;
+    }
     let scores = match (&input, task) {
-        (Input::Images(_), Task::All | Task::Knn) => knn(run)?,
-        (Input::Slides(cohort), Task::All | Task::Slide) => slide_level(run, cohort)?,
+        (Input::Images(images), Task::All | Task::Knn) => knn(run, images, encoder)?,
+        (Input::Slides(cohort), Task::All | Task::Slide) => slide_level(run, cohort, &embed.summary)?,
         (Input::Images(_), Task::Slide) => bail!("image folders have no slides: only `gensis evaluate knn` applies"),
         (Input::Slides(_), Task::Knn) => {
             bail!("the patches of slides have no labels of their own: only `gensis evaluate slide` applies")
@@ -64,33 +71,41 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
     if scores.rows.is_empty() {
-        eprintln!("evaluate: no labels, so there is nothing to score");
+        eprintln!("evaluate: no labelled test items, so there is nothing to score");
     } else {
         let table = ResultTable::new(&scores.rows)?;
         table.write(&stem)?;
         print!("{}", table.markdown()?);
     }
-    write_atomic(&run.dir.file("results/confusion.json")?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
-    run.dir.finish(
-        "evaluate",
-        &StageRecord { header, failures: scores.failures, summary: json!({ "rows": scores.rows.len() }) },
-    )
+    atomic_file::write(&run.dir.file("results/confusion.json")?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
+    let summary = json!({ "rows": scores.rows.len() });
+    run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
 }
 
 /// Everything the scores depend on.
-fn header(run: &Run, input: &Input) -> Result<Value> {
-    let labels: Vec<Value> = match input {
-        Input::Slides(cohort) => cohort.slides.iter().map(|s| json!([s.id, s.label_name, s.group, s.split])).collect(),
-        Input::Images(_) => vec![],
+fn header(run: &Run, input: &Input, encoder: &str) -> Value {
+    let items: Vec<Value> = match input {
+        Input::Slides(cohort) => cohort
+            .slides
+            .iter()
+            .map(|slide| {
+                let features = has_features(run, slide, encoder).then(|| sources::features_header(run, encoder, slide));
+                json!([slide.id, slide.label_name, slide.group, slide.split, features])
+            })
+            .collect(),
+        Input::Images(images) => {
+            let folders = std::iter::once(&images.train).chain(images.test.as_ref());
+            folders.map(|folder| sources::table_header(run, encoder, folder)).collect()
+        }
     };
-    Ok(json!({
-        "stage": "evaluate",
-        "version": env!("CARGO_PKG_VERSION"),
-        "settings": run.experiment.evaluate,
-        "seed": run.experiment.seed,
-        "embed": run.dir.record("embed").map(|record| record.header),
-        "labels": labels,
-    }))
+    let Experiment { seed, evaluate, .. } = &run.experiment;
+    json!({ "stage": "evaluate", "format": sources::FORMAT, "settings": evaluate, "seed": seed, "items": items })
+}
+
+/// Whether a slide has features of this encoder and of its coordinates as they are now.
+fn has_features(run: &Run, slide: &SlideRecord, encoder: &str) -> bool {
+    let header = sources::features_header(run, encoder, slide);
+    h5::is_current(&sources::features_path(run, &slide.id), &header).unwrap_or(false)
 }
 
 fn data_name(run: &Run) -> String {
@@ -117,53 +132,53 @@ fn confusion(title: String, predictions: &Predictions, classes: &[String]) -> St
 }
 
 /// Weighted k-NN of the test images among the training images.
-fn knn(run: &Run) -> Result<Scores> {
-    let settings = &run.experiment.evaluate.knn;
-    let bootstrap = Bootstrap {
-        resamples: run.experiment.evaluate.slide.bootstrap,
-        seed: run.experiment.seed,
-        ..Bootstrap::default()
+fn knn(run: &Run, images: &ImageSets, encoder: &str) -> Result<Scores> {
+    let Some(test_folder) = images.test.as_ref().filter(|folder| !folder.classes().is_empty()) else {
+        return Ok(Scores::default());
     };
+    let settings = &run.experiment.evaluate.knn;
+    let bootstrap = bootstrap(run);
     let config = KnnConfig { k: settings.k.clone(), temperature: settings.temperature };
     let device = device::open(run.device)?;
     let baselines = settings.baselines.iter().map(|baseline| match baseline {
-        Baseline::Random => "random",
-        Baseline::Pixels => "pixels",
+        Baseline::Random => ("random", None),
+        Baseline::Pixels => ("pixels", Some("pixels")),
     });
     let mut scores = Scores::default();
-    for encoder in std::iter::once(ENCODER_NAME).chain(baselines) {
-        let load = |part: &str| {
-            let path = run.dir.root().join(format!("features/{encoder}-{part}.parquet"));
-            ensure!(
-                path.exists(),
-                "there is no {}: k-NN needs a folder with train/ and test/ (or val/)",
-                path.display()
-            );
+    for (name, hash) in std::iter::once((ENCODER_NAME, Some(encoder))).chain(baselines) {
+        let load = |part: &str, folder: &ImageFolder| -> Result<EmbeddingTable> {
+            let path = run.dir.root().join(format!("features/{name}-{part}.parquet"));
+            // The hash of the untrained network is in its table only.
+            let current = hash.is_none_or(|hash| is_current(&path, &sources::table_header(run, hash, folder)));
+            ensure!(path.exists() && current, "{} is missing or of other settings: run `gensis embed`", path.display());
             Ok(EmbeddingTable::load(&path)?)
         };
-        let (train, test) = (load("train")?, load("test")?);
+        let (train, test) = (load("train", &images.train)?, load("test", test_folder)?);
         for result in classify(&train, &test, &config, &device)? {
             let head = format!("{}-NN", result.k);
-            if result.used < result.k {
-                let reason = format!("only {} training images, so all of them vote", result.used);
-                scores.failures.push(Failure { stage: "evaluate".into(), item: head.clone(), reason });
+            if result.used < result.k && name == ENCODER_NAME {
+                eprintln!("evaluate: {head}: there are only {} training images, so all of them vote", result.used);
             }
             let base = ResultRow {
                 task: "knn".into(),
                 data: data_name(run),
-                encoder: encoder.into(),
+                encoder: name.into(),
                 head: head.clone(),
                 seed: Some(run.experiment.seed),
                 n: test.len() as u64,
                 ..ResultRow::default()
             };
             scores.rows.extend(rows_of(&base, &result.predictions, None, &bootstrap)?);
-            if encoder == ENCODER_NAME {
-                scores.confusions.push(confusion(format!("{encoder}, {head}"), &result.predictions, &test.classes));
+            if name == ENCODER_NAME {
+                scores.confusions.push(confusion(format!("{name}, {head}"), &result.predictions, &test.classes));
             }
         }
     }
     Ok(scores)
+}
+
+fn bootstrap(run: &Run) -> Bootstrap {
+    Bootstrap { resamples: run.experiment.evaluate.slide.bootstrap, seed: run.experiment.seed, ..Bootstrap::default() }
 }
 
 /// The features files of a cohort as bags, read when they are needed.
@@ -210,27 +225,41 @@ impl BagSource for StoredBags<'_> {
     }
 }
 
+/// Stops before hours of work if the labels cannot be split as asked: a patient in two parts, too few per class.
+pub(super) fn check_folds(run: &Run) -> Result<()> {
+    if let Input::Slides(cohort) = Input::open(&run.experiment.data)? {
+        let labelled: Vec<&SlideRecord> = cohort.slides.iter().filter(|slide| slide.label.is_some()).collect();
+        if !labelled.is_empty() {
+            folds(&run.experiment.evaluate.slide, &labelled)?;
+        }
+    }
+    Ok(())
+}
+
 /// Gated attention MIL on the given split, or on stratified grouped folds.
-fn slide_level(run: &Run, cohort: &Cohort) -> Result<Scores> {
+fn slide_level(run: &Run, cohort: &Cohort, embed: &Value) -> Result<Scores> {
     let settings = &run.experiment.evaluate.slide;
     let mut scores = Scores::default();
     let labelled: Vec<&SlideRecord> = cohort.slides.iter().filter(|slide| slide.label.is_some()).collect();
     if labelled.is_empty() {
         return Ok(scores);
     }
-    let (slides, missing): (Vec<_>, Vec<_>) =
-        labelled.into_iter().partition(|slide| sources::features_path(run, &slide.id).exists());
-    scores.failures.extend(missing.into_iter().map(|slide| Failure {
-        stage: "evaluate".into(),
-        item: slide.id.clone(),
-        reason: "labelled, but without patches: it counts in no score".into(),
-    }));
-    let labels: Vec<u32> = slides.iter().filter_map(|slide| slide.label).collect();
-    let groups: Vec<String> =
-        slides.iter().map(|slide| slide.group.clone().unwrap_or_else(|| slide.id.clone())).collect();
-    let folds = folds(settings, &slides, &labels, &groups)?;
+    let mut left_out = |slide: &SlideRecord, reason: &str| {
+        scores.failures.push(Failure { stage: "evaluate".into(), item: slide.id.clone(), reason: reason.into() });
+    };
+    let encoder = embed["encoder"].as_str().unwrap_or_default();
+    let (slides, missing): (Vec<_>, Vec<_>) = labelled.into_iter().partition(|slide| has_features(run, slide, encoder));
+    missing.into_iter().for_each(|slide| left_out(slide, "labelled, but without features: it counts in no score"));
+    if slides.iter().any(|slide| slide.split.is_some()) {
+        let unsplit = slides.iter().filter(|slide| slide.split.is_none());
+        unsplit.for_each(|slide| {
+            left_out(slide, "labelled, but without a split where others have one: it counts in no score")
+        });
+    }
+    let folds = folds(settings, &slides)?;
+    let groups = groups(&slides);
     let given = folds.len() == 1;
-    let dim = run.dir.record("embed").and_then(|record| record.summary["dim"].as_u64()).unwrap_or(0) as usize;
+    let dim = embed["dim"].as_u64().unwrap_or(0) as usize;
     let bags = StoredBags { run, slides, groups, dim, classes: cohort.classes.len() };
 
     let device = device::open(run.device)?;
@@ -253,7 +282,7 @@ fn slide_level(run: &Run, cohort: &Cohort) -> Result<Scores> {
         head: "abmil".into(),
         ..ResultRow::default()
     };
-    let bootstrap = Bootstrap { resamples: settings.bootstrap, seed: run.experiment.seed, ..Bootstrap::default() };
+    let bootstrap = bootstrap(run);
     for prediction in &predicted {
         let fold = (!given).then_some(prediction.fold as u32);
         let base = ResultRow { fold, ..base.clone() };
@@ -291,8 +320,10 @@ fn rows_for(
 }
 
 /// The given split as one fold, or cross-validation folds.
-fn folds(settings: &SlideLevel, slides: &[&SlideRecord], labels: &[u32], groups: &[String]) -> Result<Vec<Fold>> {
-    let strata = Strata::new(labels, groups)?;
+fn folds(settings: &SlideLevel, slides: &[&SlideRecord]) -> Result<Vec<Fold>> {
+    let labels: Vec<u32> = slides.iter().filter_map(|slide| slide.label).collect();
+    let groups = groups(slides);
+    let strata = Strata::new(&labels, &groups)?;
     let parts: Vec<Option<Part>> = slides
         .iter()
         .map(|slide| {
@@ -312,7 +343,13 @@ fn folds(settings: &SlideLevel, slides: &[&SlideRecord], labels: &[u32], groups:
     }
 }
 
-fn mil_config(settings: &SlideLevel) -> MilConfig {
+/// What must stay together: the patient, or the slide itself.
+fn groups(slides: &[&SlideRecord]) -> Vec<String> {
+    slides.iter().map(|slide| slide.group.clone().unwrap_or_else(|| slide.id.clone())).collect()
+}
+
+/// The settings of the heads.
+pub(crate) fn mil_config(settings: &SlideLevel) -> MilConfig {
     MilConfig {
         epochs: settings.epochs,
         patience: settings.patience,

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::Outcome;
 use super::sources::cohort;
+use super::tile::guarded;
 use crate::cli::InspectArgs;
 use crate::config::Data;
 
@@ -63,8 +64,8 @@ fn look(file: &Path, given: Option<Mpp>) -> Inspection {
         associated_images: vec![],
         error: None,
     };
-    if let Err(error) = fill(&mut seen, file, given) {
-        seen.error = Some(error.to_string());
+    if let Err(error) = guarded(|| fill(&mut seen, file, given)) {
+        seen.error = Some(error);
     }
     seen
 }

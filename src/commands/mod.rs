@@ -15,7 +15,11 @@ mod selftest;
 mod sources;
 mod tile;
 
-use std::path::Path;
+pub(crate) use evaluate::mil_config;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 
@@ -53,6 +57,10 @@ pub(crate) struct Run {
     pub dir: RunDir,
     pub device: DeviceChoice,
     pub threads: usize,
+    /// Whether outputs of other settings may be made anew.
+    pub update: bool,
+    /// Digests of slide files, read once.
+    digests: Mutex<HashMap<PathBuf, Option<String>>>,
 }
 
 impl Run {
@@ -76,14 +84,16 @@ impl Run {
             "threads": threads,
         });
         dir.log("started", provenance)?;
-        Ok(Self { experiment, dir, device: compute.device, threads })
+        Ok(Self { experiment, dir, device: compute.device, threads, update, digests: Mutex::default() })
     }
 
-    /// Opens the run of a single stage: the given configuration, or the one recorded in the folder.
+    /// Opens the run of a single stage: the given configuration, or the one recorded in the folder. Data that cannot be
+    /// found leave the folder, and what it records, as it was.
     fn open_stage(args: &StageArgs) -> Result<Self> {
         let recorded = args.out.join("experiment.toml");
         let file = args.config.as_deref().or(recorded.exists().then_some(recorded.as_path()));
         let experiment = Experiment::load(file, &args.all_settings())?;
+        sources::Input::open(&experiment.data)?;
         Self::open(experiment, &args.out, args.update, &args.compute)
     }
 
@@ -115,6 +125,8 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
 
 fn stage(args: &StageArgs, work: impl FnOnce(&Run) -> Result<()>) -> Result<Outcome> {
     let run = Run::open_stage(args)?;
-    work(&run)?;
-    run.close()
+    // What failed on the way is worth knowing all the more when the stage itself fails.
+    let result = work(&run);
+    let outcome = run.close()?;
+    result.map(|()| outcome)
 }

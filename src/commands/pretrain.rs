@@ -1,23 +1,25 @@
 //! `gensis pretrain`: DINO on the patches of the training slides or images.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use evaluation::embeddings::EmbeddingTable;
 use evaluation::knn::{KnnConfig, classify};
 use evaluation::metric::Metric;
 use serde_json::{Value, json};
-use slide_io::PatchSource;
+use slide_io::{PatchSource, atomic_file};
 
 use super::progress::Progress;
-use super::sources::{self, Input, fingerprint};
+use super::sources::{self, Input};
 use super::{Run, embed};
+use crate::config::Pretrain;
 use crate::data::{CropLoader, ReadFailure};
 use crate::device;
 use crate::model::Encoder;
-use crate::run_dir::{Failure, StageRecord, write_atomic};
+use crate::run_dir::{Failure, StageRecord, as_stored};
 use crate::train::dino::Settings;
-use crate::train::pretrain::{ENCODER, Observer, Progress as StepProgress, pretrain as train};
+use crate::train::pretrain::{CHECKPOINT, ENCODER, METRICS, Observer, Progress as StepProgress, pretrain as train};
 
 /// Batches made ahead of the step.
 const AHEAD: usize = 4;
@@ -26,60 +28,107 @@ const WATCHED: usize = 1000;
 
 /// Trains the encoder, or continues where the run was stopped.
 pub(super) fn pretrain(run: &Run) -> Result<()> {
-    let source = training_patches(run)?;
-    let settings = Settings::of(&run.experiment)?;
-    let header = json!({
-        "stage": "pretrain",
-        "version": env!("CARGO_PKG_VERSION"),
-        "settings": settings,
-        "data": fingerprint(&run.experiment, &*source),
-    });
+    let input = Input::open(&run.experiment.data)?;
+    let header = header(run, &input)?;
     let folder = run.dir.root().join("pretrain");
     if run.dir.current("pretrain", &header).is_some() && folder.join(ENCODER).exists() {
         eprintln!("pretrain: up to date");
         return Ok(());
     }
+    let source = training_patches(run, input)?;
     run.dir.forget("pretrain")?;
-
-    let begun = run.dir.file("pretrain/header.json")?;
-    let resume =
-        std::fs::read(&begun).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()) == Some(header.clone());
-    write_atomic(&begun, &serde_json::to_vec_pretty(&header)?)?;
+    let resume = begin(run, &folder, &header)?;
 
     let Run { experiment, threads, .. } = run;
-    let settings_of = &experiment.pretrain;
+    let settings = Settings::of(experiment)?;
+    let Pretrain { batch, patches_per_epoch, epochs, .. } = experiment.pretrain;
     let loader = CropLoader::new(
         source.clone(),
         experiment.crops.clone(),
-        settings_of.batch,
-        settings_of.patches_per_epoch,
+        batch,
+        patches_per_epoch,
         experiment.seed,
         *threads,
         AHEAD,
     )?;
-    let total = (loader.steps_per_epoch() * settings_of.epochs * settings_of.batch) as u64;
+    let total = loader.steps_per_epoch() * epochs * batch;
     let mut watcher =
-        Watcher { run, source: source.clone(), progress: Progress::new("pretrain", total, "patches"), last: None };
+        Watcher { run, source: source.clone(), progress: Progress::new("pretrain", total as u64, "patches"), shown: 0 };
     let device = device::open(run.device)?;
     let encoder = train(&settings, &loader, &folder, resume, &device, &mut watcher)?;
 
-    let last = watcher.last.unwrap_or(Value::Null);
+    let last = last_metrics(&folder.join(METRICS));
     let loss = last["loss"].as_f64().map_or(String::new(), |loss| format!(", loss {loss:.4}"));
-    let seconds = watcher.progress.finish(&format!("{} epochs of {} patches{loss}", settings_of.epochs, source.len()));
+    let Watcher { progress, shown, .. } = watcher;
+    let seconds = progress.finish(&format!("{epochs} epochs of {} patches{loss}", source.len()));
     run.dir
-        .log("pretrained", json!({ "seconds": seconds, "patches_shown": total, "device": run.device.to_string() }))?;
+        .log("pretrained", json!({ "seconds": seconds, "patches_shown": shown, "device": run.device.to_string() }))?;
     let failures = loader.failures().iter().map(unreadable).collect();
-    let summary = json!({ "encoder": encoder.hash, "patches": source.len(), "steps": total / settings_of.batch as u64, "last": last });
+    let summary = json!({ "encoder": encoder.hash, "patches": source.len(), "last": last });
     run.dir.finish("pretrain", &StageRecord { header, failures, summary })
 }
 
-/// Every patch the encoder may learn from: slides of a test split are left out, their labels or not.
-fn training_patches(run: &Run) -> Result<Arc<dyn PatchSource>> {
-    Ok(match Input::open(&run.experiment.data)? {
+/// Everything the encoder depends on.
+fn header(run: &Run, input: &Input) -> Result<Value> {
+    let mut settings = serde_json::to_value(Settings::of(&run.experiment)?)?;
+    if let Some(pretrain) = settings["pretrain"].as_object_mut() {
+        // How often to look does not change what is learnt.
+        pretrain.remove("knn_every");
+        pretrain.remove("checkpoint_every");
+    }
+    let data = match input {
+        Input::Slides(cohort) => sources::slides_fingerprint(run, cohort),
+        Input::Images(images) => sources::images_fingerprint(&images.train),
+    };
+    Ok(json!({ "stage": "pretrain", "format": sources::FORMAT, "settings": settings, "data": data }))
+}
+
+/// The encoder's file, if it was trained with these settings on these patches.
+pub(super) fn require_encoder(run: &Run, input: &Input) -> Result<PathBuf> {
+    let path = run.dir.root().join("pretrain").join(ENCODER);
+    let current = run.dir.current("pretrain", &header(run, input)?).is_some() && path.exists();
+    ensure!(current, "there is no encoder trained with these settings on these patches: run `gensis pretrain` first");
+    Ok(path)
+}
+
+/// Whether to continue what lies in `folder`. A training with other settings or patches is never continued, and never
+/// lost: with --update it is kept beside the new one.
+fn begin(run: &Run, folder: &Path, header: &Value) -> Result<bool> {
+    let begun = folder.join("header.json");
+    let stored = std::fs::read(&begun).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    if stored == Some(as_stored(header)) {
+        return Ok(true);
+    }
+    if folder.join(CHECKPOINT).exists() || folder.join(ENCODER).exists() {
+        ensure!(
+            run.update,
+            "{} holds a training with other settings or on other patches. Choose another folder with --out, or add --update to \
+             train anew (the old training is kept beside it)",
+            folder.display()
+        );
+        let free = (1..).map(|number| folder.with_extension(format!("old-{number}"))).find(|kept| !kept.exists());
+        if let Some(kept) = free {
+            std::fs::rename(folder, &kept).with_context(|| format!("cannot move {} aside", folder.display()))?;
+            eprintln!("pretrain: the earlier training is kept in {}", kept.display());
+        }
+    }
+    atomic_file::write(&begun, &serde_json::to_vec_pretty(header)?)?;
+    Ok(false)
+}
+
+/// The last step's line of `metrics.jsonl`.
+fn last_metrics(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.into_iter().find(|line| line.get("loss").is_some()).unwrap_or_default()
+}
+
+/// Every patch the encoder may learn from; their labels are not looked at.
+fn training_patches(run: &Run, input: Input) -> Result<Arc<dyn PatchSource>> {
+    Ok(match input {
         Input::Images(images) => images.train,
         Input::Slides(cohort) => {
-            let slides: Vec<_> = cohort.slides.iter().filter(|slide| sources::may_train(slide)).collect();
-            Arc::new(sources::slide_patches(run, &slides, &cohort.classes)?)
+            Arc::new(sources::slide_patches(run, &sources::training_slides(&cohort), &cohort.classes)?)
         }
     })
 }
@@ -97,18 +146,19 @@ struct Watcher<'a> {
     run: &'a Run,
     source: Arc<dyn PatchSource>,
     progress: Progress,
-    last: Option<Value>,
+    /// Patches trained on by this process.
+    shown: u64,
 }
 
 impl Observer for Watcher<'_> {
     fn step(&mut self, progress: &StepProgress) {
         let batch = self.run.experiment.pretrain.batch as u64;
-        if self.last.is_none() {
+        if self.shown == 0 {
             self.progress.start_at((progress.done as u64 - 1) * batch);
         }
+        self.shown += batch;
         self.progress.advance(batch);
         self.progress.message(format!("loss {:.3}", progress.report.loss));
-        self.last = serde_json::to_value(progress.report).ok();
     }
 
     fn warning(&mut self, message: &str) {

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use evaluation::table::{ResultRow, ResultTable};
 use serde_json::Value;
-use slide_io::{h5, jpeg};
+use slide_io::{atomic_file, h5, jpeg};
 
 use super::evaluate::{RESULTS, StoredConfusion};
 use super::tile::TiledSlide;
 use crate::report::{self, Chart, Confusion, Highlight, Report, Series, SlideRow, Thumbnail};
-use crate::run_dir::{RunDir, STAGES, read_record, write_atomic};
+use crate::run_dir::{RunDir, STAGES, read_record};
 use crate::train::pretrain::METRICS;
 
 /// Thumbnails shown, at most, and their longer side in px: a cohort of thousands must not make a page of gigabytes.
@@ -21,7 +21,7 @@ const THUMBNAIL_SIDE: u32 = 512;
 pub(super) fn write(root: &Path) -> Result<PathBuf> {
     let report = collect(root)?;
     let path = root.join("report.html");
-    write_atomic(&path, report.to_html().as_bytes())?;
+    atomic_file::write(&path, report.to_html().as_bytes())?;
     eprintln!("report: {}", path.display());
     Ok(path)
 }
@@ -103,28 +103,31 @@ fn provenance(
     lines
 }
 
-/// The first metrics of the first task: what a reader looks for.
+/// What a reader looks for: the trained encoder's figures, means over folds and seeds as in the tables; 20-NN of several.
 fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
-    let Some(first) = results.iter().find(|row| row.fold.is_none()) else { return vec![] };
+    let usual = results.iter().find(|row| row.head == "20-NN");
+    let Some(shown) = usual.or(results.first()) else { return vec![] };
     let names = [("accuracy", "Accuracy"), ("balanced_accuracy", "Balanced accuracy"), ("macro_auc", "Macro AUC")];
-    let of_head = |metric: &str| {
-        results.iter().find(|row| {
-            row.fold.is_none() && row.metric == metric && row.encoder == first.encoder && row.head == first.head
-        })
-    };
-    names
-        .into_iter()
-        .filter_map(|(metric, name)| {
-            let row = of_head(metric)?;
-            let interval = match (row.low, row.high) {
+    let figure = |metric: &str, name: &str| {
+        let of_metric =
+            |row: &&ResultRow| row.metric == metric && row.encoder == shown.encoder && row.head == shown.head;
+        let rows: Vec<&ResultRow> = results.iter().filter(of_metric).collect();
+        let folds: Vec<&ResultRow> = rows.iter().copied().filter(|row| row.fold.is_some()).collect();
+        let rows = if folds.is_empty() { rows } else { folds };
+        let values: Vec<f64> = rows.iter().filter_map(|row| row.value).collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let interval = match rows.as_slice() {
+            [one] => match (one.low, one.high) {
                 (Some(low), Some(high)) => {
-                    format!("95 % interval {low:.3} to {high:.3}; {} test items, {}", row.n, row.head)
+                    format!("95 % interval {low:.3} to {high:.3}; {} test items, {}", one.n, one.head)
                 }
-                _ => format!("{} test items, {}", row.n, row.head),
-            };
-            Some(Highlight { name: name.into(), value: format!("{:.3}", row.value?), interval })
-        })
-        .collect()
+                _ => format!("{} test items, {}", one.n, one.head),
+            },
+            several => format!("mean of {} folds and seeds, {}", several.len(), shown.head),
+        };
+        mean.is_finite().then(|| Highlight { name: name.into(), value: format!("{mean:.3}"), interval })
+    };
+    names.into_iter().filter_map(|(metric, name)| figure(metric, name)).collect()
 }
 
 fn slide_row(slide: TiledSlide) -> SlideRow {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
+use super::sources::Input;
 use super::{Outcome, Run, embed, evaluate, pretrain, report, tile};
 use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
@@ -14,15 +15,23 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
         Some(out) => out.clone(),
         None => PathBuf::from("runs").join(args.experiment.file_stem().context("the experiment needs a file name")?),
     };
+    // A run without its data should leave no folder behind.
+    Input::open(&experiment.data)?;
     stages(&Run::open(experiment, &out, args.update, &args.compute)?)
 }
 
 /// Tile, pretrain, embed, evaluate, report.
 pub(super) fn stages(run: &Run) -> Result<Outcome> {
+    let result = work(run);
+    let outcome = run.close()?;
+    report::write(run.dir.root())?;
+    result.map(|()| outcome)
+}
+
+fn work(run: &Run) -> Result<()> {
+    evaluate::check_folds(run)?;
     tile::tile(run)?;
     pretrain::pretrain(run)?;
     embed::embed(run)?;
-    evaluate::evaluate(run, Task::All)?;
-    report::write(run.dir.root())?;
-    run.close()
+    evaluate::evaluate(run, Task::All)
 }

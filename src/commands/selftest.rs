@@ -93,14 +93,22 @@ fn golden(what: &str, comparisons: Result<Vec<Comparison>>) -> Vec<Line> {
         result: format!("differs by {:.1e}, allowed {:.0e}", comparison.difference, comparison.allowed),
         verdict: if comparison.passes() { Verdict::Pass } else { Verdict::Fail },
     };
-    let failing: Vec<Line> =
-        comparisons.iter().filter(|c| !c.passes()).map(|c| line(c, format!("{what} against PyTorch: {}", c.name))).collect();
+    let failing: Vec<Line> = comparisons
+        .iter()
+        .filter(|c| !c.passes())
+        .map(|c| line(c, format!("{what} against PyTorch: {}", c.name)))
+        .collect();
     if !failing.is_empty() {
         return failing;
     }
     let share = |c: &&Comparison| c.difference / c.allowed;
     let worst = comparisons.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
-    worst.map(|worst| line(worst, format!("{what} against PyTorch: {} tensors, worst {}", comparisons.len(), worst.name))).into_iter().collect()
+    worst
+        .map(|worst| {
+            line(worst, format!("{what} against PyTorch: {} tensors, worst {}", comparisons.len(), worst.name))
+        })
+        .into_iter()
+        .collect()
 }
 
 /// DINO steps of ViT-S/16, logged every [`EVERY`].

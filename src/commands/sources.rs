@@ -1,15 +1,19 @@
 //! From an experiment to its patches: the cohort of slides with the coordinates that `tile` wrote, or image folders.
 
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use slide_io::manifest::{ColumnNames, Split};
 use slide_io::{Cohort, ImageFolder, Mpp, PatchSource, SlidePatches, SlideRecord, folder, h5};
 
 use super::Run;
-use crate::config::{Data, Experiment};
+use crate::config::Data;
 
 /// What an experiment works on.
 pub(super) enum Input {
@@ -52,6 +56,11 @@ pub(super) fn cohort(data: &Data) -> Result<Cohort> {
 
 fn image_sets(root: &Path) -> Result<ImageSets> {
     let Some(folders) = folder::split_folders(root) else {
+        ensure!(
+            !root.join("train").is_dir(),
+            "{} holds train/, but neither test/ nor val/; name the training folder itself where there is no test part",
+            root.display()
+        );
         return Ok(ImageSets { train: Arc::new(ImageFolder::open(root)?), test: None });
     };
     let train = ImageFolder::open(folders.train)?;
@@ -59,12 +68,80 @@ fn image_sets(root: &Path) -> Result<ImageSets> {
     Ok(ImageSets { train: Arc::new(train), test: Some(Arc::new(test)) })
 }
 
-/// Whether a slide may be learnt from. Without a split every slide may: the labels are not looked at.
-pub(super) fn may_train(slide: &SlideRecord) -> bool {
-    slide.split != Some(Split::Test)
+/// Whether a slide may be learnt from: not one of the test split, nor another slide of a test patient.
+pub(super) fn training_slides(cohort: &Cohort) -> Vec<&SlideRecord> {
+    let tested = |slide: &&SlideRecord| slide.split == Some(Split::Test);
+    let groups: HashSet<&str> =
+        cohort.slides.iter().filter(tested).filter_map(|slide| slide.group.as_deref()).collect();
+    let shared = |slide: &SlideRecord| slide.group.as_deref().is_some_and(|group| groups.contains(group));
+    cohort.slides.iter().filter(|slide| !tested(slide) && !shared(slide)).collect()
+}
+
+/// Everything a slide's coordinates depend on. The file is known by its ends and size, not by its folder: a cohort may move.
+pub(super) fn coordinates_header(run: &Run, record: &SlideRecord) -> Value {
+    json!({
+        "stage": "tile",
+        "format": FORMAT,
+        "file": record.path.file_name().map(|name| name.to_string_lossy()),
+        "content": digest(run, &record.path),
+        "mpp": record.mpp,
+        "grid": run.experiment.grid,
+        "tissue": run.experiment.tissue,
+    })
+}
+
+/// [`ends`] of a slide, read once a run; nothing for a file that cannot be read.
+fn digest(run: &Run, path: &Path) -> Option<String> {
+    let known = |digests: &HashMap<PathBuf, Option<String>>| digests.get(path).cloned();
+    if let Some(digest) = known(&run.digests.lock().unwrap_or_else(PoisonError::into_inner)) {
+        return digest;
+    }
+    let digest = ends(path).ok();
+    run.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), digest.clone());
+    digest
+}
+
+/// SHA-256 of a file's first and last 64 KiB and its length.
+fn ends(path: &Path) -> std::io::Result<String> {
+    const END: u64 = 1 << 16;
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut hash = Sha256::new();
+    hash.update(length.to_le_bytes());
+    let mut bytes = Vec::new();
+    (&mut file).take(END).read_to_end(&mut bytes)?;
+    file.seek(SeekFrom::Start(length.saturating_sub(END)))?;
+    file.take(END).read_to_end(&mut bytes)?;
+    hash.update(&bytes);
+    Ok(hex(hash))
+}
+
+/// Everything a slide's features depend on.
+pub(super) fn features_header(run: &Run, encoder_hash: &str, record: &SlideRecord) -> Value {
+    json!({
+        "stage": "embed",
+        "format": FORMAT,
+        "encoder": encoder_hash,
+        "embed": run.experiment.embed,
+        "coordinates": coordinates_header(run, record),
+    })
+}
+
+/// Everything the embeddings of an image folder depend on; `encoder` is a weights hash, or `pixels`.
+pub(super) fn table_header(run: &Run, encoder: &str, folder: &ImageFolder) -> Value {
+    json!({
+        "stage": "embed",
+        "format": FORMAT,
+        "encoder": encoder,
+        "embed": run.experiment.embed,
+        "data": images_fingerprint(folder),
+    })
 }
 
 /// The patches of those `slides` that `tile` cut, with their class and footprint from the coordinates files.
+///
+/// # Errors
+/// Coordinates that were made with other settings, or of another file.
 pub(super) fn slide_patches(run: &Run, slides: &[&SlideRecord], classes: &[String]) -> Result<SlidePatches> {
     let mut grids = Vec::new();
     for slide in slides {
@@ -73,6 +150,11 @@ pub(super) fn slide_patches(run: &Run, slides: &[&SlideRecord], classes: &[Strin
             // Listed among the failures of `tile`.
             continue;
         }
+        ensure!(
+            h5::is_current(&path, &coordinates_header(run, slide))?,
+            "{} was made with other settings or of another file: run `gensis tile` again",
+            path.display()
+        );
         let coordinates = h5::read_coordinates(&path)?;
         let mpp = coordinates.geometry.as_ref().and_then(|geometry| geometry.mpp);
         grids.push(slide_io::patch::SlideGrid {
@@ -99,22 +181,34 @@ pub(super) fn features_path(run: &Run, slide: &str) -> PathBuf {
     h5::features_path(run.dir.root(), &run.experiment.grid, ENCODER_NAME, slide)
 }
 
+/// Part of every header: raised when the meaning of an output changes, so that old ones are made anew.
+pub(super) const FORMAT: u32 = 1;
+
 /// The encoder's name in paths and tables.
 pub(super) const ENCODER_NAME: &str = "dino";
 
-/// Which data the training saw: part of the header of everything that depends on the encoder.
-pub(super) fn fingerprint(experiment: &Experiment, source: &dyn PatchSource) -> Value {
-    use sha2::{Digest, Sha256};
+/// Which patches the training saw: part of the header of everything that depends on the encoder.
+pub(super) fn slides_fingerprint(run: &Run, cohort: &Cohort) -> Value {
     let mut hash = Sha256::new();
-    for index in 0..source.len() {
-        let key = source.key(index);
-        hash.update(key.item.as_bytes());
-        if let Some(origin) = key.origin {
-            hash.update(origin.x.to_le_bytes());
-            hash.update(origin.y.to_le_bytes());
-        }
-        hash.update([0]);
+    for slide in training_slides(cohort).into_iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
+        hash.update(slide.id.as_bytes());
+        hash.update(coordinates_header(run, slide).to_string());
     }
-    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    json!({ "patches": source.len(), "keys": hex, "grid": experiment.grid })
+    json!(hex(hash))
+}
+
+/// Which images a folder holds: their paths and sizes in bytes.
+pub(super) fn images_fingerprint(folder: &ImageFolder) -> Value {
+    let mut hash = Sha256::new();
+    for index in 0..folder.len() {
+        let path = folder.key(index).item;
+        hash.update(path.as_bytes());
+        hash.update([0]);
+        hash.update(folder.root().join(&path).metadata().map_or(0, |metadata| metadata.len()).to_le_bytes());
+    }
+    json!(hex(hash))
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

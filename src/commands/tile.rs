@@ -1,20 +1,22 @@
 //! `gensis tile`: for every slide its tissue, its grid at an exact µm/px, a coordinates file, and a picture of both.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use slide_io::jpeg::ColorModel;
 use slide_io::thumbnail::{GridColours, draw_grid, thumbnail};
-use slide_io::{Error, Grid, Mpp, RgbImage, Slide, SlideRecord, TissueMask, h5};
+use slide_io::{Error, Grid, Mpp, RgbImage, Slide, SlideRecord, TissueMask, atomic_file, h5};
 
 use super::Run;
 use super::progress::Progress;
-use super::sources::{Input, coordinates_path};
-use crate::run_dir::{Failure, StageRecord, write_atomic};
+use super::sources::{Input, coordinates_header, coordinates_path};
+use crate::data::prefetch::panic_message;
+use crate::run_dir::{Failure, StageRecord, remove};
 
 /// What the cohort table says about a slide.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -94,17 +96,18 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
         ..TiledSlide::default()
     };
     let path = coordinates_path(run, &record.id);
-    let header = slide_header(run, record);
+    let header = coordinates_header(run, record);
     if h5::is_current(&path, &header)?
         && let Some(recorded) = recorded_row(run, &record.id)?
     {
         return Ok((TiledSlide { label: row.label, split: row.split, ..recorded }, true));
     }
-    let cut = match cut(run, record, &mut row) {
+    let cut = match guarded(|| cut(run, record, &mut row)) {
         Ok(cut) => cut,
         Err(error) => {
-            remove_stale(&path)?;
-            row.failure = Some(error.to_string());
+            // Coordinates of other settings must not be taken for this slide's.
+            remove(&path)?;
+            row.failure = Some(error);
             return Ok((row, false));
         }
     };
@@ -116,8 +119,18 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     if cut.coordinates.origins.is_empty() {
         row.failure = Some(cut.why_empty);
     }
-    write_atomic(&row_path(run, &record.id)?, &serde_json::to_vec_pretty(&row)?)?;
-    Ok((row, false))
+    let stored = serde_json::to_vec_pretty(&row)?;
+    atomic_file::write(&row_path(run, &record.id)?, &stored)?;
+    // As the next run will read it: JSON may move the last bit of a number.
+    Ok((serde_json::from_slice(&stored)?, false))
+}
+
+/// A decoder that panics on one slide must not end the cohort.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("internal fault while reading it: {}", panic_message(&*panic))),
+    }
 }
 
 /// What one slide leaves.
@@ -165,19 +178,6 @@ fn why_empty(mask: &TissueMask, grid: &Grid, native: Mpp) -> String {
     }
 }
 
-/// Everything a slide's coordinates depend on. The file is named by its size too, not by its folder: a cohort may move.
-fn slide_header(run: &Run, record: &SlideRecord) -> Value {
-    json!({
-        "stage": "tile",
-        "version": env!("CARGO_PKG_VERSION"),
-        "file": record.path.file_name().map(|name| name.to_string_lossy()),
-        "bytes": record.path.metadata().map(|metadata| metadata.len()).ok(),
-        "mpp": record.mpp,
-        "grid": run.experiment.grid,
-        "tissue": run.experiment.tissue,
-    })
-}
-
 fn row_path(run: &Run, slide: &str) -> Result<std::path::PathBuf> {
     run.dir.file(&format!("stages/tile/{slide}.json"))
 }
@@ -188,18 +188,8 @@ fn recorded_row(run: &Run, slide: &str) -> Result<Option<TiledSlide>> {
     Ok(serde_json::from_str(&text).ok())
 }
 
-/// Coordinates of other settings must not be taken for this slide's.
-fn remove_stale(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
 fn write_jpeg(path: &Path, picture: &RgbImage) -> Result<()> {
-    write_atomic(path, &slide_io::jpeg::encode(picture, 85, ColorModel::YCbCr)?)
+    Ok(atomic_file::write(path, &slide_io::jpeg::encode(picture, 85, ColorModel::YCbCr)?)?)
 }
 
 fn write_cohort_table(path: &Path, rows: &[TiledSlide]) -> Result<()> {
@@ -207,5 +197,5 @@ fn write_cohort_table(path: &Path, rows: &[TiledSlide]) -> Result<()> {
     for row in rows {
         table.serialize(row)?;
     }
-    write_atomic(path, &table.into_inner()?)
+    Ok(atomic_file::write(path, &table.into_inner()?)?)
 }

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use toml::{Table, Value};
 
 use super::Experiment;
+use crate::commands::mil_config;
+use crate::data::augment;
 
 /// The commented defaults, as `gensis config default` prints them. A test keeps them equal to `Experiment::default()`.
 pub const DEFAULT_TOML: &str = include_str!("../../configs/default.toml");
@@ -56,15 +58,11 @@ impl Experiment {
     /// Refuses settings that parse but make no sense, naming the key and what would.
     fn check(&self) -> Result<()> {
         let rules: &[(bool, &str)] = &[
-            (self.grid.mpp.0 > 0.0, "grid.mpp must be above 0 µm/px"),
-            (self.grid.size > 0 && self.grid.stride > 0, "grid.size and grid.stride must be above 0 px"),
-            ((0.0..=1.0).contains(&self.grid.min_tissue), "grid.min_tissue is a share, 0 to 1"),
             (self.data.mpp >= 0.0, "data.mpp must be above 0 µm/px, or 0 to believe the files"),
             (
                 self.data.slides.is_empty() || self.data.images.as_os_str().is_empty(),
                 "give data.slides or data.images, not both",
             ),
-            (self.model.patch > 0, "model.patch must be above 0 px"),
             (
                 self.crops.global_size as usize >= self.model.patch,
                 "crops.global_size must be at least model.patch: a crop needs a token",
@@ -81,6 +79,7 @@ impl Experiment {
             (self.head.out > 1, "head.out must be above 1"),
             (self.pretrain.epochs > 0, "pretrain.epochs must be above 0"),
             (self.pretrain.batch > 0, "pretrain.batch must be above 0"),
+            (self.pretrain.lr > 0.0 && self.pretrain.lr.is_finite(), "pretrain.lr must be above 0"),
             (
                 self.pretrain.warmup_epochs <= self.pretrain.epochs,
                 "pretrain.warmup_epochs must not exceed pretrain.epochs",
@@ -91,21 +90,46 @@ impl Experiment {
                     && self.pretrain.student_temp > 0.0,
                 "temperatures must be above 0",
             ),
+            (
+                [self.pretrain.lr, self.pretrain.min_lr, self.pretrain.weight_decay, self.pretrain.weight_decay_end]
+                    .iter()
+                    .chain([&self.pretrain.clip_grad])
+                    .all(|value| value.is_finite() && *value >= 0.0),
+                "pretrain.lr, min_lr, weight_decay, weight_decay_end and clip_grad are 0 or more",
+            ),
+            (
+                [self.pretrain.teacher_momentum, self.pretrain.center_momentum].iter().all(|m| (0.0..=1.0).contains(m)),
+                "pretrain.teacher_momentum and center_momentum lie between 0 and 1",
+            ),
             (self.embed.batch > 0, "embed.batch must be above 0"),
+            (
+                self.embed.resize == 0 || self.embed.crop <= self.embed.resize,
+                "embed.crop must not exceed embed.resize: the crop is cut out of the resized image",
+            ),
+            (
+                self.embed.crop == 0 || self.embed.crop as usize >= self.model.patch,
+                "embed.crop must be at least model.patch: an image needs a token",
+            ),
+            (self.evaluate.knn.temperature > 0.0, "evaluate.knn.temperature must be above 0"),
             (!self.evaluate.knn.k.is_empty(), "evaluate.knn.k needs at least one number of neighbours"),
             (self.evaluate.knn.k.iter().all(|&k| k > 0), "evaluate.knn.k: a number of neighbours is at least 1"),
             (self.evaluate.slide.folds >= 2, "evaluate.slide.folds must be at least 2"),
             (!self.evaluate.slide.seeds.is_empty(), "evaluate.slide.seeds needs at least one seed"),
             (
-                self.evaluate.slide.validation > 0.0 && self.evaluate.slide.validation < 1.0,
-                "evaluate.slide.validation is a share between 0 and 1",
+                (0.0..1.0).contains(&self.evaluate.slide.validation),
+                "evaluate.slide.validation is a share below 1; with 0 the head trains for all its epochs",
             ),
             ((0.0..1.0).contains(&self.evaluate.slide.dropout), "evaluate.slide.dropout is a probability below 1"),
         ];
-        match rules.iter().find(|(holds, _)| !holds) {
-            Some((_, message)) => bail!("configuration: {message}"),
-            None => Ok(()),
+        if let Some((_, message)) = rules.iter().find(|(holds, _)| !holds) {
+            bail!("configuration: {message}");
         }
+        // Each part knows its own rules best.
+        self.tissue.check().context("configuration: [tissue]")?;
+        self.grid.check().context("configuration: [grid]")?;
+        self.model.resolve().context("configuration: [model]")?;
+        augment::check(&self.crops).context("configuration: [crops]")?;
+        mil_config(&self.evaluate.slide).check().context("configuration: [evaluate.slide]")
     }
 }
 
@@ -208,7 +232,7 @@ mod tests {
         let message = error("", &["pretrain.epcohs=2"]);
         assert!(message.contains("--set pretrain.epcohs=2") && message.contains("did you mean `epochs`?"), "{message}");
         let message = error("", &["grid.mpp=-1"]);
-        assert!(message.contains("grid.mpp must be above 0"), "{message}");
+        assert!(message.contains("grid.mpp is -1"), "{message}");
     }
 
     #[test]

@@ -19,7 +19,6 @@ pub mod stain;
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -242,21 +241,7 @@ fn write_labels(path: &Path, plans: &[SlidePlan]) -> Result<()> {
         table.write_record([plan.id.as_str(), plan.case.as_str(), plan.class.name()])?;
     }
     let text = table.into_inner().context("labels.csv")?;
-    write_whole(path, &text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Writes a file under a temporary name, then gives it its own.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut temporary = tempfile::Builder::new();
-    temporary.prefix(".labels-").suffix(".tmp");
-    #[cfg(unix)]
-    temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = temporary.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    Ok(slide_io::atomic_file::write(path, &text)?)
 }
 
 #[cfg(test)]

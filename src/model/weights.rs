@@ -13,8 +13,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use slide_io::atomic_file;
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
 
 /// The one metadata key of our files; its value is JSON. One key, since the order of several is not fixed.
@@ -153,20 +153,7 @@ pub fn write_safetensors(path: &Path, tensors: &Named, metadata: &serde_json::Va
         .map(|(name, shape, bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes)?)))
         .collect::<Result<_>>()?;
     let file = serialize(views, Some(HashMap::from([(METADATA_KEY.into(), metadata.to_string())])))?;
-    write_atomically(path, &file).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    std::fs::File::open(folder)?.sync_all()?;
-    Ok(())
+    Ok(atomic_file::write(path, &file)?)
 }
 
 /// The tensors of a safetensors file as f32, and our metadata if it has any.

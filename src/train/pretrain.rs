@@ -207,7 +207,7 @@ impl Metrics {
         let open = || -> Result<File> {
             let old = if path.exists() && step > 0 { std::fs::read_to_string(path)? } else { String::new() };
             let kept: String = old.split_inclusive('\n').filter(|line| before(line, step)).collect();
-            std::fs::write(path, kept)?;
+            slide_io::atomic_file::write(path, kept.as_bytes())?;
             Ok(OpenOptions::new().append(true).open(path)?)
         };
         open().map(Self).with_context(|| format!("cannot write {}", path.display()))

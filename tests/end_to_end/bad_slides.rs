@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use slide_io::h5;
-use slide_io::{Rgb, RgbImage};
+use slide_io::pyramid::{PyramidSpec, write_pyramid};
+use slide_io::{Mpp, Rgb, RgbImage, h5};
 
 use crate::cohort::{Cohort, JOB, REFERENCE, SLIDES, section, write_slide};
 use crate::folder::{failures, left_over, table};
@@ -79,13 +79,14 @@ fn the_run_goes_on_past_bad_slides_and_lists_them() {
     assert!(run.join(JOB).join("patches/no-scale_patches.h5").exists());
 }
 
-/// A slide large enough that mask and pictures come from its second level, with holes in the first.
+/// A slide large enough that mask and pictures come from its lower levels, with holes in the first.
 fn damaged(path: &Path) {
     let tile = section(91, false);
     let whole = RgbImage::from_fn(2100, 2100, |x, y| *tile.get_pixel(x % tile.width(), y % tile.height()));
-    write_slide(path, &whole, Some(0.5));
+    let spec = PyramidSpec { tile: 128, levels: vec![1, 2, 4], mpp: Some(Mpp(0.5)), ..PyramidSpec::default() };
+    write_pyramid(path, &whole, &spec).unwrap();
     let mut bytes = fs::read(path).unwrap();
-    let (from, to) = (bytes.len() / 4, bytes.len() / 2);
+    let (from, to) = (bytes.len() / 4, bytes.len() / 4 + bytes.len() / 40);
     bytes[from..to].fill(0);
     fs::write(path, bytes).unwrap();
 }

@@ -88,9 +88,10 @@ impl<A: Aggregator> TrainedHead<A> {
             header: header.clone(),
         };
         let json = serde_json::to_string(&description).map_err(|e| Error::usage(format!("head header: {e}")))?;
-        let mut store = SafetensorsStore::from_file(path).overwrite(true).metadata(METADATA_KEY, json);
-        let refused = |e| Error::io(path, std::io::Error::other(format!("{e}")));
-        self.model.save_into(&mut store).map_err(refused)
+        slide_io::atomic_file::replace(path, |temporary| {
+            let mut store = SafetensorsStore::from_file(temporary).overwrite(true).metadata(METADATA_KEY, json);
+            self.model.save_into(&mut store).map_err(|e| Error::io(path, std::io::Error::other(format!("{e}"))))
+        })
     }
 
     /// Reads a head written by [`save`](Self::save) onto `device`, with the header it was saved with.

@@ -3,7 +3,6 @@
 //! libhdf5 is not thread-safe; the `hdf5` crate holds one lock around every call and keeps the library's error print-outs
 //! off stderr. Object times are off, because a modification time would make two equal files differ.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -12,6 +11,7 @@ use hdf5::{Dataset, File, H5Type, Location};
 use serde_json::Value;
 
 use super::{Coordinates, Features, Geometry};
+use crate::atomic_file;
 use crate::error::{Error, Result};
 use crate::geometry::{Level, Mpp, Point, Size};
 
@@ -20,7 +20,7 @@ const HEADER: &str = "gensis";
 
 type H5<T> = hdf5::Result<T>;
 
-/// Writes coordinates, and features where given, to a file beside `path`, and renames it when it is on the disk.
+/// Writes coordinates, and features where given.
 pub(super) fn write(path: &Path, coordinates: &Coordinates, features: Option<&Features>, header: &Value) -> Result<()> {
     if let Some(features) = features {
         let (rows, values) = (coordinates.origins.len(), features.values.len());
@@ -29,39 +29,21 @@ pub(super) fn write(path: &Path, coordinates: &Coordinates, features: Option<&Fe
             return Err(Error::Usage(format!("{}: {what}", path.display())));
         }
     }
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::Usage(format!("{} is no name for a file", path.display())));
-    };
-    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    // One name, not a random one: a run that was killed leaves at most one such file, and the next run replaces it.
-    let partial = folder.join(format!(".{}.partial", name.to_string_lossy()));
-    let written = fill(&partial, folder, coordinates, features, header)
-        .map_err(|e| Error::io(path, std::io::Error::other(e)))
-        .and_then(|()| publish(&partial, path));
-    if written.is_err() {
-        // The first error is the one to report; the file may not even exist.
-        let _ = fs::remove_file(&partial);
-    }
-    written
-}
-
-fn publish(partial: &Path, path: &Path) -> Result<()> {
-    let sync = |at: &Path| fs::File::open(at).and_then(|file| file.sync_all()).map_err(|e| Error::io(at, e));
-    sync(partial)?;
-    fs::rename(partial, path).map_err(|e| Error::io(path, e))?;
-    // The rename is on the disk once the folder is. Not every system can sync a folder; the file is complete either way.
-    let _ = path.parent().map(sync);
-    Ok(())
+    // HDF5 names neither the file nor the cause in a way that helps; the path does.
+    atomic_file::replace(path, |temporary| {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        fill(temporary, folder, coordinates, features, header).map_err(|e| Error::io(path, std::io::Error::other(e)))
+    })
 }
 
 fn fill(
-    partial: &Path,
+    temporary: &Path,
     folder: &Path,
     coordinates: &Coordinates,
     features: Option<&Features>,
     header: &Value,
 ) -> H5<()> {
-    let file = File::create(partial)?;
+    let file = File::create(temporary)?;
     {
         let folder = job_relative(folder);
         let corners: Vec<i64> = coordinates.origins.iter().flat_map(|p| [p.x, p.y]).collect();
@@ -180,7 +162,7 @@ pub(super) fn header_text(path: &Path) -> Result<Option<String>> {
 
 fn open(path: &Path) -> Result<File> {
     // libhdf5's own messages do not tell a missing file from a damaged one.
-    fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     File::open(path).map_err(|e| Error::bad(path, format!("no readable HDF5: {e}")))
 }
 

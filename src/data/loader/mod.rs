@@ -21,7 +21,7 @@ pub use images::{EvalLoader, ImageBatch, ImageBatches};
 use crate::data::prefetch::panic_message;
 
 /// Reading stops with an error when more than this share of the reads failed, and more than [`MAX_FAILED`] did.
-pub const MAX_FAILED_SHARE: f64 = 0.05;
+pub const MAX_FAILED_SHARE: f64 = 0.25;
 /// Failed reads that are always tolerated (see [`MAX_FAILED_SHARE`]).
 pub const MAX_FAILED: usize = 10;
 /// Unreadable patches in a row after which a place in a batch is given up.

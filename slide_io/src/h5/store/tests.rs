@@ -109,7 +109,7 @@ fn a_failed_write_leaves_nothing_and_keeps_the_old_file() {
     assert_eq!(fs::read(&path).unwrap(), before);
     assert_eq!(names(root.path()), ["s_patches.h5"]);
     // A partial file of a killed run is replaced.
-    fs::write(root.path().join(".s_patches.h5.partial"), b"half a file").unwrap();
+    fs::write(root.path().join(".gensis-s_patches.h5"), b"half a file").unwrap();
     write_coordinates(&path, &sample(), &header()).unwrap();
     assert_eq!(fs::read(&path).unwrap(), before);
     assert_eq!(names(root.path()), ["s_patches.h5"]);
