@@ -2,10 +2,13 @@
 # make test    format and lint checks, then every test
 # Both install what is missing (Debian/Ubuntu packages), build, and are safe to repeat.
 
+# A Rust that setup has just installed is not on the PATH of this shell yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
 .PHONY: help setup build demo test lint gpu-bin gpu-check golden
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 	@echo "make lint    formatting and clippy, warnings are errors"
 	@echo "make gpu-bin one stripped binary for GPU machines: CUDA and wgpu, no OpenSlide, no HDF5"
 	@echo "make golden  make the reference numbers of the tests again (needs Python, see tests/golden/README.md)"

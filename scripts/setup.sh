@@ -17,23 +17,20 @@ fi
 compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null \
   || missing+=(libclang-dev)
 
+sudo=""
+[ "$(id -u)" -eq 0 ] || sudo="sudo"
 if [ ${#missing[@]} -gt 0 ]; then
   echo "== installing system packages: ${missing[*]}"
   command -v apt-get >/dev/null || {
     echo "error: this is not Debian or Ubuntu; install the equivalents of: ${missing[*]}" >&2
     exit 1
   }
-  sudo=""
-  [ "$(id -u)" -eq 0 ] || sudo="sudo"
   $sudo apt-get update -qq
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-if ! command -v cargo >/dev/null; then
-  if [ -x "$HOME/.cargo/bin/cargo" ]; then
-    echo "error: cargo is installed but not on the PATH; run: . \"$HOME/.cargo/env\"" >&2
-  else
-    echo "error: Rust is missing; install it from https://rustup.rs, then run make again" >&2
-  fi
-  exit 1
+if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
+  echo "== installing Rust with rustup (https://rustup.rs), for this user only"
+  command -v curl >/dev/null || { $sudo apt-get update -qq && $sudo apt-get install -y -qq curl ca-certificates >/dev/null; }
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy
 fi
