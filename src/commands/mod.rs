@@ -125,8 +125,7 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
 
 fn stage(args: &StageArgs, work: impl FnOnce(&Run) -> Result<()>) -> Result<Outcome> {
     let run = Run::open_stage(args)?;
-    // What failed on the way is worth knowing all the more when the stage itself fails.
-    let result = work(&run);
-    let outcome = run.close()?;
-    result.map(|()| outcome)
+    // What failed on the way is worth knowing all the more when the stage fails; its own error is the one to tell.
+    let (result, outcome) = (work(&run), run.close());
+    result.and(outcome)
 }

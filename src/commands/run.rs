@@ -22,10 +22,9 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
 
 /// Tile, pretrain, embed, evaluate, report.
 pub(super) fn stages(run: &Run) -> Result<Outcome> {
-    let result = work(run);
-    let outcome = run.close()?;
-    report::write(run.dir.root())?;
-    result.map(|()| outcome)
+    // What failed on the way is worth knowing all the more when a stage fails; its own error is the one to tell.
+    let (result, outcome, report) = (work(run), run.close(), report::write(run.dir.root()));
+    result.and(outcome).and_then(|outcome| report.map(|_| outcome))
 }
 
 fn work(run: &Run) -> Result<()> {
