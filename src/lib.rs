@@ -1,6 +1,8 @@
 //! gensis: a folder of whole-slide images in, a table of slide-level results out, with an encoder trained on those
 //! slides alone. See the README for the map of the code.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -106,7 +106,12 @@ pub struct Neighbours {
 
 /// The `k` rows of `references` with the largest cosine similarity to each row of `queries`; rows of `dim` numbers.
 pub fn nearest(references: &[f32], queries: &[f32], dim: usize, k: usize, device: &Device) -> Result<Neighbours> {
-    if dim == 0 || references.is_empty() || references.len() % dim != 0 || queries.len() % dim != 0 || k == 0 {
+    if dim == 0
+        || references.is_empty()
+        || !references.len().is_multiple_of(dim)
+        || !queries.len().is_multiple_of(dim)
+        || k == 0
+    {
         return Err(Error::usage(format!(
             "k-NN with k {k} among {} training numbers for {} test numbers in rows of {dim}",
             references.len(),

@@ -11,6 +11,8 @@
 //! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals.
 //! 5. [`table`]: the long table and its Parquet, CSV and Markdown files.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod atomic_file;
 pub mod bag;
 pub mod bootstrap;

@@ -12,6 +12,8 @@
 //!
 //! Units: positions are level-0 pixels, sizes are pixels of the level they are read from, scales are µm/px.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod atomic_file;
 pub mod error;
 pub mod folder;

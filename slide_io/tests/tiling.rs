@@ -1,5 +1,7 @@
 //! From slide files to patches: generated pyramids whose pixels are known, and the real slides where they are at hand.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -25,13 +25,13 @@ pub(super) fn demo(args: &DemoArgs) -> Result<Outcome> {
 
     let spec = DemoSpec { seed: run.experiment.seed, ..DemoSpec::default() };
     let painted = run.dir.file("cohort/painted.json")?;
-    let description = json!({ "version": env!("CARGO_PKG_VERSION"), "slides": spec.slides, "side_um": spec.side_um, "seed": spec.seed });
-    if std::fs::read_to_string(&painted).is_ok_and(|text| text == description.to_string()) {
+    let description = json!({ "version": env!("CARGO_PKG_VERSION"), "slides": spec.slides, "side_um": spec.side_um, "seed": spec.seed }).to_string();
+    if std::fs::read_to_string(&painted).is_ok_and(|text| text == description) {
         eprintln!("paint: up to date");
     } else {
         let progress = Progress::new("paint", spec.slides as u64, "slides");
         paint_cohort(&cohort, &spec, |_| progress.advance(1))?;
-        atomic_file::write(&painted, description.to_string().as_bytes())?;
+        atomic_file::write(&painted, description.as_bytes())?;
         progress.finish(&format!("{} slides in {}", spec.slides, cohort.display()));
     }
 

@@ -79,11 +79,11 @@ impl Field {
         }
         let mut above = self.values[..w].to_vec();
         for y in 0..h {
-            for x in 0..w {
+            for (x, above) in above.iter_mut().enumerate() {
                 let here = self.values[y * w + x];
                 let below = self.values[(y + 1).min(h - 1) * w + x];
-                self.values[y * w + x] = 0.25 * (above[x] + below) + 0.5 * here;
-                above[x] = here;
+                self.values[y * w + x] = 0.25 * (*above + below) + 0.5 * here;
+                *above = here;
             }
         }
         self
@@ -160,13 +160,13 @@ mod tests {
         let (w, h) = (23, 17);
         let inside: Vec<bool> = (0..w * h).map(|i| (i * 7919) % 11 != 0).collect();
         let fast = distance(w, h, inside.iter().copied());
-        for i in 0..w * h {
+        for (i, fast) in fast.into_iter().enumerate() {
             let (x, y) = ((i % w) as f32, (i / w) as f32);
             let slow = (0..w * h)
                 .filter(|&j| !inside[j])
                 .map(|j| (x - (j % w) as f32).hypot(y - (j / w) as f32))
                 .fold(f32::INFINITY, f32::min);
-            assert!((fast[i] - slow).abs() < 1e-3, "at {x},{y}: {} against {slow}", fast[i]);
+            assert!((fast - slow).abs() < 1e-3, "at {x},{y}: {fast} against {slow}");
         }
     }
 

@@ -160,11 +160,11 @@ impl Canvas {
         }
         let mut above = self.inks[..w].to_vec();
         for y in 0..h {
-            for x in 0..w {
+            for (x, above) in above.iter_mut().enumerate() {
                 let here = self.inks[y * w + x];
                 let below = self.inks[(y + 1).min(h - 1) * w + x];
-                self.inks[y * w + x] = mix(above[x], here, below);
-                above[x] = here;
+                self.inks[y * w + x] = mix(*above, here, below);
+                *above = here;
             }
         }
     }

@@ -344,7 +344,7 @@ pub(crate) mod tests {
     fn a_batch_is_split_in_order_without_loss() {
         assert_eq!(split(8, 2), [0..4, 4..8]);
         assert_eq!(split(5, 2), [0..2, 2..5]);
-        assert_eq!(split(1, 2), [0..1]);
+        assert_eq!(split(1, 2), vec![Range { start: 0, end: 1 }]);
     }
 
     /// A tiny network: 2 global crops of 16 px and 2 local ones of 8 px, patches of 4 px.

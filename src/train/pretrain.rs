@@ -140,7 +140,7 @@ pub fn pretrain(
             step % per_epoch
         );
 
-        let due = pretrain.knn_every > 0 && (epoch + 1) % pretrain.knn_every == 0;
+        let due = pretrain.knn_every > 0 && (epoch + 1).is_multiple_of(pretrain.knn_every);
         if (due || step == steps) && pretrain.knn_every > 0 {
             if let Some(knn) = observer.evaluate(epoch, &encoder(&trainer, step))? {
                 metrics.write(&Evaluation { step: step - 1, epoch, knn })?;

@@ -15,7 +15,8 @@ fn killed_in_every_stage_the_same_command_finishes_the_run() {
     let run = folder.path().join("run");
     let command = reference.cohort.command(&run, &[]);
     let lines = |name: &str| std::fs::read_to_string(run.join(name)).map_or(0, |text| text.lines().count());
-    let moments: [(&str, &dyn Fn(&str) -> bool); 7] = [
+    type Reached<'a> = &'a dyn Fn(&str) -> bool;
+    let moments: [(&str, Reached); 7] = [
         ("the folder is made", &|_| run.exists()),
         ("the first slide is cut", &|_| holds_file(&run.join(JOB).join("patches"), ".h5")),
         ("the first step is done", &|_| lines("pretrain/metrics.jsonl") > 0),

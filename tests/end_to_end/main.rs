@@ -13,6 +13,8 @@
 //! | `configuration` | mistakes in configurations and on the command line; `config`, `inspect`, `doctor` |
 //! | `images` | image folders instead of slides |
 
+#![allow(clippy::unwrap_used)]
+
 mod bad_slides;
 mod changed_settings;
 mod cohort;

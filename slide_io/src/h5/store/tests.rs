@@ -1,3 +1,5 @@
+use std::fs;
+
 use serde_json::json;
 
 use super::super::{coordinates_path, features_path, is_current, job_folder, write_coordinates, write_features};
