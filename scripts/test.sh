@@ -7,7 +7,7 @@ echo "== building and running the tests (the first time takes about fifteen minu
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
-cargo test --release --workspace --locked -- --show-output 2>&1 | tee "$log" || status=$?
+cargo test --release --workspace --locked --no-fail-fast -- --show-output 2>&1 | tee "$log" || status=$?
 
 grep -h '^skipped:' "$log" | sort -u || true
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }

@@ -240,12 +240,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.toml");
         std::fs::write(&path, "[pretrain]\nepochs = 12\n").unwrap();
-        let settings = ["pretrain.epochs=7".into(), "data.slides=a/*.tiff".into(), "evaluate.knn.k=[5]".into()];
+        let settings = ["pretrain.epochs=17".into(), "data.slides=a/*.tiff".into(), "evaluate.knn.k=[5]".into()];
         let experiment = Experiment::load(Some(&path), &settings).unwrap();
-        assert_eq!((experiment.pretrain.epochs, experiment.data.slides.as_str()), (7, "a/*.tiff"));
+        assert_eq!((experiment.pretrain.epochs, experiment.data.slides.as_str()), (17, "a/*.tiff"));
         assert_eq!(experiment.evaluate.knn.k, [5]);
         assert_eq!(toml::from_str::<Experiment>(&experiment.to_toml().unwrap()).unwrap(), experiment);
         let differences = experiment.differences(&Experiment::default()).unwrap();
-        assert!(differences.contains(&"pretrain.epochs: 7 -> 100".to_owned()), "{differences:?}");
+        assert!(differences.contains(&"pretrain.epochs: 17 -> 100".to_owned()), "{differences:?}");
     }
 }
