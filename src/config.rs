@@ -401,6 +401,8 @@ pub struct SlideLevel {
     pub attention: usize,
     /// Dropout.
     pub dropout: f64,
+    /// Whether features are put on mean 0 and deviation 1 over the training patches first.
+    pub standardize: bool,
     /// Bags whose gradients are summed before a step.
     pub accumulate: usize,
     /// Largest number of patches of a bag seen in training, drawn anew each epoch; 0 takes all.
@@ -423,6 +425,8 @@ impl Default for SlideLevel {
             hidden: 384,
             attention: 256,
             dropout: 0.25,
+            // Features of a briefly trained encoder share a large constant part that hides their differences.
+            standardize: true,
             accumulate: 8,
             max_patches: 0,
             bootstrap: 1000,

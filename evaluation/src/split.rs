@@ -101,7 +101,14 @@ impl<'a> Strata<'a> {
             return Ok((items.to_vec(), Vec::new()));
         }
         let part = self.deal(items, &[1.0 - share, share], seed, 1 + salt);
-        let (rest, held): (Vec<_>, Vec<_>) = items.iter().partition(|&&item| part[item] == 0);
+        let (mut rest, mut held): (Vec<_>, Vec<_>) = items.iter().partition(|&&item| part[item] == 0);
+        if held.is_empty() {
+            // The share is less than half of every group: the smallest group is the nearest to it.
+            let size = |item: &usize| items.iter().filter(|&&other| self.groups[other] == self.groups[*item]).count();
+            if let Some(smallest) = items.iter().min_by_key(|item| size(item)).map(|&item| &self.groups[item]) {
+                (rest, held) = items.iter().partition(|&&item| &self.groups[item] != smallest);
+            }
+        }
         if rest.is_empty() || held.is_empty() {
             return Err(Error::usage(format!(
                 "{} slides are too few, or their groups too large, to hold out {share} of them for validation; set \

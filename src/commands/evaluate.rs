@@ -1,7 +1,7 @@
 //! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
 
 use anyhow::{Context, Result, bail, ensure};
-use evaluation::bag::{Bag, BagSource};
+use evaluation::bag::{Bag, StreamedBags};
 use evaluation::bootstrap::Bootstrap;
 use evaluation::embeddings::EmbeddingTable;
 use evaluation::knn::{KnnConfig, classify};
@@ -181,50 +181,6 @@ fn bootstrap(run: &Run) -> Bootstrap {
     Bootstrap { resamples: run.experiment.evaluate.slide.bootstrap, seed: run.experiment.seed, ..Bootstrap::default() }
 }
 
-/// The features files of a cohort as bags, read when they are needed.
-struct StoredBags<'a> {
-    run: &'a Run,
-    slides: Vec<&'a SlideRecord>,
-    groups: Vec<String>,
-    dim: usize,
-    classes: usize,
-}
-
-impl BagSource for StoredBags<'_> {
-    fn len(&self) -> usize {
-        self.slides.len()
-    }
-
-    fn dim(&self) -> usize {
-        self.dim
-    }
-
-    fn classes(&self) -> usize {
-        self.classes
-    }
-
-    fn label(&self, index: usize) -> Option<u32> {
-        self.slides[index].label
-    }
-
-    fn group(&self, index: usize) -> &str {
-        &self.groups[index]
-    }
-
-    fn load(&self, index: usize) -> evaluation::Result<Bag> {
-        let slide = self.slides[index];
-        let features = h5::read_features(&sources::features_path(self.run, &slide.id))?;
-        Ok(Bag {
-            id: slide.id.clone(),
-            dim: features.dim,
-            features: features.values,
-            coords: features.coordinates.origins,
-            label: slide.label,
-            group: self.groups[index].clone(),
-        })
-    }
-}
-
 /// Stops before hours of work if the labels cannot be split as asked: a patient in two parts, too few per class.
 pub(super) fn check_folds(run: &Run) -> Result<()> {
     if let Input::Slides(cohort) = Input::open(&run.experiment.data)? {
@@ -260,7 +216,20 @@ fn slide_level(run: &Run, cohort: &Cohort, embed: &Value) -> Result<Scores> {
     let groups = groups(&slides);
     let given = folds.len() == 1;
     let dim = embed["dim"].as_u64().unwrap_or(0) as usize;
-    let bags = StoredBags { run, slides, groups, dim, classes: cohort.classes.len() };
+    let labels = slides.iter().map(|slide| slide.label).collect();
+    // Bags stay in their files until they are needed: a cohort need not fit in memory.
+    let bags = StreamedBags::new(dim, cohort.classes.len(), labels, groups.clone(), |index: usize| {
+        let slide = slides[index];
+        let features = h5::read_features(&sources::features_path(run, &slide.id))?;
+        Ok(Bag {
+            id: slide.id.clone(),
+            dim: features.dim,
+            features: features.values,
+            coords: features.coordinates.origins,
+            label: slide.label,
+            group: groups[index].clone(),
+        })
+    })?;
 
     let device = device::open(run.device)?;
     let progress = Progress::new("evaluate", (folds.len() * settings.seeds.len()) as u64, "folds");
@@ -358,6 +327,7 @@ pub(crate) fn mil_config(settings: &SlideLevel) -> MilConfig {
         hidden: settings.hidden,
         attention: settings.attention,
         dropout: settings.dropout,
+        standardize: settings.standardize,
         accumulate: settings.accumulate,
         max_patches: settings.max_patches,
         ..MilConfig::default()

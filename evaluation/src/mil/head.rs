@@ -9,6 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::standard::Standard;
 use super::training::patches_of;
 use super::{Aggregator, EpochRecord, HeadShape};
 use crate::bag::BagSource;
@@ -22,6 +23,8 @@ pub struct TrainedHead<A> {
     pub model: A,
     /// Its sizes.
     pub shape: HeadShape,
+    /// The scale its features are put on; none for features as they are.
+    pub standard: Option<Standard>,
     /// The epoch the weights are from.
     pub best_epoch: usize,
     /// Losses of every epoch that ran.
@@ -47,6 +50,7 @@ pub struct SlideScore {
 struct Description {
     aggregator: String,
     shape: HeadShape,
+    standard: Option<Standard>,
     best_epoch: usize,
     history: Vec<EpochRecord>,
     header: serde_json::Value,
@@ -59,13 +63,16 @@ impl<A: Aggregator> TrainedHead<A> {
     pub fn predict(&self, source: &dyn BagSource, indices: &[usize], device: &Device) -> Result<Vec<SlideScore>> {
         let device = device.clone().inner();
         let score = |&index: &usize| {
-            let bag = source.load(index)?;
+            let mut bag = source.load(index)?;
             bag.check()?;
             if bag.dim != self.shape.dim {
                 return Err(Error::usage(format!(
                     "slide {} has {} numbers per patch, the head takes {}",
                     bag.id, bag.dim, self.shape.dim
                 )));
+            }
+            if let Some(standard) = &self.standard {
+                standard.apply(&mut bag);
             }
             let output = self.model.forward(patches_of(&bag, &device), None);
             let probabilities = read(softmax(output.logits, 1))?;
@@ -83,6 +90,7 @@ impl<A: Aggregator> TrainedHead<A> {
         let description = Description {
             aggregator: A::NAME.to_owned(),
             shape: self.shape.clone(),
+            standard: self.standard.clone(),
             best_epoch: self.best_epoch,
             history: self.history.clone(),
             header: header.clone(),
@@ -96,7 +104,7 @@ impl<A: Aggregator> TrainedHead<A> {
 
     /// Reads a head written by [`save`](Self::save) onto `device`, with the header it was saved with.
     pub fn load(path: &Path, device: &Device) -> Result<(Self, serde_json::Value)> {
-        let Description { aggregator, shape, best_epoch, history, header } = read_description(path)?;
+        let Description { aggregator, shape, standard, best_epoch, history, header } = read_description(path)?;
         if aggregator != A::NAME {
             return Err(Error::usage(format!("{}: a head of kind {aggregator}, not {}", path.display(), A::NAME)));
         }
@@ -104,7 +112,7 @@ impl<A: Aggregator> TrainedHead<A> {
         let mut model = A::init(&shape, &mut ChaCha8Rng::seed_from_u64(0), &device.clone().inner());
         let mut store = SafetensorsStore::from_file(path);
         model.load_from(&mut store).map_err(|e| Error::bad(path, e.to_string()))?;
-        Ok((Self { model, shape, best_epoch, history }, header))
+        Ok((Self { model, shape, standard, best_epoch, history }, header))
     }
 }
 

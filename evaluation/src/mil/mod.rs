@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 mod abmil;
 mod cross_validation;
 mod head;
+mod standard;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 mod training;
@@ -21,6 +22,7 @@ mod training;
 pub use abmil::GatedAbmil;
 pub use cross_validation::{CrossValidation, FoldPrediction};
 pub use head::{SlideScore, TrainedHead, score_all};
+pub use standard::Standard;
 pub use training::{EpochRecord, train_fold};
 
 /// Sizes of a head.
@@ -79,6 +81,8 @@ pub struct MilConfig {
     pub attention: usize,
     /// Dropout after the hidden layer.
     pub dropout: f64,
+    /// Puts every feature on mean 0 and deviation 1 over the training patches ([`Standard`]).
+    pub standardize: bool,
     /// Bags whose mean loss makes one step.
     pub accumulate: usize,
     /// Largest number of patches of a bag seen in training, drawn anew each epoch; 0 takes all.
@@ -100,6 +104,7 @@ impl Default for MilConfig {
             hidden: 384,
             attention: 256,
             dropout: 0.25,
+            standardize: true,
             accumulate: 8,
             max_patches: 0,
             balanced: false,

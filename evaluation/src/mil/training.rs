@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::head::TrainedHead;
+use super::standard::Standard;
 use super::{Aggregator, MilConfig};
 use crate::bag::{Bag, BagSource};
 use crate::error::{Error, Result};
@@ -46,6 +47,7 @@ pub fn train_fold<A: Aggregator>(
     let device = device.clone().autodiff();
     let shape = config.shape(source.dim(), source.classes());
     let mut model = A::init(&shape, &mut stream(seed, Purpose::Weights, 0, 0), &device);
+    let standard = config.standardize.then(|| Standard::of(source, train)).transpose()?;
     let mut optimiser = optimiser(config);
     let mut history: Vec<EpochRecord> = Vec::with_capacity(config.epochs);
     let mut best: Option<(f64, usize, A)> = None;
@@ -59,7 +61,7 @@ pub fn train_fold<A: Aggregator>(
             let mut step = Accumulation::new();
             for &index in bags {
                 let mut rng = stream(seed, Purpose::Bag, epoch as u64, index as u64);
-                let (bag, label) = labelled_bag(source, index)?;
+                let (bag, label) = labelled_bag(source, index, standard.as_ref())?;
                 let patches = sample_patches(&bag, config.max_patches, &mut rng, &device);
                 let output = model.forward(patches, Some(&mut rng));
                 losses.add(step.add(&model, output.logits, label, weights[label], bags.len()), weights[label]);
@@ -68,7 +70,8 @@ pub fn train_fold<A: Aggregator>(
         }
         let train_loss = losses.mean()?;
         let evaluated = model.valid();
-        let validation_loss = validation_loss(&evaluated, source, validation, &weights, &device.clone().inner())?;
+        let held_out = Scored { source, indices: validation, standard: standard.as_ref(), weights: &weights };
+        let validation_loss = validation_loss(&evaluated, &held_out, &device.clone().inner())?;
         history.push(EpochRecord { epoch, lr, train_loss, validation_loss });
         let watched = validation_loss.unwrap_or(train_loss);
         if !train_loss.is_finite() || !watched.is_finite() {
@@ -88,7 +91,7 @@ pub fn train_fold<A: Aggregator>(
         }
     }
     let (_, best_epoch, model) = best.ok_or_else(|| Error::usage("a head trains for at least one epoch"))?;
-    Ok(TrainedHead { model, shape, best_epoch, history })
+    Ok(TrainedHead { model, shape, standard, best_epoch, history })
 }
 
 /// Adam as `torch.optim.Adam(betas=(.5, .9), eps=1e-8, weight_decay=...)`: burn's Adam adds the decay to the gradient
@@ -151,27 +154,30 @@ impl LossSum {
     }
 }
 
-fn validation_loss<A: Aggregator>(
-    model: &A,
-    source: &dyn BagSource,
-    validation: &[usize],
-    weights: &[f64],
-    device: &Device,
-) -> Result<Option<f64>> {
-    if validation.is_empty() {
+/// Slides whose loss is asked for.
+struct Scored<'a> {
+    source: &'a dyn BagSource,
+    indices: &'a [usize],
+    standard: Option<&'a Standard>,
+    weights: &'a [f64],
+}
+
+fn validation_loss<A: Aggregator>(model: &A, slides: &Scored, device: &Device) -> Result<Option<f64>> {
+    let Scored { source, indices, standard, weights } = *slides;
+    if indices.is_empty() {
         return Ok(None);
     }
     let mut losses = LossSum::default();
-    for &index in validation {
-        let (bag, label) = labelled_bag(source, index)?;
+    for &index in indices {
+        let (bag, label) = labelled_bag(source, index, standard)?;
         let logits = model.forward(patches_of(&bag, device), None).logits;
         losses.add(cross_entropy(logits, label).mul_scalar(weights[label]), weights[label]);
     }
     losses.mean().map(Some)
 }
 
-fn labelled_bag(source: &dyn BagSource, index: usize) -> Result<(Bag, usize)> {
-    let bag = source.load(index)?;
+fn labelled_bag(source: &dyn BagSource, index: usize, standard: Option<&Standard>) -> Result<(Bag, usize)> {
+    let mut bag = source.load(index)?;
     bag.check()?;
     if bag.dim != source.dim() {
         return Err(Error::usage(format!(
@@ -182,6 +188,9 @@ fn labelled_bag(source: &dyn BagSource, index: usize) -> Result<(Bag, usize)> {
         )));
     }
     let label = source.label(index).ok_or_else(|| Error::usage(format!("slide {} has no label", bag.id)))?;
+    if let Some(standard) = standard {
+        standard.apply(&mut bag);
+    }
     Ok((bag, label as usize))
 }
 

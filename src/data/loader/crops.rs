@@ -289,8 +289,8 @@ mod tests {
         let error = batches.last().unwrap().as_ref().unwrap_err().to_string();
         assert!(batches[..batches.len() - 1].iter().all(Result::is_ok));
         assert!(error.contains("reads failed, more than 25 %") && error.contains("picture "), "{error}");
-        // Half are unreadable: the error comes about at the 11th, rounded up to the end of its batch.
-        assert!((11..=20).contains(&loader.failures().len()), "{}", loader.failures().len());
+        // Half are unreadable: the error comes soon after the 11th failed read, some of them of the same picture.
+        assert!((4..=20).contains(&loader.failures().len()), "{}", loader.failures().len());
         // A few failures are tolerated however small the epoch.
         let few = CropLoader::new(Pictures::new(20, |index| index < 3), small(), 4, 0, 0, 2, 2).unwrap();
         assert_eq!(collect(few.epoch(0, 0)).len(), 5);
