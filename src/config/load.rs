@@ -223,6 +223,16 @@ mod tests {
     }
 
     #[test]
+    fn every_shipped_configuration_loads() {
+        let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/configs")).unwrap();
+        let files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+        assert!(files.len() >= 5, "{files:?}");
+        for file in files {
+            Experiment::load(Some(&file), &[]).unwrap();
+        }
+    }
+
+    #[test]
     fn mistyped_keys_name_file_line_and_nearest_key() {
         let message = error("seed = 1\n[pretrain]\nepoch = 3\n", &[]);
         assert!(message.contains("x.toml") && message.contains("line 3"), "{message}");
