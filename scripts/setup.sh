@@ -13,8 +13,9 @@ if command -v pkg-config >/dev/null; then
 else
   missing+=(libopenslide-dev libhdf5-dev)
 fi
-# openslide-sys makes its bindings at build time, with libclang.
-compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null \
+# openslide-sys makes its bindings at build time, with libclang (libclang.so or libclang-14.so.1; libclang-cpp.so.14, which
+# comes with many packages, does not do).
+compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null || compgen -G '/usr/lib/*/libclang-[0-9]*.so*' >/dev/null \
   || missing+=(libclang-dev)
 
 sudo=""
