@@ -409,6 +409,8 @@ pub struct SlideLevel {
     pub max_patches: usize,
     /// Bootstrap resamples of the intervals.
     pub bootstrap: usize,
+    /// What else to score, as a check that training helped: only `random`.
+    pub baselines: Vec<Baseline>,
 }
 
 impl Default for SlideLevel {
@@ -430,6 +432,7 @@ impl Default for SlideLevel {
             accumulate: 8,
             max_patches: 0,
             bootstrap: 1000,
+            baselines: vec![],
         }
     }
 }

@@ -14,7 +14,7 @@ use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, SlideRecord, atom
 use super::Run;
 use super::pretrain::require_encoder;
 use super::progress::Progress;
-use super::sources::{self, ENCODER_NAME, ImageSets, Input};
+use super::sources::{self, ENCODER_NAME, ImageSets, Input, UNTRAINED_NAME};
 use crate::config::{Baseline, Embed};
 use crate::data::{EvalLoader, ReadFailure};
 use crate::device::{self, DeviceChoice};
@@ -38,13 +38,28 @@ pub(super) struct Embedded {
 pub(super) fn embed(run: &Run) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     let encoder = Encoder::load(&require_encoder(run, &input)?, &device::open(run.device)?)?;
+    let knn = matches!(input, Input::Images(_));
+    let evaluate = &run.experiment.evaluate;
+    let baselines = if knn { &evaluate.knn.baselines } else { &evaluate.slide.baselines };
+    let untrained = baselines.contains(&Baseline::Random).then(|| untrained(run, &encoder)).transpose()?;
+    let encoders: Vec<(&str, &Encoder)> = std::iter::once((ENCODER_NAME, &encoder))
+        .chain(untrained.as_ref().map(|untrained| (UNTRAINED_NAME, untrained)))
+        .collect();
     run.dir.forget("embed")?;
-    let failures = match input {
-        Input::Slides(cohort) => embed_slides(run, &encoder, &cohort)?,
-        Input::Images(images) => embed_images(run, &encoder, &images)?,
-    };
-    let header = json!({ "encoder": encoder.hash, "embed": run.experiment.embed });
-    let summary = json!({ "encoder": encoder.hash, "dim": encoder.dim() });
+    let mut failures = Vec::new();
+    match input {
+        Input::Slides(cohort) => {
+            for (name, encoder) in &encoders {
+                failures.extend(embed_slides(run, name, encoder, &cohort)?);
+            }
+        }
+        Input::Images(images) => failures = embed_images(run, &encoders, &images)?,
+    }
+    failures.sort_by(|a, b| a.item.cmp(&b.item));
+    failures.dedup();
+    let header = json!({ "encoder": encoder.hash, "embed": run.experiment.embed, "baselines": baselines });
+    let hashes: BTreeMap<_, _> = encoders.iter().map(|(name, encoder)| (*name, &encoder.hash)).collect();
+    let summary = json!({ "encoder": encoder.hash, "dim": encoder.dim(), "hashes": hashes });
     run.dir.finish("embed", &StageRecord { header, failures, summary })
 }
 
@@ -98,13 +113,14 @@ pub(super) fn workers(run: &Run) -> usize {
 
 /// Slide after slide, several at a time, so that the device stays fed across their borders; a slide's file depends on
 /// that slide alone. Slides whose features are current are left as they are.
-fn embed_slides(run: &Run, encoder: &Encoder, cohort: &Cohort) -> Result<Vec<Failure>> {
+fn embed_slides(run: &Run, name: &str, encoder: &Encoder, cohort: &Cohort) -> Result<Vec<Failure>> {
     let all: Vec<_> = cohort.slides.iter().collect();
     let patches = Arc::new(sources::slide_patches(run, &all, &cohort.classes)?);
-    remove_features_of_others(run, cohort, &patches)?;
+    remove_features_of_others(run, name, cohort, &patches)?;
     let workers = workers(run);
     let stage = SlideEmbedding {
         run,
+        name,
         encoder,
         records: cohort.slides.iter().map(|slide| (slide.id.as_str(), slide)).collect(),
         progress: Progress::new("embed", patches.len() as u64, "patches"),
@@ -126,7 +142,7 @@ fn embed_slides(run: &Run, encoder: &Encoder, cohort: &Cohort) -> Result<Vec<Fai
     let failures: Vec<Failure> = failures.into_values().flatten().collect();
     let (slides, reused) = (patches.slides().len(), reused.into_inner());
     progress.finish(&format!(
-        "{} patches of {slides} slides ({reused} up to date), {} failure(s)",
+        "{name}, {} patches of {slides} slides ({reused} up to date), {} failure(s)",
         patches.len(),
         failures.len()
     ));
@@ -134,18 +150,19 @@ fn embed_slides(run: &Run, encoder: &Encoder, cohort: &Cohort) -> Result<Vec<Fai
 }
 
 /// Features of slides that no longer have patches are of other settings; other tools would take them for these.
-fn remove_features_of_others(run: &Run, cohort: &Cohort, patches: &SlidePatches) -> Result<()> {
+fn remove_features_of_others(run: &Run, name: &str, cohort: &Cohort, patches: &SlidePatches) -> Result<()> {
     let embedded: HashSet<&str> = (0..patches.slides().len())
         .filter(|&slide| !patches.range(slide).is_empty())
         .map(|slide| patches.slides()[slide].id.as_str())
         .collect();
     let others = cohort.slides.iter().filter(|slide| !embedded.contains(slide.id.as_str()));
-    others.map(|slide| sources::features_path(run, &slide.id)).try_for_each(|path| remove(&path))
+    others.map(|slide| sources::features_path(run, name, &slide.id)).try_for_each(|path| remove(&path))
 }
 
 /// The slides being embedded, shared by the threads that take them one by one.
 struct SlideEmbedding<'a> {
     run: &'a Run,
+    name: &'a str,
     encoder: &'a Encoder,
     patches: Arc<SlidePatches>,
     records: HashMap<&'a str, &'a SlideRecord>,
@@ -171,15 +188,15 @@ impl SlideEmbedding<'_> {
     }
 
     fn embed(&self, slide: usize) -> Result<Vec<Failure>> {
-        let Self { run, encoder, patches, progress, .. } = self;
+        let Self { run, name, encoder, patches, progress, .. } = self;
         let (range, id) = (patches.range(slide), &patches.slides()[slide].id);
         let record = self.records[id.as_str()];
         if range.is_empty() {
             return Ok(vec![]);
         }
-        let path = sources::features_path(run, id);
+        let path = sources::features_path(run, name, id);
         let header = sources::features_header(run, &encoder.hash, record);
-        let failures_path = run.dir.file(&format!("stages/embed/{id}.json"))?;
+        let failures_path = run.dir.file(&format!("stages/embed/{name}/{id}.json"))?;
         if h5::is_current(&path, &header)?
             && let Ok(text) = std::fs::read_to_string(&failures_path)
         {
@@ -199,7 +216,7 @@ impl SlideEmbedding<'_> {
         } else {
             let mut kept = h5::read_coordinates(&sources::coordinates_path(run, id))?;
             kept.origins = embedded.indices.iter().map(|&index| kept.origins[index - range.start]).collect();
-            let (encoder, dim) = (ENCODER_NAME.to_owned(), encoder.dim());
+            let (encoder, dim) = ((*name).to_owned(), encoder.dim());
             let features = h5::Features { encoder, dim, values: embedded.values, coordinates: kept };
             h5::write_features(&path, &features, &header)
                 .with_context(|| format!("cannot write the features of {id}"))?;
@@ -219,20 +236,11 @@ fn failure(failure: &ReadFailure) -> Failure {
 }
 
 /// One table per part, for the encoder and for the baselines asked for.
-fn embed_images(run: &Run, encoder: &Encoder, images: &ImageSets) -> Result<Vec<Failure>> {
+fn embed_images(run: &Run, encoders: &[(&str, &Encoder)], images: &ImageSets) -> Result<Vec<Failure>> {
     let parts = [("train", Some(&images.train)), ("test", images.test.as_ref())];
-    let untrained = run
-        .experiment
-        .evaluate
-        .knn
-        .baselines
-        .contains(&Baseline::Random)
-        .then(|| untrained(run, encoder))
-        .transpose()?;
-    let encoders = [(ENCODER_NAME, Some(encoder)), ("random", untrained.as_ref())];
     let mut failures = Vec::new();
     for (part, folder) in parts.into_iter().filter_map(|(part, folder)| folder.map(|folder| (part, folder))) {
-        for (name, encoder) in encoders.iter().filter_map(|(name, encoder)| encoder.map(|encoder| (name, encoder))) {
+        for (name, encoder) in encoders {
             let header = sources::table_header(run, &encoder.hash, folder);
             embed_folder(run, part, name, folder, header, &mut failures, |progress| {
                 let (all, settings) = ((0..folder.len()).collect(), &run.experiment.embed);
@@ -244,12 +252,10 @@ fn embed_images(run: &Run, encoder: &Encoder, images: &ImageSets) -> Result<Vec<
         if run.experiment.evaluate.knn.baselines.contains(&Baseline::Pixels) {
             let header = sources::table_header(run, "pixels", folder);
             embed_folder(run, part, "pixels", folder, header, &mut failures, |progress| {
-                pixels(run, encoder, folder, progress)
+                pixels(run, encoders[0].1, folder, progress)
             })?;
         }
     }
-    failures.sort_by(|a: &Failure, b| a.item.cmp(&b.item));
-    failures.dedup();
     Ok(failures)
 }
 

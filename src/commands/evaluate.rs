@@ -17,7 +17,7 @@ use slide_io::{Cohort, ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 use super::Run;
 use super::embed::is_current;
 use super::progress::Progress;
-use super::sources::{self, ENCODER_NAME, ImageSets, Input};
+use super::sources::{self, ENCODER_NAME, ImageSets, Input, UNTRAINED_NAME};
 use crate::cli::Task;
 use crate::config::{Baseline, Experiment, SlideLevel};
 use crate::device::{self, DeviceChoice};
@@ -45,7 +45,6 @@ struct Scores {
 /// Scores whatever the data allow, or the one task asked for.
 pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
-    ensure!(run.dir.record("embed").is_some(), "there are no embeddings: run `gensis embed` first");
     let embed = run.dir.record("embed").context("there are no embeddings: run `gensis embed` first")?;
     let encoder = embed.summary["encoder"].as_str().unwrap_or_default();
     let header = header(run, &input, encoder);
@@ -89,7 +88,8 @@ fn header(run: &Run, input: &Input, encoder: &str) -> Value {
             .slides
             .iter()
             .map(|slide| {
-                let features = has_features(run, slide, encoder).then(|| sources::features_header(run, encoder, slide));
+                let features = has_features(run, slide, ENCODER_NAME, encoder)
+                    .then(|| sources::features_header(run, encoder, slide));
                 json!([slide.id, slide.label_name, slide.group, slide.split, features])
             })
             .collect(),
@@ -103,9 +103,9 @@ fn header(run: &Run, input: &Input, encoder: &str) -> Value {
 }
 
 /// Whether a slide has features of this encoder and of its coordinates as they are now.
-fn has_features(run: &Run, slide: &SlideRecord, encoder: &str) -> bool {
+fn has_features(run: &Run, slide: &SlideRecord, name: &str, encoder: &str) -> bool {
     let header = sources::features_header(run, encoder, slide);
-    h5::is_current(&sources::features_path(run, &slide.id), &header).unwrap_or(false)
+    h5::is_current(&sources::features_path(run, name, &slide.id), &header).unwrap_or(false)
 }
 
 fn data_name(run: &Run) -> String {
@@ -141,7 +141,7 @@ fn knn(run: &Run, images: &ImageSets, encoder: &str) -> Result<Scores> {
     let config = KnnConfig { k: settings.k.clone(), temperature: settings.temperature };
     let device = device::open(run.device)?;
     let baselines = settings.baselines.iter().map(|baseline| match baseline {
-        Baseline::Random => ("random", None),
+        Baseline::Random => (UNTRAINED_NAME, None),
         Baseline::Pixels => ("pixels", Some("pixels")),
     });
     let mut scores = Scores::default();
@@ -192,19 +192,47 @@ pub(super) fn check_folds(run: &Run) -> Result<()> {
     Ok(())
 }
 
-/// Gated attention MIL on the given split, or on stratified grouped folds.
+/// Gated attention MIL on the given split, or on stratified grouped folds, for the encoder and its baselines.
 fn slide_level(run: &Run, cohort: &Cohort, embed: &Value) -> Result<Scores> {
-    let settings = &run.experiment.evaluate.slide;
-    let mut scores = Scores::default();
     let labelled: Vec<&SlideRecord> = cohort.slides.iter().filter(|slide| slide.label.is_some()).collect();
+    let mut scores = Scores::default();
     if labelled.is_empty() {
         return Ok(scores);
     }
+    let untrained = run.experiment.evaluate.slide.baselines.contains(&Baseline::Random);
+    for name in std::iter::once(ENCODER_NAME).chain(untrained.then_some(UNTRAINED_NAME)) {
+        let encoder = embed["hashes"][name].as_str();
+        let encoder = encoder.with_context(|| format!("no features of {name}: run `gensis embed` again"))?;
+        let trained = Trained { name, encoder, dim: embed["dim"].as_u64().unwrap_or(0) as usize };
+        score_slides(run, cohort, &labelled, &trained, &mut scores)?;
+    }
+    Ok(scores)
+}
+
+/// An encoder whose features of slides are stored.
+struct Trained<'a> {
+    name: &'a str,
+    /// Hash of its weights.
+    encoder: &'a str,
+    dim: usize,
+}
+
+fn score_slides(
+    run: &Run,
+    cohort: &Cohort,
+    labelled: &[&SlideRecord],
+    &Trained { name, encoder, dim }: &Trained,
+    scores: &mut Scores,
+) -> Result<()> {
+    let settings = &run.experiment.evaluate.slide;
     let mut left_out = |slide: &SlideRecord, reason: &str| {
-        scores.failures.push(Failure { stage: "evaluate".into(), item: slide.id.clone(), reason: reason.into() });
+        let failure = Failure { stage: "evaluate".into(), item: slide.id.clone(), reason: reason.into() };
+        if !scores.failures.contains(&failure) {
+            scores.failures.push(failure);
+        }
     };
-    let encoder = embed["encoder"].as_str().unwrap_or_default();
-    let (slides, missing): (Vec<_>, Vec<_>) = labelled.into_iter().partition(|slide| has_features(run, slide, encoder));
+    let (slides, missing): (Vec<&SlideRecord>, Vec<_>) =
+        labelled.iter().partition(|slide| has_features(run, slide, name, encoder));
     missing.into_iter().for_each(|slide| left_out(slide, "labelled, but without features: it counts in no score"));
     if slides.iter().any(|slide| slide.split.is_some()) {
         let unsplit = slides.iter().filter(|slide| slide.split.is_none());
@@ -215,12 +243,11 @@ fn slide_level(run: &Run, cohort: &Cohort, embed: &Value) -> Result<Scores> {
     let folds = folds(settings, &slides)?;
     let groups = groups(&slides);
     let given = folds.len() == 1;
-    let dim = embed["dim"].as_u64().unwrap_or(0) as usize;
     let labels = slides.iter().map(|slide| slide.label).collect();
     // Bags stay in their files until they are needed: a cohort need not fit in memory.
     let bags = StreamedBags::new(dim, cohort.classes.len(), labels, groups.clone(), |index: usize| {
         let slide = slides[index];
-        let features = h5::read_features(&sources::features_path(run, &slide.id))?;
+        let features = h5::read_features(&sources::features_path(run, name, &slide.id))?;
         Ok(Bag {
             id: slide.id.clone(),
             dim: features.dim,
@@ -242,12 +269,12 @@ fn slide_level(run: &Run, cohort: &Cohort, embed: &Value) -> Result<Scores> {
         workers: if run.device == DeviceChoice::Cpu { run.threads } else { 1 },
     };
     let predicted: Vec<FoldPrediction<GatedAbmil>> = validation.run(|_| progress.advance(1))?;
-    progress.finish(&format!("{} folds x {} seeds", folds.len(), settings.seeds.len()));
+    progress.finish(&format!("{name}, {} folds x {} seeds", folds.len(), settings.seeds.len()));
 
     let base = ResultRow {
         task: "slide".into(),
         data: data_name(run),
-        encoder: ENCODER_NAME.into(),
+        encoder: name.into(),
         head: "abmil".into(),
         ..ResultRow::default()
     };
@@ -264,16 +291,17 @@ fn slide_level(run: &Run, cohort: &Cohort, embed: &Value) -> Result<Scores> {
         if !given {
             scores.rows.extend(rows);
         }
-        scores.confusions.push(confusion(
-            format!("{ENCODER_NAME}, abmil, seed {seed}, test slides"),
-            &predictions,
-            &cohort.classes,
-        ));
+        if name == ENCODER_NAME {
+            let title = format!("{name}, abmil, seed {seed}, test slides");
+            scores.confusions.push(confusion(title, &predictions, &cohort.classes));
+        }
     }
-    let slides = slide_scores(&predicted, &cohort.classes)?;
-    write_parquet(&slides, &run.dir.file("results/slide_scores.parquet")?)?;
-    write_csv(&slides, &run.dir.file("results/slide_scores.csv")?)?;
-    Ok(scores)
+    if name == ENCODER_NAME {
+        let slides = slide_scores(&predicted, &cohort.classes)?;
+        write_parquet(&slides, &run.dir.file("results/slide_scores.parquet")?)?;
+        write_csv(&slides, &run.dir.file("results/slide_scores.csv")?)?;
+    }
+    Ok(())
 }
 
 fn rows_for(

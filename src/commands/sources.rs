@@ -176,9 +176,9 @@ pub(super) fn coordinates_path(run: &Run, slide: &str) -> PathBuf {
     h5::coordinates_path(run.dir.root(), &run.experiment.grid, slide)
 }
 
-/// Where `embed` writes a slide's features.
-pub(super) fn features_path(run: &Run, slide: &str) -> PathBuf {
-    h5::features_path(run.dir.root(), &run.experiment.grid, ENCODER_NAME, slide)
+/// Where `embed` writes a slide's features of the encoder called `name`.
+pub(super) fn features_path(run: &Run, name: &str, slide: &str) -> PathBuf {
+    h5::features_path(run.dir.root(), &run.experiment.grid, name, slide)
 }
 
 /// Part of every header: raised when the meaning of an output changes, so that old ones are made anew.
@@ -186,6 +186,9 @@ pub(super) const FORMAT: u32 = 1;
 
 /// The encoder's name in paths and tables.
 pub(super) const ENCODER_NAME: &str = "dino";
+
+/// The name of the same network before training.
+pub(super) const UNTRAINED_NAME: &str = "random";
 
 /// Which patches the training saw: part of the header of everything that depends on the encoder.
 pub(super) fn slides_fingerprint(run: &Run, cohort: &Cohort) -> Value {

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use toml::{Table, Value};
 
-use super::Experiment;
+use super::{Baseline, Experiment};
 use crate::commands::mil_config;
 use crate::data::augment;
 
@@ -77,6 +77,10 @@ impl Experiment {
             ),
             (scale_range(self.crops.local_scale), "crops.local_scale is [smallest, largest] share of the area, 0 to 1"),
             (self.head.out > 1, "head.out must be above 1"),
+            (
+                !self.evaluate.slide.baselines.contains(&Baseline::Pixels),
+                "evaluate.slide.baselines has \"random\" only: raw pixels are a baseline of evaluate.knn",
+            ),
             (self.pretrain.epochs > 0, "pretrain.epochs must be above 0"),
             (self.pretrain.batch > 0, "pretrain.batch must be above 0"),
             (self.pretrain.lr > 0.0 && self.pretrain.lr.is_finite(), "pretrain.lr must be above 0"),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::cohort::{Cohort, REFERENCE, SLIDES};
+use crate::cohort::{Cohort, JOB, REFERENCE, SLIDES};
 use crate::folder::{Files, assert_same, below, failures, files, results, table};
 use crate::program::{Stopped, gensis, kill_when};
 
@@ -53,7 +53,7 @@ fn an_update_redoes_only_what_its_settings_touch() {
     let (_folder, run) = finished();
     let before = results(&run);
     let ended = REFERENCE.cohort.run(&run, &["--set", "evaluate.slide.epochs=5", "--update"]).with_code(0);
-    let ended = ended.saying(["pretrain: up to date", "evaluate: 3 folds"]);
+    let ended = ended.saying(["pretrain: up to date", "evaluate: dino, 3 folds"]);
     assert_eq!(ended.stderr.matches("(12 up to date)").count(), 2, "{}", ended.stderr);
     let after = results(&run);
     for untouched in ["20x_", "pretrain/", "thumbnails/", "cohort.csv", "stages/tile", "stages/embed"] {
@@ -65,6 +65,29 @@ fn an_update_redoes_only_what_its_settings_touch() {
     // And back again.
     REFERENCE.cohort.run(&run, &["--update"]).with_code(0);
     assert_same(&results(&run), &before);
+}
+
+#[test]
+fn the_untrained_network_can_be_scored_beside_the_trained_one() {
+    let (_folder, run) = finished();
+    let before = results(&run);
+    let baseline = ["--set", r#"evaluate.slide.baselines=["random"]"#, "--update"];
+    REFERENCE.cohort.run(&run, &baseline).with_code(0).saying(["pretrain: up to date", "evaluate: random, 3 folds"]);
+    let features = |encoder: &str| {
+        let path = run.join(format!("{JOB}/features_{encoder}/s00.h5"));
+        slide_io::h5::read_features(&path).unwrap()
+    };
+    let (trained, untrained) = (features("dino"), features("random"));
+    assert_eq!(trained.coordinates.origins, untrained.coordinates.origins);
+    assert_eq!((trained.dim, &untrained.encoder[..]), (untrained.dim, "random"));
+    assert!(trained.values != untrained.values);
+    let rows = table(&run.join("results/results.csv"));
+    let of = |encoder: &str| rows.iter().filter(|row| row["encoder"] == encoder).cloned().collect::<Vec<_>>();
+    assert_eq!((of("dino").len(), of("random").len()), (rows.len() / 2, rows.len() / 2));
+    // The trained encoder's own figures are not touched by what stands beside it.
+    assert!(results(&run)["results/slide_scores.csv"] == before["results/slide_scores.csv"]);
+    let pixels = ["--set", r#"evaluate.slide.baselines=["pixels"]"#];
+    REFERENCE.cohort.run(&run, &pixels).with_error(["evaluate.slide.baselines", "evaluate.knn"]);
 }
 
 #[test]
