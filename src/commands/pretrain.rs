@@ -23,6 +23,8 @@ use crate::train::pretrain::{CHECKPOINT, ENCODER, METRICS, Observer, Progress as
 
 /// Batches made ahead of the step.
 const AHEAD: usize = 4;
+/// Patches that could not be read, in the folder of the training.
+const UNREADABLE: &str = "unreadable.json";
 /// Patches of the k-NN watch, at most.
 const WATCHED: usize = 1000;
 
@@ -52,18 +54,19 @@ pub(super) fn pretrain(run: &Run) -> Result<()> {
         AHEAD,
     )?;
     let total = loader.steps_per_epoch() * epochs * batch;
-    let mut watcher =
-        Watcher { run, source: source.clone(), progress: Progress::new("pretrain", total as u64, "patches"), shown: 0 };
+    let unreadable = Unreadable::open(folder.join(UNREADABLE), resume);
+    let progress = Progress::new("pretrain", total as u64, "patches");
+    let mut watcher = Watcher { run, source: source.clone(), loader: &loader, unreadable, progress, shown: 0 };
     let device = device::open(run.device)?;
     let encoder = train(&settings, &loader, &folder, resume, &device, &mut watcher)?;
 
     let last = last_metrics(&folder.join(METRICS));
     let loss = last["loss"].as_f64().map_or(String::new(), |loss| format!(", loss {loss:.4}"));
-    let Watcher { progress, shown, .. } = watcher;
+    let Watcher { progress, shown, unreadable, .. } = watcher;
     let seconds = progress.finish(&format!("{epochs} epochs of {} patches{loss}", source.len()));
     run.dir
         .log("pretrained", json!({ "seconds": seconds, "patches_shown": shown, "device": run.device.to_string() }))?;
-    let failures = loader.failures().iter().map(unreadable).collect();
+    let failures = unreadable.failures;
     let summary = json!({ "encoder": encoder.hash, "patches": source.len(), "last": last });
     run.dir.finish("pretrain", &StageRecord { header, failures, summary })
 }
@@ -133,18 +136,48 @@ fn training_patches(run: &Run, input: Input) -> Result<Arc<dyn PatchSource>> {
     })
 }
 
-fn unreadable(failure: &ReadFailure) -> Failure {
-    let item = match failure.key.origin {
-        Some(origin) => format!("{} (x {}, y {})", failure.key.item, origin.x, origin.y),
-        None => failure.key.item.clone(),
-    };
-    Failure { stage: "pretrain".into(), item, reason: failure.reason.clone() }
+/// Patches that could not be read, on disk as soon as they are met: an interruption does not forget them.
+struct Unreadable {
+    path: PathBuf,
+    /// In the order of their names.
+    failures: Vec<Failure>,
+    /// How many of the loader's are in there.
+    taken: usize,
+}
+
+impl Unreadable {
+    /// With `resume`, those of the run that is continued.
+    fn open(path: PathBuf, resume: bool) -> Self {
+        let earlier = if resume { std::fs::read(&path).ok() } else { None };
+        let failures = earlier.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        Self { path, failures, taken: 0 }
+    }
+
+    fn take(&mut self, met: &[ReadFailure]) -> Result<()> {
+        if met.len() == self.taken {
+            return Ok(());
+        }
+        self.taken = met.len();
+        self.failures.extend(met.iter().map(|failure| Failure {
+            stage: "pretrain".into(),
+            item: match failure.key.origin {
+                Some(origin) => format!("{} (x {}, y {})", failure.key.item, origin.x, origin.y),
+                None => failure.key.item.clone(),
+            },
+            reason: failure.reason.clone(),
+        }));
+        self.failures.sort_by(|a, b| a.item.cmp(&b.item));
+        self.failures.dedup_by(|a, b| a.item == b.item);
+        Ok(atomic_file::write(&self.path, &serde_json::to_vec_pretty(&self.failures)?)?)
+    }
 }
 
 /// Shows progress, and scores the teacher on labelled training patches.
 struct Watcher<'a> {
     run: &'a Run,
     source: Arc<dyn PatchSource>,
+    loader: &'a CropLoader,
+    unreadable: Unreadable,
     progress: Progress,
     /// Patches trained on by this process.
     shown: u64,
@@ -159,6 +192,10 @@ impl Observer for Watcher<'_> {
         self.shown += batch;
         self.progress.advance(batch);
         self.progress.message(format!("loss {:.3}", progress.report.loss));
+        if let Err(error) = self.unreadable.take(&self.loader.failures()) {
+            // Kept in memory all the same; a full disk will stop the next checkpoint with its own message.
+            self.progress.line(&format!("pretrain: warning: {error:#}"));
+        }
     }
 
     fn warning(&mut self, message: &str) {
