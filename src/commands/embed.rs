@@ -11,10 +11,10 @@ use evaluation::embeddings::EmbeddingTable;
 use serde_json::{Value, json};
 use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, SlideRecord, atomic_file, h5};
 
-use super::Run;
 use super::pretrain::require_encoder;
 use super::progress::Progress;
 use super::sources::{self, ENCODER_NAME, ImageSets, Input, UNTRAINED_NAME};
+use super::{Run, unreadable};
 use crate::config::{Baseline, Embed};
 use crate::data::{EvalLoader, ReadFailure};
 use crate::device::{self, DeviceChoice};
@@ -208,7 +208,7 @@ impl SlideEmbedding<'_> {
         let threads = (self.decoders, 1);
         let embedded =
             features(encoder, patches.clone(), range.clone().collect(), &run.experiment.embed, threads, advance)?;
-        let mut failures: Vec<Failure> = embedded.failures.iter().map(failure).collect();
+        let mut failures: Vec<Failure> = embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect();
         if embedded.indices.is_empty() {
             remove(&path)?;
             let reason = format!("none of its {} patches can be read: {}", range.len(), failures[0].reason);
@@ -225,14 +225,6 @@ impl SlideEmbedding<'_> {
         atomic_file::write(&failures_path, &serde_json::to_vec_pretty(&failures)?)?;
         Ok(failures)
     }
-}
-
-fn failure(failure: &ReadFailure) -> Failure {
-    let item = match failure.key.origin {
-        Some(origin) => format!("{} (x {}, y {})", failure.key.item, origin.x, origin.y),
-        None => failure.key.item.clone(),
-    };
-    Failure { stage: "embed".into(), item, reason: failure.reason.clone() }
 }
 
 /// One table per part, for the encoder and for the baselines asked for.
@@ -289,7 +281,7 @@ fn embed_folder(
     }
     let progress = Progress::new("embed", folder.len() as u64, "images");
     let (embedded, dim) = compute(&progress)?;
-    let failed: Vec<Failure> = embedded.failures.iter().map(failure).collect();
+    let failed: Vec<Failure> = embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect();
     let table = EmbeddingTable {
         header,
         dim,

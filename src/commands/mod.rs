@@ -25,8 +25,9 @@ use anyhow::{Context, Result};
 
 use crate::cli::{Cli, Command, ComputeArgs, StageArgs};
 use crate::config::Experiment;
+use crate::data::ReadFailure;
 use crate::device::DeviceChoice;
-use crate::run_dir::RunDir;
+use crate::run_dir::{Failure, RunDir};
 
 /// How a command that did not fail ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,15 @@ impl Run {
         }
         Ok(Outcome::of(failures.len()))
     }
+}
+
+/// A patch that `stage` could not read, for `failures.csv`.
+fn unreadable(stage: &str, failure: &ReadFailure) -> Failure {
+    let item = match failure.key.origin {
+        Some(origin) => format!("{} (x {}, y {})", failure.key.item, origin.x, origin.y),
+        None => failure.key.item.clone(),
+    };
+    Failure { stage: stage.into(), item, reason: failure.reason.clone() }
 }
 
 /// Runs a parsed command line.

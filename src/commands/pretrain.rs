@@ -12,7 +12,7 @@ use slide_io::{PatchSource, atomic_file};
 
 use super::progress::Progress;
 use super::sources::{self, Input};
-use super::{Run, embed};
+use super::{Run, embed, unreadable};
 use crate::config::Pretrain;
 use crate::data::{CropLoader, ReadFailure};
 use crate::device;
@@ -158,14 +158,7 @@ impl Unreadable {
             return Ok(());
         }
         self.taken = met.len();
-        self.failures.extend(met.iter().map(|failure| Failure {
-            stage: "pretrain".into(),
-            item: match failure.key.origin {
-                Some(origin) => format!("{} (x {}, y {})", failure.key.item, origin.x, origin.y),
-                None => failure.key.item.clone(),
-            },
-            reason: failure.reason.clone(),
-        }));
+        self.failures.extend(met.iter().map(|failure| unreadable("pretrain", failure)));
         self.failures.sort_by(|a, b| a.item.cmp(&b.item));
         self.failures.dedup_by(|a, b| a.item == b.item);
         Ok(atomic_file::write(&self.path, &serde_json::to_vec_pretty(&self.failures)?)?)

@@ -63,8 +63,8 @@ impl CollapseWatch {
             ),
             1 => format!(
                 "step {step}: the teacher's entropy is {:.1} % of the largest: its answers are uniform. Short runs \
-                 need a lower pretrain.teacher_momentum (0.9); also try a lower pretrain.teacher_temp or fewer prototypes \
-                 (head.out)",
+                 need a lower pretrain.teacher_momentum (0.97) and pretrain.center_momentum (0.5); also try a lower \
+                 pretrain.teacher_temp or fewer prototypes (head.out)",
                 100.0 * share
             ),
             _ => format!(
