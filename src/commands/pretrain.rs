@@ -251,3 +251,31 @@ fn watch_split(source: &dyn PatchSource) -> Option<(Vec<usize>, Vec<usize>)> {
     }
     (!bank.is_empty() && !queries.is_empty()).then_some((bank, queries))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slide_io::{PatchKey, Point};
+
+    fn met(index: usize, item: &str, x: i64) -> ReadFailure {
+        let key = PatchKey { item: item.into(), origin: Some(Point { x, y: 7 }) };
+        ReadFailure { index, key, reason: "tile 3 is damaged".into() }
+    }
+
+    /// The step before the interruption is done again by the run that continues, and meets its patch again.
+    #[test]
+    fn unreadable_patches_outlive_an_interruption_and_are_listed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(UNREADABLE);
+        let mut before = Unreadable::open(path.clone(), false);
+        before.take(&[]).unwrap();
+        assert!(!path.exists(), "nothing to tell, nothing written");
+        before.take(&[met(5, "s2", 0)]).unwrap();
+        before.take(&[met(5, "s2", 0), met(1, "s1", 256)]).unwrap();
+        let mut after = Unreadable::open(path.clone(), true);
+        after.take(&[met(1, "s1", 256), met(9, "s3", 0)]).unwrap();
+        let items: Vec<_> = after.failures.iter().map(|failure| failure.item.as_str()).collect();
+        assert_eq!(items, ["s1 (x 256, y 7)", "s2 (x 0, y 7)", "s3 (x 0, y 7)"]);
+        assert!(Unreadable::open(path, false).failures.is_empty(), "a new training begins with none");
+    }
+}
