@@ -5,7 +5,7 @@
 # A Rust that setup has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup build demo test lint gpu-bin gpu-check golden
+.PHONY: help setup build demo test lint gpu-bin golden
 
 help:
 	@sed -n '1,3s/^# //p' Makefile

@@ -62,8 +62,8 @@ impl CollapseWatch {
                 100.0 * share
             ),
             1 => format!(
-                "step {step}: the teacher's entropy is {:.1} % of the largest: its answers are uniform. Short runs \
-                 need a lower pretrain.teacher_momentum (0.97) and pretrain.center_momentum (0.5); also try a lower \
+                "step {step}: the teacher's entropy is {:.1} % of the largest: its answers are uniform. For a \
+                 short run try a lower pretrain.teacher_momentum (0.97) and pretrain.center_momentum (0.5), a lower \
                  pretrain.teacher_temp or fewer prototypes (head.out)",
                 100.0 * share
             ),
