@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 
 use image::RgbImage;
-use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, Subsamp};
+use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, ScalingFactor, Subsamp};
 
 /// What the three components of a JPEG are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub fn decode(stream: &[u8]) -> Result<RgbImage, JpegError> {
     if frame.width.saturating_mul(frame.height) > MAX_PIXELS {
         return Err(JpegError::Stream("it has more than 2^28 pixels"));
     }
-    let pixels = decode_frame(stream, frame)?;
+    let pixels = decode_frame(stream, frame, 0)?;
     RgbImage::from_raw(frame.width as u32, frame.height as u32, pixels).ok_or(JpegError::Stream("its size overflows"))
 }
 
@@ -88,8 +88,12 @@ pub fn encode(image: &RgbImage, quality: u8, color: ColorModel) -> Result<Vec<u8
     Ok(compressor.compress_to_vec(Image { pixels: image.as_raw(), width, pitch: width * 3, height, format })?)
 }
 
-/// Decodes a complete stream of known size to width x height x 3 bytes.
-pub(crate) fn decode_frame(stream: &[u8], frame: Frame) -> Result<Vec<u8>, JpegError> {
+/// How often libjpeg-turbo can halve an image while decoding it.
+pub(crate) const MAX_HALVINGS: u8 = 3;
+
+/// Decodes a complete stream of known size to width x height x 3 bytes, both halved `halvings` times (at most
+/// [`MAX_HALVINGS`]) and rounded up. Halving happens in the inverse DCT, from the coefficients that the smaller size needs.
+pub(crate) fn decode_frame(stream: &[u8], frame: Frame, halvings: u8) -> Result<Vec<u8>, JpegError> {
     DECOMPRESSOR.with_borrow_mut(|slot| {
         if slot.is_none() {
             let mut decompressor = Decompressor::new()?;
@@ -97,7 +101,8 @@ pub(crate) fn decode_frame(stream: &[u8], frame: Frame) -> Result<Vec<u8>, JpegE
             *slot = Some(decompressor);
         }
         let decompressor = slot.as_mut().ok_or(JpegError::Stream("no decompressor"))?;
-        let Frame { width, height } = frame;
+        decompressor.set_scaling_factor(ScalingFactor::new(1, 1 << halvings))?;
+        let [width, height] = [frame.width, frame.height].map(|side| side.div_ceil(1 << halvings));
         let mut pixels = vec![0; width * height * 3];
         let target = Image { pixels: &mut pixels[..], width, pitch: width * 3, height, format: PixelFormat::RGB };
         decompressor.decompress(stream, target)?;

@@ -15,10 +15,9 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::geometry::{Level, Mpp, Point, Region, Size};
+use crate::geometry::{Level, Mpp, Point, Size};
 use crate::grid::GridSpec;
 use crate::slide::Slide;
-use crate::thumbnail::level_origin;
 
 /// Where a patch comes from: a slide and a position, or an image file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -59,6 +58,12 @@ pub trait PatchSource: Send + Sync {
     /// Names of the classes, by class index; empty where there are no labels.
     fn classes(&self) -> &[String];
 
+    /// Where the patches of each slide end, one slide after the other: reading few slides at a time is faster. Empty
+    /// where any order is as good.
+    fn slide_ends(&self) -> &[usize] {
+        &[]
+    }
+
     /// Reads and decodes patch `index`.
     fn read(&self, index: usize) -> Result<Patch>;
 }
@@ -73,9 +78,9 @@ const EXACT: f64 = 1e-6;
 /// Pixels on either side of an output pixel that the bicubic filter weighs, in output pixels.
 const SUPPORT: f64 = 2.0;
 
-/// Slides kept open at a time. Enough that shuffled training over a few hundred slides reopens seldom; few enough for
-/// the default limit of 1024 file handles, since some formats take a dozen each.
-const OPEN_SLIDES: usize = 32;
+/// Slides kept open at a time: enough that a batch mixes many, few enough for the default limit of 1024 file handles,
+/// since some formats take a dozen each.
+pub const OPEN_SLIDES: usize = 32;
 
 /// Index of the coarsest level that is at least as fine as `downsample` level-0 pixels per pixel; level 0 if none is.
 pub fn coarsest_level(levels: &[Level], downsample: f64) -> usize {
@@ -90,10 +95,37 @@ pub fn coarsest_level(levels: &[Level], downsample: f64) -> usize {
 /// # Errors
 /// Errors of reading the slide, with the patch's position.
 pub fn read_patch(slide: &Slide, native: Mpp, origin: Point, spec: &GridSpec) -> Result<RgbImage> {
-    let index = coarsest_level(slide.levels(), spec.ratio(native));
-    let level = slide.levels()[index];
-    let read = |x, y, size| slide.read(&Region { level: index, origin: level_origin(&level, x, y), size });
-    resampled(&level, origin, spec.ratio(native), spec.size, read).map_err(|error| at(error, origin))
+    let resolution = coarsest_level(slide.resolutions(), spec.ratio(native));
+    let read = |x, y, size| slide.read_at(resolution, x, y, size);
+    resampled(&slide.resolutions()[resolution], origin, spec.ratio(native), spec.size, read)
+        .map_err(|error| at(error, origin))
+}
+
+/// Bytes of decoded tiles that one walk over a slide may need at a time (see [`reading_order`]).
+const WALK_BYTES: f64 = (64 << 20) as f64;
+
+/// The order in which to read patches with these corners, so that every tile is decoded once: row by row where the
+/// cache holds the tiles of a row, else in vertical strips of the slide narrow enough that it does (then the tiles on
+/// the border of two strips are decoded twice). Indices into `origins`.
+pub fn reading_order(slide: &Slide, native: Mpp, spec: &GridSpec, origins: &[Point]) -> Vec<usize> {
+    let resolution = coarsest_level(slide.resolutions(), spec.ratio(native));
+    let (downsample, tile) = (slide.resolutions()[resolution].downsample, slide.tile(resolution));
+    let strip = strip_width(tile, spec.side_level0(native) / downsample) * downsample;
+    let mut order: Vec<usize> = (0..origins.len()).collect();
+    order.sort_by_key(|&index| {
+        let Point { x, y } = origins[index];
+        ((x as f64 / strip).floor() as i64, y, x)
+    });
+    order
+}
+
+/// Widest strip whose tiles under a row of patches of `side` px fit [`WALK_BYTES`], in px; a whole number of tiles.
+fn strip_width(tile: Size, side: f64) -> f64 {
+    let (width, height) = (f64::from(tile.width), f64::from(tile.height));
+    let rows = (side / height).ceil() + 1.0;
+    let columns = WALK_BYTES / (rows * width * height * 3.0);
+    // Patches reach over the right border by their side.
+    ((columns - (side / width).ceil()).floor().max(1.0)) * width
 }
 
 /// A patch of `size` px, `ratio` level-0 pixels each, from one level. `read` gives a rectangle in the level's pixels.
@@ -252,6 +284,17 @@ impl SlidePatches {
         self.ends.partition_point(|&end| end <= index)
     }
 
+    /// The patches of slide `slide` in the order that decodes every tile once (see [`reading_order`]).
+    ///
+    /// # Errors
+    /// Errors of opening the slide.
+    pub fn reading_order(&self, slide: usize) -> Result<Vec<usize>> {
+        let grid = &self.slides[slide];
+        let open = self.open.get(slide, || Slide::open(&grid.path))?;
+        let (start, order) = (self.range(slide).start, reading_order(&open, grid.mpp, &grid.spec, &grid.origins));
+        Ok(order.into_iter().map(|index| start + index).collect())
+    }
+
     fn locate(&self, index: usize) -> (usize, Point) {
         let slide = self.slide_of(index);
         (slide, self.slides[slide].origins[index - self.range(slide).start])
@@ -274,6 +317,10 @@ impl PatchSource for SlidePatches {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn slide_ends(&self) -> &[usize] {
+        &self.ends
     }
 
     fn read(&self, index: usize) -> Result<Patch> {

@@ -11,12 +11,16 @@ use crate::geometry::{Level, Mpp, Region, Size};
 
 /// An open whole-slide image. Reading takes `&self`, so one slide serves many threads.
 ///
-/// It holds one file handle and, with the native reader, at most 128 MiB of decoded tiles; both go when it is dropped.
+/// It holds one file handle. Decoded tiles of the native reader are kept in a cache that all slides of the process share
+/// (64 MiB for every core, at least 256 MiB and at most 2 GiB); those of a slide go when it is dropped.
 pub struct Slide {
     path: PathBuf,
     format: &'static Format,
     info: Info,
     reader: Box<dyn Reader>,
+    resolutions: Vec<Level>,
+    /// Of every resolution: the level it is decoded from, and how often it is halved.
+    sources: Vec<(usize, u8)>,
 }
 
 impl Slide {
@@ -45,7 +49,8 @@ impl Slide {
 
     fn open_with(path: &Path, only: Option<&str>) -> Result<Self> {
         let (format, opened) = format::open(path, only)?;
-        Ok(Self { path: path.to_owned(), format, info: opened.info, reader: opened.reader })
+        let (resolutions, sources) = resolutions(&opened.info);
+        Ok(Self { path: path.to_owned(), format, info: opened.info, reader: opened.reader, resolutions, sources })
     }
 
     /// The file.
@@ -61,6 +66,24 @@ impl Slide {
     /// The pyramid, finest first; never empty.
     pub fn levels(&self) -> &[Level] {
         &self.info.levels
+    }
+
+    /// What the slide can be read at, finest first: its levels, and between them those that libjpeg-turbo makes while it
+    /// decodes a finer one, at a fraction of the cost of decoding it whole.
+    pub(crate) fn resolutions(&self) -> &[Level] {
+        &self.resolutions
+    }
+
+    /// Whether a resolution is stored, and not made while decoding.
+    pub(crate) fn is_stored(&self, resolution: usize) -> bool {
+        self.sources[resolution].1 == 0
+    }
+
+    /// Pixels of a resolution that are decoded at a time.
+    pub(crate) fn tile(&self, resolution: usize) -> Size {
+        let (level, halvings) = self.sources[resolution];
+        let Size { width, height } = self.info.storage[level].tile;
+        Size::new(width.div_ceil(1 << halvings), height.div_ceil(1 << halvings))
     }
 
     /// Size of level 0.
@@ -99,27 +122,34 @@ impl Slide {
             let count = self.levels().len();
             Error::Usage(format!("{}: no level {}; it has {count}", self.path.display(), region.level))
         })?;
-        let Size { width, height } = region.size;
+        let [x, y] = [region.origin.x, region.origin.y].map(|origin| nearest_pixel(origin, level.downsample));
+        let resolution = self.sources.iter().position(|source| *source == (region.level, 0));
+        self.read_at(resolution.expect("every level is a resolution"), x, y, region.size)
+    }
+
+    /// Reads pixels of a resolution, from its pixel (`x`, `y`); see [`read`](Self::read).
+    pub(crate) fn read_at(&self, resolution: usize, x: i64, y: i64, size: Size) -> Result<RgbImage> {
+        let Size { width, height } = size;
         let pixels = u64::from(width) * u64::from(height);
         if pixels == 0 {
             return Err(Error::Usage(format!("{}: a region of {width} x {height} px", self.path.display())));
         }
         if pixels > Self::MAX_REGION_PIXELS {
             let limit = Self::MAX_REGION_PIXELS;
-            return Err(Error::limit(
-                &self.path,
-                format!("a region of {width} x {height} px; the limit is {limit} px"),
-            ));
+            let what = format!("a region of {width} x {height} px; the limit is {limit} px");
+            return Err(Error::limit(&self.path, what));
         }
-        let (left, columns) = clip(region.origin.x, level.downsample, width, level.size.width);
-        let (top, rows) = clip(region.origin.y, level.downsample, height, level.size.height);
+        let ((level, halvings), extent) = (self.sources[resolution], self.resolutions[resolution].size);
+        let (left, columns) = clip(x, width, extent.width);
+        let (top, rows) = clip(y, height, extent.height);
         let inside = Size::new(columns.length, rows.length);
-        if inside == region.size {
-            return self.reader.read(Area { level: region.level, x: columns.start, y: rows.start, size: inside });
+        let area = Area { level, halvings, x: columns.start, y: rows.start, size: inside };
+        if inside == size {
+            return self.reader.read(area);
         }
         let mut canvas = RgbImage::from_pixel(width, height, Rgb([255; 3]));
         if inside.width > 0 && inside.height > 0 {
-            let part = self.reader.read(Area { level: region.level, x: columns.start, y: rows.start, size: inside })?;
+            let part = self.reader.read(area)?;
             canvas.copy_from(&part, left, top).map_err(|error| Error::Usage(error.to_string()))?;
         }
         Ok(canvas)
@@ -156,15 +186,36 @@ struct Span {
     length: u32,
 }
 
-/// Of `length` pixels from the level pixel nearest to `origin` (in level-0 pixels), those on a level `extent` pixels
-/// long; and how many of the region come before them.
-fn clip(origin: i64, downsample: f64, length: u32, extent: u32) -> (u32, Span) {
-    // Half a pixel goes to the higher one. The cast saturates, which is far outside either way.
-    let first = (origin as f64 / downsample + 0.5).floor() as i64;
+/// The pixel of a level that is nearest to a level-0 position; half a pixel goes to the higher one.
+fn nearest_pixel(origin: i64, downsample: f64) -> i64 {
+    // The cast saturates, which is far outside either way.
+    (origin as f64 / downsample + 0.5).floor() as i64
+}
+
+/// Of `length` pixels from pixel `first` on, those on a level `extent` pixels long; and how many come before them.
+fn clip(first: i64, length: u32, extent: u32) -> (u32, Span) {
     let last = first.saturating_add(length.into()).clamp(0, extent.into());
     let start = first.clamp(0, last);
-    let before = (start - first).clamp(0, length.into());
+    let before = start.saturating_sub(first).clamp(0, length.into());
     (before as u32, Span { start: start as u32, length: (last - start) as u32 })
+}
+
+/// The levels and their halvings, finest first; a halving no finer than the next level is left out.
+fn resolutions(info: &Info) -> (Vec<Level>, Vec<(usize, u8)>) {
+    let mut all = Vec::new();
+    for (index, (level, storage)) in info.levels.iter().zip(&info.storage).enumerate() {
+        let coarser = info.levels.iter().map(|other| other.downsample).filter(|other| *other > level.downsample);
+        let next = coarser.fold(f64::INFINITY, f64::min);
+        for halvings in 0..=storage.halvings {
+            let size = Size::new(level.size.width >> halvings, level.size.height >> halvings);
+            let downsample = level.downsample * f64::from(1 << halvings);
+            if halvings == 0 || downsample < 0.99 * next {
+                all.push((Level { size, downsample }, (index, halvings)));
+            }
+        }
+    }
+    all.sort_by(|a, b| a.0.downsample.total_cmp(&b.0.downsample));
+    all.into_iter().unzip()
 }
 
 #[cfg(test)]
@@ -174,25 +225,39 @@ mod tests {
     #[test]
     fn regions_are_clipped_to_the_level() {
         let span = |start, length| Span { start, length };
-        assert_eq!(clip(10, 1.0, 5, 100), (0, span(10, 5)));
-        assert_eq!(clip(-2, 1.0, 5, 100), (2, span(0, 3)));
-        assert_eq!(clip(98, 1.0, 5, 100), (0, span(98, 2)));
-        assert_eq!(clip(-10, 1.0, 200, 100), (10, span(0, 100)));
-        assert_eq!(clip(100, 1.0, 5, 100).1.length, 0);
-        assert_eq!(clip(-5, 1.0, 5, 100).1.length, 0);
-        assert_eq!(clip(i64::MAX, 1.0, 5, 100).1.length, 0);
-        assert_eq!(clip(i64::MIN, 4.0, 5, 100).1.length, 0);
+        assert_eq!(clip(10, 5, 100), (0, span(10, 5)));
+        assert_eq!(clip(-2, 5, 100), (2, span(0, 3)));
+        assert_eq!(clip(98, 5, 100), (0, span(98, 2)));
+        assert_eq!(clip(-10, 200, 100), (10, span(0, 100)));
+        assert_eq!(clip(100, 5, 100).1.length, 0);
+        assert_eq!(clip(-5, 5, 100).1.length, 0);
+        assert_eq!(clip(i64::MAX, 5, 100).1.length, 0);
+        assert_eq!(clip(i64::MIN, 5, 100).1.length, 0);
     }
 
     #[test]
     fn origins_go_to_the_nearest_level_pixel() {
-        let first = |origin, downsample| clip(origin, downsample, 1, u32::MAX).1.start;
-        assert_eq!((first(7, 4.0), first(8, 4.0), first(9, 4.0), first(10, 4.0)), (2, 2, 2, 3));
+        assert_eq!([7, 8, 9, 10].map(|origin| nearest_pixel(origin, 4.0)), [2, 2, 2, 3]);
         // PANDA's downsamples are not whole: the level-0 position of pixel k, rounded, must lead back to k.
         for downsample in [4.0005, 16.006] {
-            for k in 0..5000_u32 {
-                assert_eq!(first((f64::from(k) * downsample).round() as i64, downsample), k);
+            for k in 0..5000_i64 {
+                assert_eq!(nearest_pixel((k as f64 * downsample).round() as i64, downsample), k);
             }
         }
+    }
+
+    #[test]
+    fn halvings_fill_the_gaps_between_levels() {
+        let level = |side, downsample| Level { size: Size::square(side), downsample };
+        let storage = |halvings| crate::format::Storage { tile: Size::square(256), halvings };
+        let info = Info {
+            levels: vec![level(1001, 1.0), level(250, 4.004), level(62, 16.1)],
+            storage: vec![storage(3), storage(1), storage(0)],
+            ..Info::default()
+        };
+        let (levels, sources) = resolutions(&info);
+        assert_eq!(sources, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]);
+        let found: Vec<_> = levels.iter().map(|level| (level.size.width, level.downsample)).collect();
+        assert_eq!(found, [(1001, 1.0), (500, 2.0), (250, 4.004), (125, 8.008), (62, 16.1)]);
     }
 }

@@ -7,7 +7,7 @@ use image::{Rgb, RgbImage};
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::geometry::{Level, Point, Region, Size};
+use crate::geometry::{Point, Size};
 use crate::patch::{coarsest_level, resample};
 use crate::slide::Slide;
 use crate::tissue::TissueMask;
@@ -30,16 +30,9 @@ pub fn thumbnail(slide: &Slide, max_side: u32) -> Result<RgbImage> {
 pub(crate) fn read_whole(slide: &Slide, out: Size) -> Result<RgbImage> {
     let full = slide.size();
     let factor = (f64::from(full.width) / f64::from(out.width)).min(f64::from(full.height) / f64::from(out.height));
-    let index = coarsest_level(slide.levels(), factor);
-    let level = slide.levels()[index];
-    shrink(level.size, out, BLOCK, |x, y, size| {
-        slide.read(&Region { level: index, origin: level_origin(&level, x, y), size })
-    })
-}
-
-/// The level-0 position of a level's pixel (`x`, `y`).
-pub(crate) fn level_origin(level: &Level, x: i64, y: i64) -> Point {
-    Point::new((x as f64 * level.downsample).round() as i64, (y as f64 * level.downsample).round() as i64)
+    let resolution = coarsest_level(slide.resolutions(), factor);
+    let size = slide.resolutions()[resolution].size;
+    shrink(size, out, BLOCK, |x, y, size| slide.read_at(resolution, x, y, size))
 }
 
 /// Averages a whole level of `source` px down to `out` px, block by block. `read` gives a rectangle of the level. The

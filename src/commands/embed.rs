@@ -63,7 +63,7 @@ pub(super) fn embed(run: &Run) -> Result<()> {
     run.dir.finish("embed", &StageRecord { header, failures, summary })
 }
 
-/// Embeds `indices` of `source`, in order, on `workers` threads that share one queue of batches.
+/// Embeds `indices` of `source`, read in that order and returned sorted, on `workers` threads that share one queue of batches.
 pub(super) fn features(
     encoder: &Encoder,
     source: Arc<dyn PatchSource>,
@@ -73,16 +73,16 @@ pub(super) fn features(
     on_batch: impl Fn(usize) + Sync,
 ) -> Result<Embedded> {
     let loader = EvalLoader::new(source, settings, encoder.config.mean, encoder.config.std, decoders, AHEAD)?;
-    let batches = Mutex::new(loader.batches_of(indices).enumerate());
+    let batches = Mutex::new(loader.batches_of(indices));
     let done = Mutex::new(Vec::new());
     let work = || -> Result<()> {
         loop {
             let next = batches.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((number, batch)) = next else { return Ok(()) };
+            let Some(batch) = next else { return Ok(()) };
             let batch = batch?;
             let count = batch.indices.len();
             let values = encoder.embed(batch.pixels, count, batch.height, batch.width)?;
-            done.lock().unwrap_or_else(PoisonError::into_inner).push((number, batch.indices, values));
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((batch.indices, values));
             on_batch(count);
         }
     };
@@ -93,14 +93,13 @@ pub(super) fn features(
             Err(panic) => std::panic::resume_unwind(panic),
         })
     })?;
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(number, ..)| *number);
-    let mut embedded = Embedded { indices: vec![], values: vec![], failures: loader.failures() };
-    for (_, indices, values) in done {
-        embedded.indices.extend(indices);
-        embedded.values.extend(values);
-    }
-    Ok(embedded)
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let dim = encoder.dim();
+    let mut rows: Vec<(usize, &[f32])> =
+        done.iter().flat_map(|(indices, values)| indices.iter().copied().zip(values.chunks_exact(dim))).collect();
+    rows.sort_unstable_by_key(|(index, _)| *index);
+    let values = rows.iter().flat_map(|(_, row)| row.iter().copied()).collect();
+    Ok(Embedded { indices: rows.iter().map(|(index, _)| *index).collect(), values, failures: loader.failures() })
 }
 
 /// Forward passes at a time: the CPU backend computes one image batch on one core, an accelerator wants few queues.
@@ -206,8 +205,9 @@ impl SlideEmbedding<'_> {
         }
         let advance = |count| progress.advance(count as u64);
         let threads = (self.decoders, 1);
-        let embedded =
-            features(encoder, patches.clone(), range.clone().collect(), &run.experiment.embed, threads, advance)?;
+        // A slide that does not open gives its reason with every patch.
+        let order = patches.reading_order(slide).unwrap_or_else(|_| range.clone().collect());
+        let embedded = features(encoder, patches.clone(), order, &run.experiment.embed, threads, advance)?;
         let mut failures: Vec<Failure> = embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect();
         if embedded.indices.is_empty() {
             remove(&path)?;

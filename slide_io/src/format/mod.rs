@@ -61,6 +61,8 @@ pub(crate) struct Info {
     /// As OpenSlide names it: `aperio`, `generic-tiff`, `hamamatsu`.
     pub vendor: String,
     pub levels: Vec<Level>,
+    /// Of every level: how it is stored.
+    pub storage: Vec<Storage>,
     pub mpp: Option<Mpp>,
     pub magnification: Option<f64>,
     pub properties: BTreeMap<String, String>,
@@ -68,16 +70,26 @@ pub(crate) struct Info {
     pub associated: Vec<String>,
 }
 
-/// A rectangle that lies wholly inside its level, in pixels of that level.
+/// How a level is stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Storage {
+    /// Pixels decoded at a time.
+    pub tile: Size,
+    /// How often its sides can be halved while it is decoded, at a fraction of the cost.
+    pub halvings: u8,
+}
+
+/// A rectangle that lies wholly inside its level, in pixels of that level halved `halvings` times (rounded down).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Area {
     pub level: usize,
+    pub halvings: u8,
     pub x: u32,
     pub y: u32,
     pub size: Size,
 }
 
-/// Reads pixels of one open file. Called from many threads at once.
+/// Reads pixels of one open file. Called from many threads at once, with no more halvings than [`Storage`] offers.
 pub(crate) trait Reader: Send + Sync {
     /// The pixels of `area`, composited on white.
     fn read(&self, area: Area) -> Result<RgbImage>;

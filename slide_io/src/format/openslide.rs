@@ -25,7 +25,7 @@ mod library {
     use openslide_rs::{Address, OpenSlide, Region};
 
     use crate::error::{Error, Result};
-    use crate::format::{Area, Head, Info, Opened, Reader, metadata, openslide_version};
+    use crate::format::{Area, Head, Info, Opened, Reader, Storage, metadata, openslide_version};
     use crate::geometry::{Level, Size};
 
     pub(in crate::format) fn detect(path: &Path, _: &Head) -> bool {
@@ -55,9 +55,16 @@ mod library {
         let levels = handle.all_level_dimensions().iter().zip(handle.all_level_downsamples());
         let levels =
             levels.map(|(size, downsample)| Level { size: Size::new(size.w, size.h), downsample: *downsample });
+        let levels: Vec<Level> = levels.collect();
+        let tile = |level: usize, side: &str| {
+            let stated = properties.get(&format!("openslide.level[{level}].tile-{side}"));
+            stated.and_then(|text| text.parse().ok()).filter(|side| *side > 0).unwrap_or(256)
+        };
+        let storage = |level| Storage { tile: Size::new(tile(level, "width"), tile(level, "height")), halvings: 0 };
         Ok(Info {
             vendor: properties.get("openslide.vendor").cloned().unwrap_or_default(),
-            levels: levels.collect(),
+            storage: (0..levels.len()).map(storage).collect(),
+            levels,
             mpp: metadata::scale(&mut properties),
             magnification: metadata::magnification(&properties),
             properties,
@@ -73,7 +80,7 @@ mod library {
 
     impl Reader for OpenSlideReader {
         fn read(&self, area: Area) -> Result<RgbImage> {
-            let Area { level, x, y, size } = area;
+            let Area { level, x, y, size, .. } = area;
             let pixels = self.with_handle(|slide| {
                 // OpenSlide takes whole level-0 pixels: the nearest to that level pixel, exact for whole downsamples.
                 let downsample = slide.all_level_downsamples()[level];

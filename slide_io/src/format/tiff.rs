@@ -1,7 +1,7 @@
 //! The native reader of TIFF and BigTIFF pyramids: generic tiled TIFF, OME-TIFF, Aperio SVS, flat images in strips.
 //!
 //! Tiles of JPEG go through libjpeg-turbo, uncompressed, LZW, deflate and PackBits through the crate `tiff`. Bytes are
-//! read by position, so that threads share nothing but the [`TileCache`]. What it does not read (JPEG 2000, planar
+//! read by position, so that threads share nothing but the cache of tiles. What it does not read (JPEG 2000, planar
 //! or 16-bit samples, vendors with rules of their own) is left to the next format.
 //!
 //! Limits, each an error when passed: a tile of [`MAX_CHUNK_BYTES`], [`MAX_DIRECTORIES`](super::directory::MAX_DIRECTORIES)
@@ -13,24 +13,24 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use image::{Rgb, RgbImage};
+use image::RgbImage;
 use tiff::TiffResult;
 use tiff::decoder::Decoder;
 use tiff::encoder::TiffEncoder;
 use tiff::tags::Tag;
 
 use super::directory::{Directory, read_directories};
-use super::tile_cache::{Tile, TileCache};
-use super::{Area, Head, Info, Opened, Reader, metadata};
+use super::tile_cache::{self, ReaderId, Tile, TileKey};
+use super::{Area, Head, Info, Opened, Reader, Storage, metadata};
 use crate::error::{Error, Result};
 use crate::geometry::{Level, Size};
 use crate::jpeg::{self, ColorModel};
 
 /// Largest tile or strip, in bytes of RGB, and so also the most that one compressed tile may have.
 pub(super) const MAX_CHUNK_BYTES: u64 = 64 << 20;
-/// Bounds of the cache of decoded tiles, in bytes a slide. Between them it holds four rows of the widest level's tiles:
-/// patches in row-major order touch two of them again and again, and two threads may walk at different heights.
-const CACHE_BYTES: std::ops::RangeInclusive<u64> = 32 << 20..=128 << 20;
+
+/// TIFF's compression number of JPEG.
+const JPEG: u16 = 7;
 
 const REDUCED: u32 = 1;
 const MASK: u32 = 4;
@@ -57,15 +57,8 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     }
     let associated = if is_aperio(base) { aperio_associated(others) } else { Vec::new() };
     let info = info(&pyramid, &associated);
-    let row = |level: &Directory| u64::from(level.size.width) * u64::from(level.chunk.height) * 3;
-    let cache = (4 * pyramid.iter().map(row).max().unwrap_or(0)).clamp(*CACHE_BYTES.start(), *CACHE_BYTES.end());
-    let mut reader = TiffReader {
-        path: path.to_owned(),
-        file,
-        names: vec![None; pyramid.len()],
-        images: pyramid,
-        cache: TileCache::new(cache as usize),
-    };
+    let names = vec![None; pyramid.len()];
+    let mut reader = TiffReader { id: ReaderId::new(), path: path.to_owned(), file, names, images: pyramid };
     for (name, directory) in associated {
         reader.names.push(Some(name));
         reader.images.push(directory);
@@ -136,7 +129,7 @@ fn check_decodable(directory: &Directory) -> std::result::Result<(), String> {
         return Err("planes stored apart are not read natively".to_owned());
     }
     let colors_known = match directory.compression {
-        7 => matches!((samples, photometric), (1, 1) | (3, 2) | (3, 6)),
+        JPEG => matches!((samples, photometric), (1, 1) | (3, 2) | (3, 6)),
         1 | 5 | 8 | 32773 | 32946 => matches!((samples, photometric), (1, 1) | (3, 2)),
         33003 | 33005 => return Err("JPEG 2000 tiles are not read natively".to_owned()),
         other => return Err(format!("TIFF compression {other} is not read natively")),
@@ -215,6 +208,7 @@ fn info(pyramid: &[Directory], associated: &[(String, Directory)]) -> Info {
     Info {
         vendor: vendor.to_owned(),
         levels,
+        storage: pyramid.iter().map(storage).collect(),
         mpp: metadata::scale(&mut properties),
         magnification: metadata::magnification(&properties),
         properties,
@@ -222,37 +216,60 @@ fn info(pyramid: &[Directory], associated: &[(String, Directory)]) -> Info {
     }
 }
 
+/// Tiles and strips can be halved while they are decoded if whole pixels come of it.
+fn storage(directory: &Directory) -> Storage {
+    let Directory { size, chunk, tiled, compression, .. } = *directory;
+    let halves = |halvings: u8| {
+        let whole = |side: u32| side.is_multiple_of(1 << halvings) && side >> halvings > 0;
+        // The width of strips is the image's, its last pixel belongs to no other strip.
+        whole(chunk.height) && (whole(chunk.width) || !tiled) && size.width.min(size.height) >> halvings > 0
+    };
+    let halvings = (1..=jpeg::MAX_HALVINGS).take_while(|&halvings| compression == JPEG && halves(halvings));
+    Storage { tile: chunk, halvings: halvings.last().unwrap_or(0) }
+}
+
 struct TiffReader {
+    id: ReaderId,
     path: PathBuf,
     file: File,
     /// The levels, then the associated images.
     images: Vec<Directory>,
     /// Of the associated images; `None` for levels.
     names: Vec<Option<String>>,
-    cache: TileCache,
+}
+
+impl Drop for TiffReader {
+    fn drop(&mut self) {
+        tile_cache::shared().forget_reader(self.id);
+    }
 }
 
 impl Reader for TiffReader {
     fn read(&self, area: Area) -> Result<RgbImage> {
-        let Directory { chunk, .. } = self.images[area.level];
-        let Area { x, y, size, .. } = area;
+        let Area { level, halvings, x, y, size } = area;
+        let chunk = halved(self.images[level].chunk, halvings);
         let (right, bottom) = (x + size.width, y + size.height);
-        let mut canvas = RgbImage::from_pixel(size.width, size.height, Rgb([255; 3]));
-        let pixels: &mut [u8] = &mut canvas;
+        let mut pixels = vec![0; size.width as usize * size.height as usize * 3];
         for row in y / chunk.height..bottom.div_ceil(chunk.height) {
             for column in x / chunk.width..right.div_ceil(chunk.width) {
-                let Some(tile) = self.tile(area.level, column, row)? else { continue };
+                let tile = self.tile(level, halvings, column, row)?;
                 let (tile_x, tile_y) = (column * chunk.width, row * chunk.height);
                 let (from, to) = (x.max(tile_x), right.min(tile_x.saturating_add(chunk.width)));
                 let run = (to - from) as usize * 3;
                 for line in y.max(tile_y)..bottom.min(tile_y.saturating_add(chunk.height)) {
-                    let source = pixel(line - tile_y, from - tile_x, chunk.width);
                     let target = pixel(line - y, from - x, size.width);
-                    pixels[target..target + run].copy_from_slice(&tile[source..source + run]);
+                    let target = &mut pixels[target..target + run];
+                    match &tile {
+                        Some(tile) => {
+                            let source = pixel(line - tile_y, from - tile_x, chunk.width);
+                            target.copy_from_slice(&tile[source..source + run]);
+                        }
+                        None => target.fill(255),
+                    }
                 }
             }
         }
-        Ok(canvas)
+        Ok(RgbImage::from_raw(size.width, size.height, pixels).expect("the buffer has the size it was made with"))
     }
 
     fn read_associated(&self, name: &str) -> Result<RgbImage> {
@@ -260,8 +277,13 @@ impl Reader for TiffReader {
         let level = level.ok_or_else(|| Error::Usage(format!("no associated image `{name}`")))?;
         check_decodable(&self.images[level])
             .map_err(|what| Error::unsupported(&self.path, format!("image `{name}`: {what}")))?;
-        self.read(Area { level, x: 0, y: 0, size: self.images[level].size })
+        self.read(Area { level, halvings: 0, x: 0, y: 0, size: self.images[level].size })
     }
+}
+
+/// A size of which both sides were halved `halvings` times, as libjpeg rounds.
+fn halved(size: Size, halvings: u8) -> Size {
+    Size::new(size.width.div_ceil(1 << halvings), size.height.div_ceil(1 << halvings))
 }
 
 /// Index of the first byte of a pixel in an RGB image `width` pixels wide.
@@ -271,7 +293,7 @@ fn pixel(row: u32, column: u32, width: u32) -> usize {
 
 impl TiffReader {
     /// The decoded tile, `None` where none is stored.
-    fn tile(&self, level: usize, column: u32, row: u32) -> Result<Option<Tile>> {
+    fn tile(&self, level: usize, halvings: u8, column: u32, row: u32) -> Result<Option<Tile>> {
         let image = &self.images[level];
         let index = row as usize * image.across() as usize + column as usize;
         if image.lengths[index] == 0 {
@@ -292,17 +314,18 @@ impl TiffReader {
             };
             let mut bytes = vec![0; image.lengths[index].min(MAX_CHUNK_BYTES) as usize];
             self.file.read_exact_at(&mut bytes, image.offsets[index]).map_err(|e| named(e.to_string()))?;
-            let pixels = decode_chunk(image, size, &bytes).map_err(named)?;
+            let pixels = decode_chunk(image, size, halvings, &bytes).map_err(named)?;
             Ok(Arc::new(pixels))
         };
-        let bytes = size.width as usize * size.height as usize * 3;
-        self.cache.get((level, index), bytes, decode).map(Some)
+        let Size { width, height } = halved(size, halvings);
+        let key = TileKey { reader: self.id, image: level, halvings, index };
+        tile_cache::shared().get(key, width as usize * height as usize * 3, decode).map(Some)
     }
 }
 
-/// The RGB pixels of one chunk of `size` pixels.
-fn decode_chunk(image: &Directory, size: Size, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
-    if image.compression == 7 {
+/// The RGB pixels of one chunk of `size` pixels, halved `halvings` times.
+fn decode_chunk(image: &Directory, size: Size, halvings: u8, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
+    if image.compression == JPEG {
         let color = if image.photometric == 2 { ColorModel::Rgb } else { ColorModel::YCbCr };
         let mut stream = Vec::with_capacity(bytes.len() + image.jpeg_tables.len() + 16);
         let frame = jpeg::splice(&image.jpeg_tables, bytes, color, &mut stream).map_err(|e| e.to_string())?;
@@ -310,7 +333,7 @@ fn decode_chunk(image: &Directory, size: Size, bytes: &[u8]) -> std::result::Res
             let (Size { width, height }, jpeg::Frame { width: w, height: h }) = (size, frame);
             return Err(format!("its JPEG has {w} x {h} px, the directory says {width} x {height}"));
         }
-        return jpeg::decode_frame(&stream, frame).map_err(|e| e.to_string());
+        return jpeg::decode_frame(&stream, frame, halvings).map_err(|e| e.to_string());
     }
     let samples = decode_by_tiff(image, size, bytes).map_err(|e| e.to_string())?;
     Ok(match image.samples {

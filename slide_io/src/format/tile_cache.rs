@@ -1,12 +1,48 @@
 //! Decoded tiles, kept for the next patch that touches them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use crate::error::Result;
 
-/// Which tile: level and index, row by row.
-pub(super) type TileKey = (usize, usize);
+/// Which tile of which reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct TileKey {
+    pub reader: ReaderId,
+    /// Image in the file.
+    pub image: usize,
+    /// How often it was halved while being decoded.
+    pub halvings: u8,
+    /// Row by row.
+    pub index: usize,
+}
+
+/// A reader among all that this process ever opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ReaderId(u64);
+
+impl ReaderId {
+    /// One that no other reader has.
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Bounds of the cache that all slides share, in bytes: within them, [`BYTES_PER_CORE`] for every core.
+const SHARED_BYTES: std::ops::RangeInclusive<usize> = 256 << 20..=2 << 30;
+const BYTES_PER_CORE: usize = 64 << 20;
+
+/// The cache of all readers: so memory is bounded however many slides are open, and goes where it is used.
+pub(super) fn shared() -> &'static TileCache {
+    static SHARED: LazyLock<TileCache> = LazyLock::new(|| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        TileCache::new((cores * BYTES_PER_CORE).clamp(*SHARED_BYTES.start(), *SHARED_BYTES.end()))
+    });
+    &SHARED
+}
+
 /// Pixels of a tile, RGB, row by row.
 pub(super) type Tile = Arc<Vec<u8>>;
 
@@ -78,6 +114,19 @@ impl TileCache {
         tile
     }
 
+    /// Drops the tiles of a reader that was closed.
+    pub(super) fn forget_reader(&self, reader: ReaderId) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { slots, order, bytes, .. } = &mut *state;
+        slots.retain(|key, slot| {
+            if key.reader == reader {
+                order.remove(&slot.used);
+                *bytes -= slot.bytes;
+            }
+            key.reader != reader
+        });
+    }
+
     fn forget(&self, key: TileKey, cell: &Arc<OnceLock<Option<Tile>>>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.slots.get(&key).is_some_and(|slot| Arc::ptr_eq(&slot.tile, cell))
@@ -101,16 +150,42 @@ mod tests {
     use super::*;
     use crate::error::Error;
 
+    fn key(reader: ReaderId, index: usize) -> TileKey {
+        TileKey { reader, image: 0, halvings: 0, index }
+    }
+
+    #[test]
+    fn tiles_of_a_closed_reader_are_dropped() {
+        let cache = TileCache::new(100);
+        let readers = [ReaderId::new(), ReaderId::new()];
+        for index in 0..3 {
+            for reader in readers {
+                cache.get(key(reader, index), 10, || Ok(Arc::new(vec![0; 10]))).unwrap();
+            }
+        }
+        cache.forget_reader(readers[0]);
+        assert_eq!(cache.bytes(), 30);
+        let decodes = AtomicUsize::new(0);
+        let count = || {
+            decodes.fetch_add(1, Ordering::Relaxed);
+            Ok(Arc::new(vec![0; 10]))
+        };
+        cache.get(key(readers[1], 2), 10, count).unwrap();
+        assert_eq!(decodes.load(Ordering::Relaxed), 0);
+        cache.get(key(readers[0], 2), 10, count).unwrap();
+        assert_eq!(decodes.load(Ordering::Relaxed), 1);
+    }
+
     #[test]
     fn decodes_once_and_stays_within_its_limit() {
-        let cache = TileCache::new(30);
+        let (cache, reader) = (TileCache::new(30), ReaderId::new());
         let decoded = AtomicUsize::new(0);
         let get = |index: usize| {
             let tile = || {
                 decoded.fetch_add(1, Ordering::Relaxed);
                 Ok(Arc::new(vec![index as u8; 10]))
             };
-            assert_eq!(*cache.get((0, index), 10, tile).unwrap(), [index as u8; 10]);
+            assert_eq!(*cache.get(key(reader, index), 10, tile).unwrap(), [index as u8; 10]);
             assert!(cache.bytes() <= 30);
         };
         for index in [0, 1, 2, 0, 1, 2] {
@@ -128,15 +203,15 @@ mod tests {
 
     #[test]
     fn errors_are_not_kept() {
-        let cache = TileCache::new(100);
-        assert!(cache.get((0, 0), 10, || Err(Error::Usage("no".into()))).is_err());
+        let (cache, tile) = (TileCache::new(100), key(ReaderId::new(), 0));
+        assert!(cache.get(tile, 10, || Err(Error::Usage("no".into()))).is_err());
         assert_eq!(cache.bytes(), 0);
-        assert!(cache.get((0, 0), 10, || Ok(Arc::new(vec![1]))).is_ok());
+        assert!(cache.get(tile, 10, || Ok(Arc::new(vec![1]))).is_ok());
     }
 
     #[test]
     fn threads_share_one_decode() {
-        let cache = TileCache::new(100);
+        let (cache, tile) = (TileCache::new(100), key(ReaderId::new(), 2));
         let decoded = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -146,7 +221,7 @@ mod tests {
                         std::thread::sleep(std::time::Duration::from_millis(20));
                         Ok(Arc::new(vec![7]))
                     };
-                    assert_eq!(*cache.get((1, 2), 1, slow).unwrap(), [7]);
+                    assert_eq!(*cache.get(tile, 1, slow).unwrap(), [7]);
                 });
             }
         });

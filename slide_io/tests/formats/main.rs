@@ -7,4 +7,3 @@ mod damage;
 mod lossless;
 mod real;
 mod sample;
-mod speed;

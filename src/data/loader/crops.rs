@@ -59,7 +59,13 @@ impl CropLoader {
         depth: usize,
     ) -> Result<Self> {
         augment::check(&crops)?;
-        let order = EpochOrder { len: source.len(), per_epoch: patches_per_epoch, seed };
+        let order = EpochOrder {
+            len: source.len(),
+            per_epoch: patches_per_epoch,
+            seed,
+            slide_ends: source.slide_ends().to_vec(),
+            open_slides: slide_io::patch::OPEN_SLIDES,
+        };
         ensure!(batch > 0, "a batch needs at least one patch");
         ensure!(
             order.epoch_len() >= batch,
@@ -240,7 +246,7 @@ mod tests {
         let source = Pictures::new(12, |_| false);
         let batch = loader(source.clone(), 0, 2).epoch(1, 1).next().unwrap().unwrap();
         assert_eq!((batch.size, batch.indices.len()), (4, 4));
-        assert_eq!(batch.indices, EpochOrder { len: 12, per_epoch: 0, seed: 11 }.epoch(1)[4..8]);
+        assert_eq!(batch.indices, loader(source.clone(), 0, 2).order.epoch(1)[4..8]);
         assert_eq!((batch.globals.len(), batch.locals.len()), (2 * 4 * 3 * 16 * 16, 3 * 4 * 3 * 8 * 8));
         let normalize = Normalize::new(small().mean, small().std);
         for (place, &index) in batch.indices.iter().enumerate() {
@@ -259,7 +265,7 @@ mod tests {
     #[test]
     fn an_unreadable_patch_is_replaced_by_the_next_and_remembered() {
         let loader = loader(Pictures::new(40, |index| index == 8 || index == 9), 0, 2);
-        let order = EpochOrder { len: 40, per_epoch: 0, seed: 11 }.epoch(0);
+        let order = loader.order.epoch(0);
         let indices: Vec<usize> = collect(loader.epoch(0, 0)).into_iter().flat_map(|batch| batch.indices).collect();
         for (place, &index) in indices.iter().enumerate() {
             let expected = order.iter().cycle().skip(place).find(|&&i| i != 8 && i != 9);

@@ -1,0 +1,133 @@
+//! How fast patches come out of a slide. `benches/compare.py` runs it beside other readers.
+//!
+//! ```text
+//! cargo bench -p slide_io --bench reading -- make SOURCE.svs OUT_FOLDER   slides of 20,000 x 20,000 px of real tissue
+//! cargo bench -p slide_io --bench reading -- read SLIDE...                patches/s, one line of JSON a measurement
+//! ```
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use slide_io::jpeg::ColorModel;
+use slide_io::patch::{read_patch, reading_order};
+use slide_io::pyramid::{PyramidSpec, write_pyramid};
+use slide_io::{Grid, GridSpec, Mpp, Region, Rgb, RgbImage, Size, Slide, TissueMask, TissueParams};
+use tiff::tags::Tag;
+
+/// Side of the slides that are made, px.
+const SIDE: u32 = 20_000;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let paths = || arguments[1..].iter().map(PathBuf::from);
+    match arguments.first().map(String::as_str) {
+        Some("make") if arguments.len() == 3 => make(Path::new(&arguments[1]), Path::new(&arguments[2])),
+        Some("read") => paths().for_each(|path| read(&path)),
+        // `cargo test --benches` and a bare `cargo bench` come here.
+        _ => eprintln!("give `make SOURCE OUT` or `read SLIDE...`; see benches/compare.py"),
+    }
+}
+
+/// Repeats the pixels of a real slide, every second copy mirrored so that no seam shows.
+fn make(source: &Path, out: &Path) {
+    let source = Slide::open(source).expect("the source opens");
+    let Size { width, height } = source.size();
+    let region = Region { level: 0, origin: slide_io::Point::new(0, 0), size: source.size() };
+    let pixels = source.read(&region).expect("the source can be read");
+    let fold =
+        |at: u32, length: u32| if (at / length).is_multiple_of(2) { at % length } else { length - 1 - at % length };
+    let image = RgbImage::from_fn(SIDE, SIDE, |x, y| *pixels.get_pixel(fold(x, width), fold(y, height)));
+    let panda = PyramidSpec { mpp: Some(Mpp(0.5)), ..PyramidSpec::default() };
+    let description = "Aperio Image Library v11.2.1\r\n(240x240) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5".to_owned();
+    let aperio = PyramidSpec {
+        tile: 240,
+        description: Some(description),
+        color: ColorModel::Rgb,
+        mpp: None,
+        ..PyramidSpec::default()
+    };
+    let flat = PyramidSpec { levels: vec![1], ..panda.clone() };
+    for (name, spec) in [("panda_like.tiff", panda), ("aperio_like.svs", aperio), ("one_level.tiff", flat)] {
+        write_pyramid(out.join(name), &image, &spec).expect("the slide can be written");
+        println!("{}", out.join(name).display());
+    }
+}
+
+fn read(path: &Path) {
+    let slide = Slide::open(path).expect("the slide opens");
+    let native = slide.mpp().unwrap_or(Mpp(0.5));
+    let full = TissueMask::full(slide.size());
+    let spec = |mpp: f64| GridSpec { mpp: Mpp(mpp), min_tissue: 0.0, ..GridSpec::default() };
+    let grid = |spec: &GridSpec| Grid::new(slide.size(), native, spec, &full).expect("a grid fits");
+    let level0 = grid(&spec(native.0));
+    let (tiles, seconds) = raw(path);
+    let side = f64::from(slide.properties()["openslide.level[0].tile-width"].parse::<u32>().expect("a number"));
+    // As patches of 256 px a second, to compare with those below.
+    report(path, "raw limit: libjpeg-turbo alone", 1, ((tiles as f64 * side * side / 65536.0) as usize, seconds));
+    for threads in [1, 2] {
+        report(path, "patches of level 0", threads, patches(path, native, &level0, threads));
+    }
+    for factor in [2.0, 4.0, 8.0] {
+        let coarser = grid(&spec(native.0 * factor));
+        report(path, &format!("patches at {factor} times its µm/px"), 1, patches(path, native, &coarser, 1));
+    }
+    let start = Instant::now();
+    let fresh = Slide::open(path).expect("the slide opens");
+    let mask = TissueMask::compute(&fresh, native, &TissueParams::default()).expect("a mask");
+    let cut = Grid::new(fresh.size(), native, &GridSpec { mpp: native, ..GridSpec::default() }, &mask).expect("a grid");
+    report(path, "open, tissue mask and grid (slides)", 0, (1, start.elapsed().as_secs_f64()));
+    assert!(cut.kept() > 0);
+}
+
+/// Every stored tile of level 0 through libjpeg-turbo into one buffer, with colour conversion: (tiles, seconds).
+fn raw(path: &Path) -> (usize, f64) {
+    let file = std::fs::File::open(path).expect("the slide opens");
+    let mut decoder = tiff::decoder::Decoder::new(std::io::BufReader::new(&file)).expect("a TIFF");
+    let offsets = decoder.get_tag_u64_vec(Tag::TileOffsets).expect("tiles");
+    let lengths = decoder.get_tag_u64_vec(Tag::TileByteCounts).expect("tiles");
+    let tables = decoder.get_tag_u8_vec(Tag::JPEGTables).expect("JPEG tables");
+    let transform = u8::from(decoder.get_tag_u32(Tag::PhotometricInterpretation).expect("a colour model") == 6);
+    let mut head = [&tables[..2], b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0", &[transform]].concat();
+    head.extend(&tables[2..tables.len() - 2]);
+    let mut jpeg = turbojpeg::Decompressor::new().expect("a decompressor");
+    let mut pixels = vec![0; 4096 * 4096 * 3];
+    let start = Instant::now();
+    let mut stream = Vec::new();
+    for (&offset, &length) in offsets.iter().zip(&lengths) {
+        stream.clone_from(&head);
+        stream.resize(head.len() + length as usize - 2, 0);
+        file.read_exact_at(&mut stream[head.len()..], offset + 2).expect("a tile");
+        let header = jpeg.read_header(&stream).expect("a JPEG");
+        let (width, height, format) = (header.width, header.height, turbojpeg::PixelFormat::RGB);
+        let target = turbojpeg::Image { pixels: &mut pixels[..], width, pitch: 3 * width, height, format };
+        jpeg.decompress(&stream, target).expect("pixels");
+    }
+    (offsets.len(), start.elapsed().as_secs_f64())
+}
+
+/// Reads all patches of a fresh slide, each thread a part of its own; (patches, seconds).
+fn patches(path: &Path, native: Mpp, grid: &Grid, threads: usize) -> (usize, f64) {
+    let start = Instant::now();
+    let slide = Slide::open(path).expect("the slide opens");
+    let order = reading_order(&slide, native, &grid.spec, &grid.origins);
+    std::thread::scope(|scope| {
+        for part in order.chunks(order.len().div_ceil(threads)) {
+            scope.spawn(|| {
+                for &index in part {
+                    let patch = read_patch(&slide, native, grid.origins[index], &grid.spec).expect("a patch");
+                    assert_ne!(patch.get_pixel(0, 0), &Rgb([1, 2, 3]));
+                }
+            });
+        }
+    });
+    (order.len(), start.elapsed().as_secs_f64())
+}
+
+fn report(path: &Path, what: &str, threads: usize, (count, seconds): (usize, f64)) {
+    let slide = path.file_name().expect("a file").to_string_lossy();
+    let per_second = count as f64 / seconds;
+    println!(
+        "{{\"slide\": \"{slide}\", \"what\": \"{what}\", \"threads\": {threads}, \"count\": {count}, \"per_second\": {per_second:.1}}}"
+    );
+}
