@@ -65,7 +65,8 @@ pub fn decode(stream: &[u8]) -> Result<RgbImage, JpegError> {
     if frame.width.saturating_mul(frame.height) > MAX_PIXELS {
         return Err(JpegError::Stream("it has more than 2^28 pixels"));
     }
-    let pixels = decode_frame(stream, frame, 0)?;
+    let mut pixels = vec![0; frame.width * frame.height * 3];
+    decode_frame(stream, frame, 0, &mut pixels)?;
     RgbImage::from_raw(frame.width as u32, frame.height as u32, pixels).ok_or(JpegError::Stream("its size overflows"))
 }
 
@@ -91,9 +92,9 @@ pub fn encode(image: &RgbImage, quality: u8, color: ColorModel) -> Result<Vec<u8
 /// How often libjpeg-turbo can halve an image while decoding it.
 pub(crate) const MAX_HALVINGS: u8 = 3;
 
-/// Decodes a complete stream of known size to width x height x 3 bytes, both halved `halvings` times (at most
+/// Decodes a complete stream of known size into width x height x 3 bytes, both halved `halvings` times (at most
 /// [`MAX_HALVINGS`]) and rounded up. Halving happens in the inverse DCT, from the coefficients that the smaller size needs.
-pub(crate) fn decode_frame(stream: &[u8], frame: Frame, halvings: u8) -> Result<Vec<u8>, JpegError> {
+pub(crate) fn decode_frame(stream: &[u8], frame: Frame, halvings: u8, pixels: &mut [u8]) -> Result<(), JpegError> {
     DECOMPRESSOR.with_borrow_mut(|slot| {
         if slot.is_none() {
             let mut decompressor = Decompressor::new()?;
@@ -103,10 +104,8 @@ pub(crate) fn decode_frame(stream: &[u8], frame: Frame, halvings: u8) -> Result<
         let decompressor = slot.as_mut().ok_or(JpegError::Stream("no decompressor"))?;
         decompressor.set_scaling_factor(ScalingFactor::new(1, 1 << halvings))?;
         let [width, height] = [frame.width, frame.height].map(|side| side.div_ceil(1 << halvings));
-        let mut pixels = vec![0; width * height * 3];
-        let target = Image { pixels: &mut pixels[..], width, pitch: width * 3, height, format: PixelFormat::RGB };
-        decompressor.decompress(stream, target)?;
-        Ok(pixels)
+        let target = Image { pixels, width, pitch: width * 3, height, format: PixelFormat::RGB };
+        Ok(decompressor.decompress(stream, target)?)
     })
 }
 

@@ -28,6 +28,7 @@ pub mod pyramid;
 pub mod slide;
 pub mod thumbnail;
 pub mod tissue;
+pub mod walk;
 
 pub use error::{Error, Result};
 pub use folder::ImageFolder;
@@ -37,5 +38,6 @@ pub use manifest::{Cohort, SlideRecord};
 pub use patch::{Patch, PatchKey, PatchSource, SlidePatches};
 pub use slide::Slide;
 pub use tissue::{TissueMask, TissueParams};
+pub use walk::Walk;
 
 pub use image::{Rgb, RgbImage};

@@ -6,8 +6,8 @@
 //! the pyramid's factors are. Where a level has the scale already its pixels are copied unchanged.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::geometry::{Level, Mpp, Point, Size};
 use crate::grid::GridSpec;
 use crate::slide::Slide;
+use crate::walk::Walk;
 
 /// Where a patch comes from: a slide and a position, or an image file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,33 +102,6 @@ pub fn read_patch(slide: &Slide, native: Mpp, origin: Point, spec: &GridSpec) ->
         .map_err(|error| at(error, origin))
 }
 
-/// Bytes of decoded tiles that one walk over a slide may need at a time (see [`reading_order`]).
-const WALK_BYTES: f64 = (64 << 20) as f64;
-
-/// The order in which to read patches with these corners, so that every tile is decoded once: row by row where the
-/// cache holds the tiles of a row, else in vertical strips of the slide narrow enough that it does (then the tiles on
-/// the border of two strips are decoded twice). Indices into `origins`.
-pub fn reading_order(slide: &Slide, native: Mpp, spec: &GridSpec, origins: &[Point]) -> Vec<usize> {
-    let resolution = coarsest_level(slide.resolutions(), spec.ratio(native));
-    let (downsample, tile) = (slide.resolutions()[resolution].downsample, slide.tile(resolution));
-    let strip = strip_width(tile, spec.side_level0(native) / downsample) * downsample;
-    let mut order: Vec<usize> = (0..origins.len()).collect();
-    order.sort_by_key(|&index| {
-        let Point { x, y } = origins[index];
-        ((x as f64 / strip).floor() as i64, y, x)
-    });
-    order
-}
-
-/// Widest strip whose tiles under a row of patches of `side` px fit [`WALK_BYTES`], in px; a whole number of tiles.
-fn strip_width(tile: Size, side: f64) -> f64 {
-    let (width, height) = (f64::from(tile.width), f64::from(tile.height));
-    let rows = (side / height).ceil() + 1.0;
-    let columns = WALK_BYTES / (rows * width * height * 3.0);
-    // Patches reach over the right border by their side.
-    ((columns - (side / width).ceil()).floor().max(1.0)) * width
-}
-
 /// A patch of `size` px, `ratio` level-0 pixels each, from one level. `read` gives a rectangle in the level's pixels.
 fn resampled(
     level: &Level,
@@ -151,7 +125,7 @@ fn resampled(
 }
 
 /// The whole number `value` is meant to be, or `value`.
-fn whole(value: f64) -> f64 {
+pub(crate) fn whole(value: f64) -> f64 {
     if (value - value.round()).abs() < EXACT { value.round() } else { value }
 }
 
@@ -160,7 +134,7 @@ fn whole(value: f64) -> f64 {
 /// The margin of the filter is cut at the slide's border, where the filter then weighs what there is, but never the patch
 /// itself: what lies outside is read (as white). A level may be up to a pixel shorter than level 0 divided by its
 /// downsample, which is a rounding and no outside: its last pixel is replicated.
-fn window(corner: f64, covered: f64, scale: f64, limit: u32) -> (i64, u32, u32) {
+pub(crate) fn window(corner: f64, covered: f64, scale: f64, limit: u32) -> (i64, u32, u32) {
     let margin = (SUPPORT * scale.max(1.0)).ceil() as i64 + 1;
     let (first, last, limit) = (corner.floor() as i64, (corner + covered).ceil() as i64, i64::from(limit));
     let start = (first - margin).max(first.min(0));
@@ -284,15 +258,17 @@ impl SlidePatches {
         self.ends.partition_point(|&end| end <= index)
     }
 
-    /// The patches of slide `slide` in the order that decodes every tile once (see [`reading_order`]).
+    /// The patches of slide `slide` in an order that decodes every tile once (see [`Walk`]). Tiles are forgotten when
+    /// the last patch that needs them was read, in that order.
     ///
     /// # Errors
     /// Errors of opening the slide.
     pub fn reading_order(&self, slide: usize) -> Result<Vec<usize>> {
         let grid = &self.slides[slide];
-        let open = self.open.get(slide, || Slide::open(&grid.path))?;
-        let (start, order) = (self.range(slide).start, reading_order(&open, grid.mpp, &grid.spec, &grid.origins));
-        Ok(order.into_iter().map(|index| start + index).collect())
+        let open = self.open.get(slide, || Opened::open(&grid.path))?;
+        let walk = open.walk.get_or_init(|| Walk::new(&open.slide, grid.mpp, &grid.spec, &grid.origins));
+        let start = self.range(slide).start;
+        Ok(walk.order().iter().map(|&index| start + index).collect())
     }
 
     fn locate(&self, index: usize) -> (usize, Point) {
@@ -326,14 +302,29 @@ impl PatchSource for SlidePatches {
     fn read(&self, index: usize) -> Result<Patch> {
         let (slide, origin) = self.locate(index);
         let grid = &self.slides[slide];
-        let open = self.open.get(slide, || Slide::open(&grid.path))?;
-        let image = read_patch(&open, grid.mpp, origin, &grid.spec)?;
+        let open = self.open.get(slide, || Opened::open(&grid.path))?;
+        let image = read_patch(&open.slide, grid.mpp, origin, &grid.spec)?;
+        if let Some(walk) = open.walk.get() {
+            walk.done(&open.slide, index - self.range(slide).start);
+        }
         Ok(Patch { key: self.key(index), image, label: grid.label })
     }
 }
 
+/// An open slide, and the walk over it once one has begun.
+struct Opened {
+    slide: Slide,
+    walk: OnceLock<Walk>,
+}
+
+impl Opened {
+    fn open(path: &Path) -> Result<Self> {
+        Ok(Self { slide: Slide::open(path)?, walk: OnceLock::new() })
+    }
+}
+
 /// Slides kept open, shared between threads; the one used longest ago is closed first.
-struct OpenSlides<T = Slide> {
+struct OpenSlides<T = Opened> {
     slots: Mutex<VecDeque<(usize, Arc<Slot<T>>)>>,
 }
 

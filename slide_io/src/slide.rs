@@ -74,16 +74,17 @@ impl Slide {
         &self.resolutions
     }
 
-    /// Whether a resolution is stored, and not made while decoding.
-    pub(crate) fn is_stored(&self, resolution: usize) -> bool {
-        self.sources[resolution].1 == 0
-    }
-
     /// Pixels of a resolution that are decoded at a time.
     pub(crate) fn tile(&self, resolution: usize) -> Size {
         let (level, halvings) = self.sources[resolution];
         let Size { width, height } = self.info.storage[level].tile;
         Size::new(width.div_ceil(1 << halvings), height.div_ceil(1 << halvings))
+    }
+
+    /// Forgets a decoded tile that will not be read again soon.
+    pub(crate) fn release(&self, resolution: usize, column: u32, row: u32) {
+        let (level, halvings) = self.sources[resolution];
+        self.reader.release(level, halvings, column, row);
     }
 
     /// Size of level 0.

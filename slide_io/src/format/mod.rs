@@ -94,6 +94,9 @@ pub(crate) trait Reader: Send + Sync {
     /// The pixels of `area`, composited on white.
     fn read(&self, area: Area) -> Result<RgbImage>;
 
+    /// Forgets a decoded tile of a level that will not be read again soon.
+    fn release(&self, _level: usize, _halvings: u8, _column: u32, _row: u32) {}
+
     /// The associated image `name`, one of [`Info::associated`].
     fn read_associated(&self, name: &str) -> Result<RgbImage>;
 }

@@ -249,27 +249,34 @@ impl Reader for TiffReader {
         let Area { level, halvings, x, y, size } = area;
         let chunk = halved(self.images[level].chunk, halvings);
         let (right, bottom) = (x + size.width, y + size.height);
-        let mut pixels = vec![0; size.width as usize * size.height as usize * 3];
+        // Appended line by line, so that no byte is written twice.
+        let mut pixels = Vec::with_capacity(size.width as usize * size.height as usize * 3);
         for row in y / chunk.height..bottom.div_ceil(chunk.height) {
-            for column in x / chunk.width..right.div_ceil(chunk.width) {
-                let tile = self.tile(level, halvings, column, row)?;
-                let (tile_x, tile_y) = (column * chunk.width, row * chunk.height);
-                let (from, to) = (x.max(tile_x), right.min(tile_x.saturating_add(chunk.width)));
-                let run = (to - from) as usize * 3;
-                for line in y.max(tile_y)..bottom.min(tile_y.saturating_add(chunk.height)) {
-                    let target = pixel(line - y, from - x, size.width);
-                    let target = &mut pixels[target..target + run];
-                    match &tile {
+            let columns = x / chunk.width..right.div_ceil(chunk.width);
+            let tiles = columns.clone().map(|column| self.tile(level, halvings, column, row));
+            let tiles = tiles.collect::<Result<Vec<_>>>()?;
+            let top = row * chunk.height;
+            for line in y.max(top)..bottom.min(top.saturating_add(chunk.height)) {
+                for (column, tile) in columns.clone().zip(&tiles) {
+                    let left = column * chunk.width;
+                    let (from, to) = (x.max(left), right.min(left.saturating_add(chunk.width)));
+                    let run = (to - from) as usize * 3;
+                    match tile {
                         Some(tile) => {
-                            let source = pixel(line - tile_y, from - tile_x, chunk.width);
-                            target.copy_from_slice(&tile[source..source + run]);
+                            let start = pixel(line - top, from - left, chunk.width);
+                            pixels.extend_from_slice(&tile[start..start + run]);
                         }
-                        None => target.fill(255),
+                        None => pixels.resize(pixels.len() + run, 255),
                     }
                 }
             }
         }
-        Ok(RgbImage::from_raw(size.width, size.height, pixels).expect("the buffer has the size it was made with"))
+        Ok(RgbImage::from_raw(size.width, size.height, pixels).expect("every line was appended"))
+    }
+
+    fn release(&self, level: usize, halvings: u8, column: u32, row: u32) {
+        let index = row as usize * self.images[level].across() as usize + column as usize;
+        tile_cache::shared().release(TileKey { reader: self.id, image: level, halvings, index });
     }
 
     fn read_associated(&self, name: &str) -> Result<RgbImage> {
@@ -333,7 +340,10 @@ fn decode_chunk(image: &Directory, size: Size, halvings: u8, bytes: &[u8]) -> st
             let (Size { width, height }, jpeg::Frame { width: w, height: h }) = (size, frame);
             return Err(format!("its JPEG has {w} x {h} px, the directory says {width} x {height}"));
         }
-        return jpeg::decode_frame(&stream, frame, halvings).map_err(|e| e.to_string());
+        let Size { width, height } = halved(size, halvings);
+        let mut pixels = tile_cache::shared().buffer(width as usize * height as usize * 3);
+        jpeg::decode_frame(&stream, frame, halvings, &mut pixels).map_err(|e| e.to_string())?;
+        return Ok(pixels);
     }
     let samples = decode_by_tiff(image, size, bytes).map_err(|e| e.to_string())?;
     Ok(match image.samples {

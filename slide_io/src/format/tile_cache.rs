@@ -62,6 +62,24 @@ struct State {
     order: BTreeMap<u64, TileKey>,
     clock: u64,
     bytes: usize,
+    /// Memory of dropped tiles, the last one on top: it may still be in the processor's cache.
+    spare: Vec<Vec<u8>>,
+}
+
+/// Buffers kept for reuse, at most.
+const SPARE: usize = 16;
+
+impl State {
+    fn drop_slot(&mut self, slot: Slot) {
+        self.bytes -= slot.bytes;
+        let tile = Arc::into_inner(slot.tile).and_then(OnceLock::into_inner).flatten();
+        // A tile that someone still reads from goes when they are done.
+        if let Some(buffer) = tile.and_then(Arc::into_inner)
+            && self.spare.len() < SPARE
+        {
+            self.spare.push(buffer);
+        }
+    }
 }
 
 struct Slot {
@@ -95,23 +113,43 @@ impl TileCache {
     /// The place of `key`, made the most recent; the oldest are dropped to make room.
     fn reserve(&self, key: TileKey, bytes: usize) -> Arc<OnceLock<Option<Tile>>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { slots, order, clock, bytes: total } = &mut *state;
-        *clock += 1;
+        state.clock += 1;
+        let State { slots, order, clock, .. } = &mut *state;
         if let Some(slot) = slots.get_mut(&key) {
             order.remove(&slot.used);
             slot.used = *clock;
             order.insert(*clock, key);
             return slot.tile.clone();
         }
-        while *total + bytes > self.limit {
-            let Some((_, oldest)) = order.pop_first() else { break };
-            *total -= slots.remove(&oldest).map_or(0, |slot| slot.bytes);
+        while state.bytes + bytes > self.limit {
+            let Some((_, oldest)) = state.order.pop_first() else { break };
+            if let Some(slot) = state.slots.remove(&oldest) {
+                state.drop_slot(slot);
+            }
         }
-        let tile = Arc::new(OnceLock::new());
-        slots.insert(key, Slot { tile: tile.clone(), used: *clock, bytes });
-        order.insert(*clock, key);
-        *total += bytes;
+        let (tile, used) = (Arc::new(OnceLock::new()), state.clock);
+        state.slots.insert(key, Slot { tile: tile.clone(), used, bytes });
+        state.order.insert(used, key);
+        state.bytes += bytes;
         tile
+    }
+
+    /// A buffer of `bytes` bytes for a tile, whatever is in it.
+    pub(super) fn buffer(&self, bytes: usize) -> Vec<u8> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = state.spare.iter().rposition(|buffer| buffer.len() == bytes);
+        let spare = fitting.map(|place| state.spare.remove(place));
+        drop(state);
+        spare.unwrap_or_else(|| vec![0; bytes])
+    }
+
+    /// Drops a tile that nobody will ask for again soon.
+    pub(super) fn release(&self, key: TileKey) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = state.slots.remove(&key) {
+            state.order.remove(&slot.used);
+            state.drop_slot(slot);
+        }
     }
 
     /// Drops the tiles of a reader that was closed.
@@ -133,7 +171,7 @@ impl TileCache {
             && let Some(slot) = state.slots.remove(&key)
         {
             state.order.remove(&slot.used);
-            state.bytes -= slot.bytes;
+            state.drop_slot(slot);
         }
     }
 
