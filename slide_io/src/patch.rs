@@ -71,7 +71,7 @@ pub trait PatchSource: Send + Sync {
 
 /// How much coarser than asked a level may be, relative. Pyramids are rarely exact (4.0005 for 4), and reading the next
 /// finer level for that would cost sixteen times the pixels. The resampling uses the level's true scale all the same.
-const LEVEL_TOLERANCE: f64 = 1e-3;
+pub(crate) const LEVEL_TOLERANCE: f64 = 1e-3;
 
 /// Ratios and offsets closer than this to a whole number are whole: a millionth is 0.0003 px over a patch of 256.
 const EXACT: f64 = 1e-6;
@@ -96,7 +96,7 @@ pub fn coarsest_level(levels: &[Level], downsample: f64) -> usize {
 /// # Errors
 /// Errors of reading the slide, with the patch's position.
 pub fn read_patch(slide: &Slide, native: Mpp, origin: Point, spec: &GridSpec) -> Result<RgbImage> {
-    let resolution = coarsest_level(slide.resolutions(), spec.ratio(native));
+    let resolution = slide.resolution_for(spec.ratio(native));
     let read = |x, y, size| slide.read_at(resolution, x, y, size);
     resampled(&slide.resolutions()[resolution], origin, spec.ratio(native), spec.size, read)
         .map_err(|error| at(error, origin))

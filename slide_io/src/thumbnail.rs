@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::geometry::{Point, Size};
-use crate::patch::{coarsest_level, resample};
+use crate::patch::resample;
 use crate::slide::Slide;
 use crate::tissue::TissueMask;
 
@@ -30,7 +30,7 @@ pub fn thumbnail(slide: &Slide, max_side: u32) -> Result<RgbImage> {
 pub(crate) fn read_whole(slide: &Slide, out: Size) -> Result<RgbImage> {
     let full = slide.size();
     let factor = (f64::from(full.width) / f64::from(out.width)).min(f64::from(full.height) / f64::from(out.height));
-    let resolution = coarsest_level(slide.resolutions(), factor);
+    let resolution = slide.resolution_for(factor);
     let size = slide.resolutions()[resolution].size;
     shrink(size, out, BLOCK, |x, y, size| slide.read_at(resolution, x, y, size))
 }

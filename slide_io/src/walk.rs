@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use crate::geometry::{Mpp, Point, Size};
 use crate::grid::GridSpec;
-use crate::patch::{coarsest_level, window};
+use crate::patch::window;
 use crate::slide::Slide;
 
 /// Decoded tiles that a walk may need at a time, in bytes.
@@ -27,7 +27,7 @@ pub struct Walk {
 impl Walk {
     /// A walk over the patches of `spec` at `origins` (level-0 px) on a slide of `native` µm/px.
     pub fn new(slide: &Slide, native: Mpp, spec: &GridSpec, origins: &[Point]) -> Self {
-        let resolution = coarsest_level(slide.resolutions(), spec.ratio(native));
+        let resolution = slide.resolution_for(spec.ratio(native));
         let (level, tile) = (slide.resolutions()[resolution], slide.tile(resolution));
         let scale = spec.ratio(native) / level.downsample;
         let covered = f64::from(spec.size) * scale;

@@ -4,6 +4,7 @@ use image::Rgb;
 use proptest::prelude::*;
 
 use super::*;
+use crate::slide::HALVING_MARGIN;
 
 /// A level of a slide whose level 0 has the linear colour field `field`, seen through pixels of `downsample`: the mean of
 /// a linear field over a pixel is its value at the pixel's centre.
@@ -223,4 +224,48 @@ proptest! {
         let error = worst(downsample, Point::new(x, y), downsample * step, 24);
         prop_assert!(error < 1.1, "{error}");
     }
+}
+
+/// Mean and 99.9th percentile of the absolute differences of two images, grey levels.
+fn differences(a: &RgbImage, b: &RgbImage) -> (f64, u8) {
+    let mut all: Vec<u8> = a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b)).collect();
+    all.sort_unstable();
+    (all.iter().map(|d| f64::from(*d)).sum::<f64>() / all.len() as f64, all[all.len() * 999 / 1000])
+}
+
+#[test]
+fn halving_while_decoding_is_close_to_decoding_and_resampling() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    let files = [
+        "slides/CMU-1-Small-Region.svs",
+        "slides_derived/bcnb_351899r0_Npos3_panda512.tiff",
+        "slides_derived/bcnb_351899r1_Npos3_aperio240.svs",
+        "slides_derived/bcnb_590960_Npos1-2_panda512.tiff",
+    ];
+    let (mut halved, mut skipped) = (0, 0);
+    for file in files {
+        let Ok(slide) = Slide::open(root.join(file)) else {
+            eprintln!("skipped: no {file} beside the repository (shared/data)");
+            skipped += 1;
+            continue;
+        };
+        for ratio in [2.0, 3.0, 3.99, 4.0, 5.5, 8.0, 11.0, 16.0, 20.0] {
+            let resolution = slide.resolution_for(ratio);
+            let level = slide.resolutions()[resolution];
+            let from = slide.levels().iter().position(|stored| *stored == level);
+            // What the halving was made from.
+            let stored = slide.levels().iter().rposition(|stored| stored.downsample <= level.downsample).unwrap();
+            assert!(from.is_some() || level.downsample * HALVING_MARGIN <= ratio * (1.0 + LEVEL_TOLERANCE));
+            halved += usize::from(from.is_none());
+            let (base, size) = (slide.resolutions().iter().position(|l| *l == slide.levels()[stored]).unwrap(), 1500.0);
+            let patch = |number: usize| {
+                let read = |x, y, size| slide.read_at(number, x, y, size);
+                let level = slide.resolutions()[number];
+                resampled(&level, Point::new(101, 203), ratio, (size / ratio) as u32, read).unwrap()
+            };
+            let (mean, most) = differences(&patch(base), &patch(resolution));
+            assert!(mean <= 1.0 && most <= 10, "{file} at ratio {ratio}: mean {mean}, 99.9 % {most}");
+        }
+    }
+    assert!(halved == 0 && skipped == files.len() || halved >= 3, "{halved} of the resolutions were halvings");
 }
