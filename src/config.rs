@@ -193,6 +193,11 @@ pub struct Crops {
     pub hflip: f64,
     /// Probability of a vertical flip: 0 for natural images, 0.5 for tissue, which has no up.
     pub vflip: f64,
+    /// Probability of a change of stain: for H&E and DAB.
+    pub stain: f64,
+    /// Its strengths: factors of the stains' amounts are uniform in 1 ± the first, shifts (in optical density) in ± the
+    /// second.
+    pub stain_strength: [f64; 2],
     /// Probability of colour jitter.
     pub jitter: f64,
     /// Strengths of brightness, contrast, saturation and hue jitter.
@@ -221,6 +226,8 @@ impl Default for Crops {
             local_scale: [0.05, 0.4],
             hflip: 0.5,
             vflip: 0.0,
+            stain: 0.0,
+            stain_strength: [0.3, 0.1],
             jitter: 0.8,
             jitter_strength: [0.4, 0.4, 0.2, 0.1],
             grayscale: 0.2,

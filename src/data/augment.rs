@@ -1,11 +1,13 @@
 //! DINO's multi-crop augmentation: one patch in, two global and some local crops out.
 //!
 //! The random numbers of a view are drawn in this order, a gate first and its parameters only where the gate opens:
-//! crop (see [`Rect::random`]); horizontal flip; vertical flip; colour jitter [order of the four operations, then the
+//! crop (see [`Rect::random`]); horizontal flip; vertical flip; stain [three factors, three shifts] (no draw at all where
+//! `crops.stain` is 0); colour jitter [order of the four operations, then the
 //! strengths of brightness, contrast, saturation, hue]; greyscale; blur [standard deviation]; solarisation (second
 //! global view only). The views are drawn one after the other: global 1, global 2, locals.
 //!
-//! Source: `DataAugmentationDINO` of facebookresearch/dino `main_dino.py`, with an optional vertical flip for tissue.
+//! Source: `DataAugmentationDINO` of facebookresearch/dino `main_dino.py`, with an optional vertical flip and stain
+//! augmentation for tissue.
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
@@ -16,6 +18,7 @@ use crate::config::Crops;
 use crate::data::blur::{MAX_SIGMA, gaussian_blur};
 use crate::data::color;
 use crate::data::crop::{Rect, crop_and_resize, uniform};
+use crate::data::stain;
 
 /// Bytes of at least this are inverted by solarisation.
 const SOLARIZE_THRESHOLD: u8 = 128;
@@ -71,6 +74,12 @@ pub fn view(image: &RgbImage, recipe: Recipe, crops: &Crops, rng: &mut impl Rng)
     if chance(crops.vflip, rng) {
         color::flip_vertical(&mut view);
     }
+    if crops.stain > 0.0 && chance(crops.stain, rng) {
+        let [factor, shift] = crops.stain_strength;
+        let factors = std::array::from_fn(|_| uniform([1.0 - factor, 1.0 + factor], rng));
+        let shifts = std::array::from_fn(|_| uniform([-shift, shift], rng));
+        stain::change(&mut view, factors, shifts);
+    }
     if chance(crops.jitter, rng) {
         jitter(&mut view, crops.jitter_strength, rng);
     }
@@ -123,6 +132,7 @@ pub fn check(crops: &Crops) -> Result<()> {
     let gates = [
         ("hflip", crops.hflip),
         ("vflip", crops.vflip),
+        ("stain", crops.stain),
         ("jitter", crops.jitter),
         ("grayscale", crops.grayscale),
         ("blur", g1),
@@ -138,6 +148,11 @@ pub fn check(crops: &Crops) -> Result<()> {
         ensure!((0.0..=10.0).contains(&strength), "crops.jitter_strength: {strength} is not between 0 and 10");
     }
     ensure!((0.0..=0.5).contains(&hue), "crops.jitter_strength: a hue shift of {hue} is not between 0 and 0.5");
+    let [factor, shift] = crops.stain_strength;
+    ensure!(
+        (0.0..=1.0).contains(&factor) && (0.0..=1.0).contains(&shift),
+        "crops.stain_strength: {factor} and {shift} are not both between 0 and 1"
+    );
     let [low, high] = crops.blur_sigma;
     ensure!(
         0.0 <= low && low <= high && high <= MAX_SIGMA,

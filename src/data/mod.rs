@@ -5,6 +5,7 @@
 //! | [`color`] | Pillow's 8-bit colour operations and flips, byte for byte |
 //! | [`blur`] | Pillow's Gaussian blur, byte for byte |
 //! | [`crop`] | where a random crop lies, and Pillow's bicubic resize |
+//! | [`stain`] | amounts of haematoxylin, eosin and DAB changed at random |
 //! | [`augment`] | DINO's recipe: one patch in, two global and some local crops out |
 //! | [`order`] | which patch comes when, and the random numbers that belong to it |
 //! | [`prefetch`] | decode and augment on threads ahead of the consumer, delivered in order |
@@ -22,6 +23,7 @@ pub mod loader;
 pub mod normalize;
 pub mod order;
 pub mod prefetch;
+pub mod stain;
 
 #[cfg(test)]
 mod golden;

@@ -1,7 +1,7 @@
 //! The native reader of TIFF and BigTIFF pyramids: generic tiled TIFF, OME-TIFF, Aperio SVS, flat images in strips.
 //!
-//! Tiles of JPEG go through libjpeg-turbo, uncompressed, LZW, deflate and PackBits through the crate `tiff`. Bytes are
-//! read by position, so that threads share nothing but the cache of tiles. What it does not read (JPEG 2000, planar
+//! Tiles of JPEG go through libjpeg-turbo, Aperio's of JPEG 2000 through hayro-jpeg2000, uncompressed, LZW, deflate and PackBits through the crate `tiff`. Bytes are
+//! read by position, so that threads share nothing but the cache of tiles. What it does not read (planar
 //! or 16-bit samples, vendors with rules of their own) is left to the next format.
 //!
 //! Limits, each an error when passed: a tile of [`MAX_CHUNK_BYTES`], [`MAX_DIRECTORIES`](super::directory::MAX_DIRECTORIES)
@@ -31,6 +31,10 @@ pub(super) const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
 /// TIFF's compression number of JPEG.
 const JPEG: u16 = 7;
+/// Aperio's number of JPEG 2000 of YCbCr components.
+const JPEG_2000_YCBCR: u16 = 33003;
+/// Aperio's number of JPEG 2000 of RGB components.
+const JPEG_2000_RGB: u16 = 33005;
 
 const REDUCED: u32 = 1;
 const MASK: u32 = 4;
@@ -131,7 +135,7 @@ fn check_decodable(directory: &Directory) -> std::result::Result<(), String> {
     let colors_known = match directory.compression {
         JPEG => matches!((samples, photometric), (1, 1) | (3, 2) | (3, 6)),
         1 | 5 | 8 | 32773 | 32946 => matches!((samples, photometric), (1, 1) | (3, 2)),
-        33003 | 33005 => return Err("JPEG 2000 tiles are not read natively".to_owned()),
+        JPEG_2000_YCBCR | JPEG_2000_RGB => samples == 3,
         other => return Err(format!("TIFF compression {other} is not read natively")),
     };
     if !colors_known {
@@ -345,11 +349,49 @@ fn decode_chunk(image: &Directory, size: Size, halvings: u8, bytes: &[u8]) -> st
         jpeg::decode_frame(&stream, frame, halvings, &mut pixels).map_err(|e| e.to_string())?;
         return Ok(pixels);
     }
+    if matches!(image.compression, JPEG_2000_YCBCR | JPEG_2000_RGB) {
+        return jpeg2000(bytes, size, image.compression == JPEG_2000_YCBCR);
+    }
     let samples = decode_by_tiff(image, size, bytes).map_err(|e| e.to_string())?;
     Ok(match image.samples {
         1 => samples.into_iter().flat_map(|gray| [gray; 3]).collect(),
         _ => samples,
     })
+}
+
+/// The RGB pixels of a JPEG 2000 code stream, whose three components are RGB or, as the TIFF says and the stream does
+/// not, YCbCr.
+fn jpeg2000(stream: &[u8], size: Size, ycbcr: bool) -> std::result::Result<Vec<u8>, String> {
+    use hayro_jpeg2000::{DecodeSettings, DecoderContext, Image};
+    let settings = DecodeSettings { strict: true, ..DecodeSettings::default() };
+    let image = Image::new(stream, &settings).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
+    // Before any memory is spent on it.
+    if image.width() != size.width || image.height() != size.height || image.color_space().num_channels() != 3 {
+        let (w, h, channels) = (image.width(), image.height(), image.color_space().num_channels());
+        let Size { width, height } = size;
+        return Err(format!(
+            "its JPEG 2000 has {w} x {h} px of {channels} components, the directory says {width} x {height} of 3"
+        ));
+    }
+    let mut context = DecoderContext::default();
+    let decoded = image.decode(&mut context).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
+    let components = decoded.components();
+    let whole = size.width as usize * size.height as usize;
+    if components.len() != 3 || components.iter().any(|component| component.samples().len() != whole) {
+        return Err("its JPEG 2000 components are not of one size".to_owned());
+    }
+    let mut pixels = decoded.data_u8();
+    if ycbcr {
+        for pixel in pixels.as_chunks_mut::<3>().0 {
+            // ITU-R BT.601, full range (JFIF 1.02).
+            let [y, blue, red] = pixel.map(f32::from);
+            let (blue, red) = (blue - 128.0, red - 128.0);
+            let rgb = [y + 1.402 * red, y - 0.344_136 * blue - 0.714_136 * red, y + 1.772 * blue];
+            // The cast saturates.
+            *pixel = rgb.map(|value| (value + 0.5) as u8);
+        }
+    }
+    Ok(pixels)
 }
 
 /// Decodes a chunk as the only strip of a TIFF in memory: the crate `tiff` knows every compression and predictor, but

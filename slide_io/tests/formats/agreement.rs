@@ -7,7 +7,9 @@ use crate::sample::{Random, aperio, panda, region, tissue};
 
 /// Compares both readers on `count` random regions over all levels, borders included; whether both read the file.
 ///
-/// Where the downsample is whole, every pixel is equal: both use libjpeg's accurate DCT and smooth chroma upsampling.
+/// Where the downsample is whole, every pixel is equal: both use libjpeg's accurate DCT and smooth chroma upsampling. Of
+/// JPEG 2000 few values may differ by 1: two decoders round the sums of the irreversible wavelet differently; and by 2
+/// where the components are YCbCr, since a chroma of one more or less moves blue by 1.77.
 /// Where it is not, OpenSlide resamples by the fraction of a pixel that its whole level-0 position leaves, while the
 /// native reader gives the stored pixel. There the two must be equal from the level's corner (fraction zero), and
 /// elsewhere OpenSlide's pixel must lie in the range of the stored pixel and its eight neighbours, ±1 for rounding,
@@ -43,6 +45,8 @@ fn agree(path: &std::path::Path, count: usize) -> bool {
     }
     let mut random = Random(7);
     let (mut exact, mut resampled) = (0, 0);
+    let jpeg2000 = native.properties().get("tiff.ImageDescription").is_some_and(|text| text.contains("J2K"));
+    let (mut values, mut differences) = (0, 0);
     for index in 0..count {
         let level = index % native.levels().len();
         let (size, downsample) = (native.levels()[level].size, native.levels()[level].downsample);
@@ -57,7 +61,14 @@ fn agree(path: &std::path::Path, count: usize) -> bool {
         let wanted = region(level, at(x), at(y), width, height);
         let (a, b) = (native.read(&wanted).unwrap(), openslide.read(&wanted).unwrap());
         if whole || downsample.fract() == 0.0 {
-            assert!(a == b, "{} level {level} {wanted:?}", path.display());
+            let differing = a.iter().zip(b.iter()).filter(|(a, b)| a != b).count();
+            let worst = a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
+            if jpeg2000 {
+                assert!(worst <= 2, "{} level {level} {wanted:?}: {worst}", path.display());
+                (values, differences) = (values + a.len(), differences + differing);
+            } else {
+                assert!(worst == 0, "{} level {level} {wanted:?}", path.display());
+            }
             exact += 1;
         } else {
             let around = region(level, at(x - 1), at(y - 1), width + 2, height + 2);
@@ -67,6 +78,11 @@ fn agree(path: &std::path::Path, count: usize) -> bool {
         }
     }
     let slide = path.file_name().unwrap().display();
+    if jpeg2000 {
+        let share = differences as f64 / values as f64;
+        eprintln!("{slide}: JPEG 2000, {share:.5} of the values differ, by 2 at most");
+        assert!(share < 0.02, "{share}");
+    }
     eprintln!("{slide}: {exact} regions equal, {resampled} at a fractional downsample within their neighbours");
     true
 }
@@ -98,7 +114,7 @@ fn within_neighbours(around: &RgbImage, image: &RgbImage, origin: (i64, i64), ex
 fn native_pixels_are_openslides_on_real_slides() {
     let files = crate::sample::real_files();
     let compared = files.iter().filter(|path| agree(path, 100)).count();
-    assert!(files.is_empty() || compared >= 6, "{compared} slides were read by both");
+    assert!(files.is_empty() || compared >= 8, "{compared} slides were read by both");
 }
 
 #[test]
