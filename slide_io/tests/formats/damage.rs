@@ -297,3 +297,23 @@ fn mutated_aperio_tiles() {
         try_out(&path);
     }
 }
+
+#[test]
+fn mutated_jpeg_2000_tiles() {
+    let files = crate::sample::real_files();
+    let Some(slide) = files.iter().find(|path| crate::sample::name(path).contains("j2k33003")) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("slide.svs");
+    let whole = std::fs::read(slide).unwrap();
+    let mut random = Random(12);
+    for _ in 0..100 {
+        let mut bytes = whole.clone();
+        // A byte in every few tiles.
+        for _ in 0..60 {
+            let at = random.range(8, whole.len() as i64) as usize;
+            bytes[at] = random.next() as u8;
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        try_out(&path);
+    }
+}
