@@ -65,6 +65,14 @@ pub struct ComputeArgs {
     pub threads: usize,
 }
 
+/// µm/px times magnification: 20x is 0.5 µm/px, by convention.
+const MPP_TIMES_MAGNIFICATION: f64 = 10.0;
+
+fn magnification(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix(['x', 'X']).unwrap_or(text).parse::<f64>().ok();
+    number.filter(|mag| (0.1..=200.0).contains(mag)).ok_or_else(|| "give a magnification such as 20".to_owned())
+}
+
 /// Options of a single stage.
 #[derive(Debug, Clone, Args)]
 pub struct StageArgs {
@@ -83,6 +91,10 @@ pub struct StageArgs {
     /// csv with one row per slide (data.labels).
     #[arg(long, value_name = "CSV")]
     pub labels: Option<String>,
+    /// Magnification of the patches, where you think in it: 20 is grid.mpp = 0.5, 40 is 0.25. Every slide is resampled to
+    /// it by its true scale.
+    #[arg(long, value_name = "X", value_parser = magnification)]
+    pub mag: Option<f64>,
     /// µm/px of level 0 for every slide, overriding the files (data.mpp).
     #[arg(long, value_name = "UM_PER_PX")]
     pub mpp: Option<f64>,
@@ -108,6 +120,7 @@ impl StageArgs {
             text("data.images", &self.images),
             text("data.labels", &self.labels),
             self.mpp.map(|mpp| format!("data.mpp={mpp:?}")),
+            self.mag.map(|mag| format!("grid.mpp={:?}", MPP_TIMES_MAGNIFICATION / mag)),
         ];
         shorthands.into_iter().flatten().chain(self.settings.iter().cloned()).collect()
     }
@@ -244,10 +257,24 @@ mod tests {
 
     #[test]
     fn shorthands_become_settings_that_later_ones_override() {
-        let line = ["gensis", "tile", "--slides", "a \"b\"/*.svs", "--mpp", "0.5", "--set", "seed=3", "--out", "o"];
+        let line = [
+            "gensis",
+            "tile",
+            "--slides",
+            "a \"b\"/*.svs",
+            "--mpp",
+            "0.5",
+            "--mag",
+            "40x",
+            "--set",
+            "seed=3",
+            "--out",
+            "o",
+        ];
         let Command::Tile(args) = Cli::parse_from(line).command else { panic!("expected tile") };
         let experiment = crate::config::Experiment::load(None, &args.all_settings()).unwrap();
         assert_eq!(experiment.data.slides, "a \"b\"/*.svs");
-        assert_eq!((experiment.data.mpp, experiment.seed), (0.5, 3));
+        assert_eq!((experiment.data.mpp, experiment.grid.mpp.0, experiment.seed), (0.5, 0.25, 3));
+        assert!(Cli::try_parse_from(["gensis", "tile", "--mag", "many", "--out", "o"]).is_err());
     }
 }

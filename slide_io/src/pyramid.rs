@@ -267,7 +267,7 @@ mod tests {
         write_levels::<_, TiffKindBig>(std::fs::File::create(&big).unwrap(), &image, &spec).unwrap();
         assert_eq!(std::fs::read(&big).unwrap()[2], 43, "the version that BigTIFF has");
         let expected = Slide::open(&classic).unwrap();
-        for format in crate::format::FORMATS {
+        for format in crate::format::FORMATS.iter().filter(|format| format.name != "image") {
             let slide = Slide::open_as(&big, format.name).unwrap();
             assert_eq!(slide.levels(), expected.levels());
             assert!((slide.mpp().unwrap().0 - 0.25).abs() < 1e-9);

@@ -19,12 +19,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use image::RgbImage;
+use ::image::RgbImage;
 
 use crate::error::{Error, Result};
 use crate::geometry::{Level, Mpp, Size};
 
 mod directory;
+mod image;
 mod metadata;
 mod openslide;
 mod tiff;
@@ -37,6 +38,8 @@ pub const FORMATS: &[Format] = &[
     Format { name: "tiff", detect: tiff::detect, open: tiff::open },
     #[cfg(feature = "openslide")]
     Format { name: "openslide", detect: openslide::detect, open: openslide::open },
+    // Last: a MIRAX slide begins as a JPEG.
+    Format { name: "image", detect: image::detect, open: image::open },
 ];
 
 /// One way to read a slide.
