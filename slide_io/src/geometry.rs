@@ -28,6 +28,11 @@ impl Size {
         Self { width, height }
     }
 
+    /// Both sides halved `halvings` times and rounded up.
+    pub(crate) const fn halved(self, halvings: u8) -> Self {
+        Self::new(self.width.div_ceil(1 << halvings), self.height.div_ceil(1 << halvings))
+    }
+
     /// A square of `side` pixels.
     pub const fn square(side: u32) -> Self {
         Self::new(side, side)

@@ -54,6 +54,12 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<Decompressor>> = const { RefCell::new(None) };
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Frames decoded on this thread, for tests that count them.
+    pub(crate) static DECODED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Decodes a complete JPEG to RGB.
 ///
 /// # Errors
@@ -95,6 +101,8 @@ pub(crate) const MAX_HALVINGS: u8 = 3;
 /// Decodes a complete stream of known size into width x height x 3 bytes, both halved `halvings` times (at most
 /// [`MAX_HALVINGS`]) and rounded up. Halving happens in the inverse DCT, from the coefficients that the smaller size needs.
 pub(crate) fn decode_frame(stream: &[u8], frame: Frame, halvings: u8, pixels: &mut [u8]) -> Result<(), JpegError> {
+    #[cfg(test)]
+    DECODED.set(DECODED.get() + 1);
     DECOMPRESSOR.with_borrow_mut(|slot| {
         if slot.is_none() {
             let mut decompressor = Decompressor::new()?;

@@ -110,38 +110,69 @@ fn resampled(
     size: u32,
     read: impl Fn(i64, i64, Size) -> Result<RgbImage>,
 ) -> Result<RgbImage> {
-    // Level pixels per patch pixel, and the patch's corner in level pixels.
-    let scale = whole(ratio / level.downsample);
-    let corner = (whole(origin.x as f64 / level.downsample), whole(origin.y as f64 / level.downsample));
-    if scale == 1.0 && corner.0.fract() == 0.0 && corner.1.fract() == 0.0 {
-        return read(corner.0 as i64, corner.1 as i64, Size::square(size));
+    let Footprint { scale, corner, x, y, copied } = Footprint::new(level, origin, ratio, size);
+    let image = read(x.start, y.start, Size::new(x.length, y.length))?;
+    if copied {
+        return Ok(image);
     }
     let covered = f64::from(size) * scale;
-    let (left, width, pad_x) = window(corner.0, covered, scale, level.size.width);
-    let (top, height, pad_y) = window(corner.1, covered, scale, level.size.height);
-    let image = replicate(read(left, top, Size::new(width, height))?, pad_x, pad_y);
-    let start = (corner.0 - left as f64, corner.1 - top as f64);
+    let start = (corner.0 - x.start as f64, corner.1 - y.start as f64);
+    let image = replicate(image, x.replicated, y.replicated);
     resample(&image, start, (covered, covered), Size::square(size), FilterType::CatmullRom)
 }
 
+/// The pixels of a level that one patch is made from.
+pub(crate) struct Footprint {
+    /// Level pixels per patch pixel.
+    scale: f64,
+    /// The patch's corner in level pixels.
+    corner: (f64, f64),
+    pub x: Span,
+    pub y: Span,
+    /// Whether the patch is these very pixels.
+    copied: bool,
+}
+
+/// Pixels of a level along one axis.
+pub(crate) struct Span {
+    pub start: i64,
+    pub length: u32,
+    /// Times the last pixel is repeated after them.
+    replicated: u32,
+}
+
+impl Footprint {
+    /// Of a patch of `size` px, `ratio` level-0 pixels each, with its corner at the level-0 pixel `origin`.
+    pub(crate) fn new(level: &Level, origin: Point, ratio: f64, size: u32) -> Self {
+        let scale = whole(ratio / level.downsample);
+        let corner = (whole(origin.x as f64 / level.downsample), whole(origin.y as f64 / level.downsample));
+        let copied = scale == 1.0 && corner.0.fract() == 0.0 && corner.1.fract() == 0.0;
+        let span = |corner: f64, limit: u32| match copied {
+            true => Span { start: corner as i64, length: size, replicated: 0 },
+            false => window(corner, f64::from(size) * scale, scale, limit),
+        };
+        Self { scale, corner, x: span(corner.0, level.size.width), y: span(corner.1, level.size.height), copied }
+    }
+}
+
 /// The whole number `value` is meant to be, or `value`.
-pub(crate) fn whole(value: f64) -> f64 {
+fn whole(value: f64) -> f64 {
     if (value - value.round()).abs() < EXACT { value.round() } else { value }
 }
 
-/// Pixels of a level to read along one axis: (start, length, columns to replicate after them).
+/// Pixels of a level to read along one axis for resampling.
 ///
 /// The margin of the filter is cut at the slide's border, where the filter then weighs what there is, but never the patch
 /// itself: what lies outside is read (as white). A level may be up to a pixel shorter than level 0 divided by its
 /// downsample, which is a rounding and no outside: its last pixel is replicated.
-pub(crate) fn window(corner: f64, covered: f64, scale: f64, limit: u32) -> (i64, u32, u32) {
+fn window(corner: f64, covered: f64, scale: f64, limit: u32) -> Span {
     let margin = (SUPPORT * scale.max(1.0)).ceil() as i64 + 1;
     let (first, last, limit) = (corner.floor() as i64, (corner + covered).ceil() as i64, i64::from(limit));
     let start = (first - margin).max(first.min(0));
     let end = (last + margin).min(last.max(limit));
     let rounded = corner + covered <= limit as f64 + 1.0;
     let pad = if rounded { (end - limit).max(0) } else { 0 };
-    (start, (end - pad - start).max(1) as u32, pad as u32)
+    Span { start, length: (end - pad - start).max(1) as u32, replicated: pad as u32 }
 }
 
 /// Repeats the last column `x` times and the last row `y` times.

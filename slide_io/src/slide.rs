@@ -13,7 +13,8 @@ use crate::patch::LEVEL_TOLERANCE;
 /// How much finer than asked a halving must be. The inverse DCT halves with a filter of its own, and what the resampling
 /// to follow does must outweigh it. With a margin of 2 the result differs from that of decoding whole and resampling by
 /// at most 1 grey level on average and 10 in 99.9 % of the values, half as much as the choice between a bicubic and a
-/// bilinear filter makes (measured on real tissue, see the test `halving_while_decoding_is_close`).
+/// bilinear filter makes (measured on real tissue; the test
+/// `halving_while_decoding_is_close_to_decoding_and_resampling` holds it to that).
 pub(crate) const HALVING_MARGIN: f64 = 2.0;
 
 /// An open whole-slide image. Reading takes `&self`, so one slide serves many threads.
@@ -84,21 +85,17 @@ impl Slide {
     /// The coarsest resolution that is fine enough for pixels of `downsample` level-0 pixels: a level at least as fine, or
     /// a halving at least [`HALVING_MARGIN`] times as fine.
     pub(crate) fn resolution_for(&self, downsample: f64) -> usize {
-        let usable = self.resolutions.iter().zip(&self.sources).map(|(level, (_, halvings))| {
+        let fine = |(level, (_, halvings)): (&Level, &(usize, u8))| {
             let margin = if *halvings > 0 { HALVING_MARGIN } else { 1.0 };
-            let fine = level.downsample * margin <= downsample * (1.0 + LEVEL_TOLERANCE);
-            if fine { level.downsample } else { f64::NEG_INFINITY }
-        });
-        let usable: Vec<f64> = usable.collect();
-        let best = usable.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        usable.iter().position(|downsample| best.is_finite() && *downsample == best).unwrap_or(0)
+            level.downsample * margin <= downsample * (1.0 + LEVEL_TOLERANCE)
+        };
+        self.resolutions.iter().zip(&self.sources).rposition(fine).unwrap_or(0)
     }
 
     /// Pixels of a resolution that are decoded at a time.
     pub(crate) fn tile(&self, resolution: usize) -> Size {
         let (level, halvings) = self.sources[resolution];
-        let Size { width, height } = self.info.storage[level].tile;
-        Size::new(width.div_ceil(1 << halvings), height.div_ceil(1 << halvings))
+        self.info.storage[level].tile.halved(halvings)
     }
 
     /// Forgets a decoded tile that will not be read again soon.

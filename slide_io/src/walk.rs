@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use crate::geometry::{Mpp, Point, Size};
 use crate::grid::GridSpec;
-use crate::patch::window;
+use crate::patch::{Footprint, Span};
 use crate::slide::Slide;
 
 /// Decoded tiles that a walk may need at a time, in bytes.
@@ -29,25 +29,23 @@ impl Walk {
     pub fn new(slide: &Slide, native: Mpp, spec: &GridSpec, origins: &[Point]) -> Self {
         let resolution = slide.resolution_for(spec.ratio(native));
         let (level, tile) = (slide.resolutions()[resolution], slide.tile(resolution));
-        let scale = spec.ratio(native) / level.downsample;
-        let covered = f64::from(spec.size) * scale;
         let at = |origin: i64| origin as f64 / level.downsample;
-        let strip = strip_width(tile, covered);
+        let strip = strip_width(tile, spec.side_level0(native) / level.downsample);
         let mut order: Vec<usize> = (0..origins.len()).collect();
         order.sort_by_key(|&index| {
             let (x, y) = (at(origins[index].x), at(origins[index].y));
             let (column, row) = (x / f64::from(tile.width), y / f64::from(tile.height));
             ((x / strip).floor() as i64, row.floor() as i64, column.floor() as i64, origins[index].y, origins[index].x)
         });
-        let tiles = |origin: i64, side: u32, extent: u32| {
-            let (start, length, _) = window(at(origin), covered, scale, extent);
-            let last = (start + i64::from(length) - 1).clamp(0, i64::from(extent) - 1);
-            start.max(0) as u32 / side..=last as u32 / side
+        let tiles = |span: &Span, side: u32, extent: u32| {
+            let last = (span.start + i64::from(span.length) - 1).clamp(0, i64::from(extent) - 1);
+            span.start.max(0) as u32 / side..=last as u32 / side
         };
         let mut last_use = HashMap::new();
         for &index in &order {
-            for row in tiles(origins[index].y, tile.height, level.size.height) {
-                for column in tiles(origins[index].x, tile.width, level.size.width) {
+            let Footprint { x, y, .. } = Footprint::new(&level, origins[index], spec.ratio(native), spec.size);
+            for row in tiles(&y, tile.height, level.size.height) {
+                for column in tiles(&x, tile.width, level.size.width) {
                     last_use.insert((column, row), index);
                 }
             }
@@ -88,13 +86,18 @@ mod tests {
 
     /// A slide of 600 x 500 px in tiles of 64, and a walk over patches of `size` px, `stride` px apart.
     fn walk(size: u32, stride: u32) -> (Slide, Grid, Walk) {
+        walk_at(0.5, size, stride)
+    }
+
+    /// The same with patches of `mpp` µm/px; the slide has 0.5.
+    fn walk_at(mpp: f64, size: u32, stride: u32) -> (Slide, Grid, Walk) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("slide.tiff");
         let image = image::RgbImage::from_fn(600, 500, |x, y| image::Rgb([x as u8, y as u8, 90]));
         let spec = PyramidSpec { tile: 64, levels: vec![1], mpp: Some(Mpp(0.5)), ..PyramidSpec::default() };
         write_pyramid(&path, &image, &spec).unwrap();
         let slide = Slide::open(&path).unwrap();
-        let spec = GridSpec { mpp: Mpp(0.5), size, stride, min_tissue: 0.0 };
+        let spec = GridSpec { mpp: Mpp(mpp), size, stride, min_tissue: 0.0 };
         let grid = Grid::new(slide.size(), Mpp(0.5), &spec, &TissueMask::full(slide.size())).unwrap();
         let walk = Walk::new(&slide, Mpp(0.5), &spec, &grid.origins);
         (slide, grid, walk)
@@ -133,6 +136,30 @@ mod tests {
                     assert!(place[&patch] >= place[&last], "tile ({column}, {row})");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_tile_is_decoded_once() {
+        // On the tiles, across them, and resampled, with the filter's margin reaching into neighbours.
+        for (mpp, size, stride) in [(0.5, 32, 32), (0.5, 50, 37), (0.66, 48, 48), (1.0, 32, 32)] {
+            let (slide, grid, walk) = walk_at(mpp, size, stride);
+            let before = crate::jpeg::DECODED.get();
+            for &index in walk.order() {
+                crate::patch::read_patch(&slide, Mpp(0.5), grid.origins[index], &grid.spec).unwrap();
+                walk.done(&slide, index);
+            }
+            let decoded = crate::jpeg::DECODED.get() - before;
+            assert_eq!(decoded, walk.last_uses.len(), "{mpp} µm/px, {size} px every {stride}");
+        }
+    }
+
+    #[test]
+    fn a_grid_on_the_tiles_needs_one_at_a_time() {
+        let (_, grid, walk) = walk(32, 32);
+        for &(patch, column, row) in &walk.last_uses {
+            let origin = grid.origins[patch];
+            assert_eq!((origin.x / 64, origin.y / 64), (i64::from(column), i64::from(row)));
         }
     }
 

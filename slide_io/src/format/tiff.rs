@@ -1,8 +1,8 @@
 //! The native reader of TIFF and BigTIFF pyramids: generic tiled TIFF, OME-TIFF, Aperio SVS, flat images in strips.
 //!
-//! Tiles of JPEG go through libjpeg-turbo, Aperio's of JPEG 2000 through hayro-jpeg2000, uncompressed, LZW, deflate and PackBits through the crate `tiff`. Bytes are
-//! read by position, so that threads share nothing but the cache of tiles. What it does not read (planar
-//! or 16-bit samples, vendors with rules of their own) is left to the next format.
+//! Tiles of JPEG go through libjpeg-turbo, Aperio's of JPEG 2000 through hayro-jpeg2000, uncompressed, LZW, deflate and
+//! PackBits through the crate `tiff`. Bytes are read by position, so that threads share nothing but the cache of decoded
+//! tiles. What it does not read (planar or 16-bit samples, vendors with rules of their own) is left to the next format.
 //!
 //! Limits, each an error when passed: a tile of [`MAX_CHUNK_BYTES`], [`MAX_DIRECTORIES`](super::directory::MAX_DIRECTORIES)
 //! directories, and every table and tile must lie inside the file. A tile of length zero is background: white.
@@ -251,7 +251,7 @@ impl Drop for TiffReader {
 impl Reader for TiffReader {
     fn read(&self, area: Area) -> Result<RgbImage> {
         let Area { level, halvings, x, y, size } = area;
-        let chunk = halved(self.images[level].chunk, halvings);
+        let chunk = self.images[level].chunk.halved(halvings);
         let (right, bottom) = (x + size.width, y + size.height);
         // Appended line by line, so that no byte is written twice.
         let mut pixels = Vec::with_capacity(size.width as usize * size.height as usize * 3);
@@ -292,11 +292,6 @@ impl Reader for TiffReader {
     }
 }
 
-/// A size of which both sides were halved `halvings` times, as libjpeg rounds.
-fn halved(size: Size, halvings: u8) -> Size {
-    Size::new(size.width.div_ceil(1 << halvings), size.height.div_ceil(1 << halvings))
-}
-
 /// Index of the first byte of a pixel in an RGB image `width` pixels wide.
 fn pixel(row: u32, column: u32, width: u32) -> usize {
     (row as usize * width as usize + column as usize) * 3
@@ -328,7 +323,7 @@ impl TiffReader {
             let pixels = decode_chunk(image, size, halvings, &bytes).map_err(named)?;
             Ok(Arc::new(pixels))
         };
-        let Size { width, height } = halved(size, halvings);
+        let Size { width, height } = size.halved(halvings);
         let key = TileKey { reader: self.id, image: level, halvings, index };
         tile_cache::shared().get(key, width as usize * height as usize * 3, decode).map(Some)
     }
@@ -344,7 +339,7 @@ fn decode_chunk(image: &Directory, size: Size, halvings: u8, bytes: &[u8]) -> st
             let (Size { width, height }, jpeg::Frame { width: w, height: h }) = (size, frame);
             return Err(format!("its JPEG has {w} x {h} px, the directory says {width} x {height}"));
         }
-        let Size { width, height } = halved(size, halvings);
+        let Size { width, height } = size.halved(halvings);
         let mut pixels = tile_cache::shared().buffer(width as usize * height as usize * 3);
         jpeg::decode_frame(&stream, frame, halvings, &mut pixels).map_err(|e| e.to_string())?;
         return Ok(pixels);

@@ -73,6 +73,11 @@ pub fn real_files() -> Vec<PathBuf> {
     files
 }
 
+/// The formats that read TIFFs.
+pub fn tiff_readers() -> impl Iterator<Item = &'static slide_io::format::Format> {
+    slide_io::format::FORMATS.iter().filter(|format| format.name != "image")
+}
+
 pub fn name(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
