@@ -8,7 +8,7 @@ mod load;
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
-use slide_io::{GridSpec, TissueParams};
+use slide_io::{GridSpec, QualityParams, TissueParams};
 use std::path::PathBuf;
 
 /// Everything one run needs.
@@ -23,6 +23,8 @@ pub struct Experiment {
     pub tissue: TissueParams,
     /// Patch grid.
     pub grid: GridSpec,
+    /// Rules that drop patches of ink, folds, glass and blur.
+    pub quality: QualityParams,
     /// Encoder.
     pub model: Model,
     /// DINO projection head.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::geometry::{Mpp, Point, Size};
-use crate::tissue::TissueMask;
+use crate::mask::Mask;
+use crate::quality::{DropCounts, DropReason};
 
 /// How a slide is cut.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +73,8 @@ pub struct Grid {
     pub origins: Vec<Point>,
     /// Positions that lie wholly inside the slide, tissue or not.
     pub candidates: usize,
+    /// Positions that gave no patch, with the reason.
+    pub dropped: Vec<(Point, DropReason)>,
     /// Side of a patch in level-0 pixels, exact.
     pub side_level0: f64,
 }
@@ -82,7 +85,7 @@ impl Grid {
     ///
     /// # Errors
     /// [`Error::Usage`] for a specification or a scale that makes no sense.
-    pub fn new(slide: Size, native: Mpp, spec: &GridSpec, mask: &TissueMask) -> Result<Self> {
+    pub fn new(slide: Size, native: Mpp, spec: &GridSpec, mask: &Mask) -> Result<Self> {
         spec.check()?;
         if !(native.0.is_finite() && native.0 > 0.0) {
             return Err(Error::Usage(format!("a slide cannot have {} µm/px", native.0)));
@@ -96,16 +99,19 @@ impl Grid {
             )));
         }
         let (columns, rows) = (starts(slide.width, step, side), starts(slide.height, step, side));
-        let mut origins = Vec::new();
+        let (mut origins, mut dropped) = (Vec::new(), Vec::new());
         for &y in &rows {
             for &x in &columns {
                 // The sum of the mask over a patch of nothing but tissue may miss 1 by the rounding of its borders.
                 if mask.fraction(x as f64, y as f64, side, side) + 1e-9 >= spec.min_tissue {
                     origins.push(Point::new(x, y));
+                } else {
+                    dropped.push((Point::new(x, y), DropReason::Background));
                 }
             }
         }
-        Ok(Self { spec: spec.clone(), origins, candidates: columns.len() * rows.len(), side_level0: side })
+        let candidates = columns.len() * rows.len();
+        Ok(Self { spec: spec.clone(), origins, candidates, dropped, side_level0: side })
     }
 
     /// Number of kept patches.
@@ -113,9 +119,23 @@ impl Grid {
         self.origins.len()
     }
 
-    /// Number of patches inside the slide that have too little tissue.
-    pub fn dropped_background(&self) -> usize {
-        self.candidates - self.origins.len()
+    /// Number of positions that gave no patch, by reason.
+    pub fn drop_counts(&self) -> DropCounts {
+        let mut counts = DropCounts::new();
+        self.dropped.iter().for_each(|(_, reason)| *counts.entry(*reason).or_default() += 1);
+        counts
+    }
+
+    /// Drops the patches for which `reason` gives one; it is asked once for each, in order.
+    pub fn drop_where(&mut self, mut reason: impl FnMut(Point) -> Option<DropReason>) {
+        let dropped = &mut self.dropped;
+        self.origins.retain(|&origin| match reason(origin) {
+            Some(reason) => {
+                dropped.push((origin, reason));
+                false
+            }
+            None => true,
+        });
     }
 
     /// Side of a patch in whole level-0 pixels, as other tools store it.
@@ -138,6 +158,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tissue::TissueMask;
 
     fn spec(mpp: f64, size: u32, stride: u32, min_tissue: f64) -> GridSpec {
         GridSpec { mpp: Mpp(mpp), size, stride, min_tissue }
@@ -150,7 +171,7 @@ mod tests {
         let grid = Grid::new(slide, Mpp(0.25), &spec(0.5, 4, 4, 0.0), &TissueMask::full(slide)).unwrap();
         let expected: Vec<Point> = [(0, 0), (8, 0), (0, 8), (8, 8)].map(|(x, y)| Point::new(x, y)).into();
         assert_eq!(grid.origins, expected);
-        assert_eq!((grid.candidates, grid.kept(), grid.dropped_background()), (4, 4, 0));
+        assert_eq!((grid.candidates, grid.kept(), grid.dropped.len()), (4, 4, 0));
         assert_eq!((grid.side_level0, grid.patch_size_level0()), (8.0, 8));
     }
 

@@ -5,7 +5,7 @@
 //! 1. [`Cohort`](manifest::Cohort): which slides there are, with labels, groups and splits from a csv.
 //! 2. [`Slide::open`](slide::Slide::open): one ordered table of formats, the native TIFF reader first, OpenSlide after it.
 //! 3. [`TissueMask`](tissue::TissueMask): where the tissue is, at low resolution.
-//! 4. [`Grid`](grid::Grid): where the patches are, at an exact µm/px.
+//! 4. [`Grid`](grid::Grid): where the patches are, at an exact µm/px; [`quality`] drops those under ink, folds and blur.
 //! 5. [`h5`]: coordinates and features files in the layout of TRIDENT and CLAM.
 //! 6. [`SlidePatches`](patch::SlidePatches) and [`ImageFolder`](folder::ImageFolder): patches for training and
 //!    embedding behind one trait, [`PatchSource`](patch::PatchSource); a [`Walk`](walk::Walk) reads a whole slide with
@@ -24,8 +24,10 @@ pub mod grid;
 pub mod h5;
 pub mod jpeg;
 pub mod manifest;
+pub mod mask;
 pub mod patch;
 pub mod pyramid;
+pub mod quality;
 pub mod slide;
 pub mod thumbnail;
 pub mod tissue;
@@ -36,9 +38,11 @@ pub use folder::ImageFolder;
 pub use geometry::{Level, Mpp, Point, Region, Size};
 pub use grid::{Grid, GridSpec};
 pub use manifest::{Cohort, SlideRecord};
+pub use mask::Mask;
 pub use patch::{Patch, PatchKey, PatchSource, SlidePatches};
+pub use quality::{DropReason, QualityParams};
 pub use slide::Slide;
-pub use tissue::{TissueMask, TissueParams};
+pub use tissue::{TissueMask, TissueMethod, TissueParams};
 pub use walk::Walk;
 
 pub use image::{Rgb, RgbImage};

@@ -8,9 +8,11 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::geometry::{Point, Size};
+use crate::grid::Grid;
+use crate::mask::Mask;
 use crate::patch::resample;
+use crate::quality::DropReason;
 use crate::slide::Slide;
-use crate::tissue::TissueMask;
 
 /// Side of the blocks in which a level is read, px of that level: 48 MB of RGB per thread at most, however large it is.
 const BLOCK: u32 = 4096;
@@ -86,25 +88,26 @@ pub struct GridColours {
     pub tissue: Rgb<u8>,
     /// Borders of the kept patches.
     pub patch: Rgb<u8>,
+    /// Borders of the patches dropped for ink, folds, unreadable tiles and blur.
+    pub dropped: [(DropReason, Rgb<u8>); 4],
 }
 
 impl Default for GridColours {
     fn default() -> Self {
         // Colours that no stain has.
-        Self { tissue: Rgb([0, 170, 60]), patch: Rgb([20, 60, 220]) }
+        let dropped = [
+            (DropReason::Pen, Rgb([255, 140, 0])),
+            (DropReason::Fold, Rgb([0, 0, 0])),
+            (DropReason::Unreadable, Rgb([220, 0, 0])),
+            (DropReason::Blur, Rgb([0, 190, 200])),
+        ];
+        Self { tissue: Rgb([0, 170, 60]), patch: Rgb([20, 60, 220]), dropped }
     }
 }
 
-/// Draws the outline of the tissue and the borders of patches (corners in level-0 px, `side` level-0 px) on a picture of
-/// the whole slide of `slide` level-0 px.
-pub fn draw_grid(
-    picture: &mut RgbImage,
-    slide: Size,
-    mask: Option<&TissueMask>,
-    patches: &[Point],
-    side: f64,
-    colours: &GridColours,
-) {
+/// Draws the outline of the tissue and the borders of the patches on a picture of the whole slide of `slide` level-0 px:
+/// the kept ones over those dropped, these in the colour of their reason. Background is not drawn.
+pub fn draw_grid(picture: &mut RgbImage, slide: Size, mask: Option<&Mask>, grid: &Grid, colours: &GridColours) {
     let (width, height) = picture.dimensions();
     if width == 0 || height == 0 {
         return;
@@ -113,23 +116,34 @@ pub fn draw_grid(
     if let Some(mask) = mask {
         outline(picture, scale, mask, colours.tissue);
     }
+    for (origin, reason) in &grid.dropped {
+        if let Some((_, colour)) = colours.dropped.iter().find(|(known, _)| known == reason) {
+            border(picture, scale, *origin, grid.side_level0, *colour);
+        }
+    }
+    for origin in &grid.origins {
+        border(picture, scale, *origin, grid.side_level0, colours.patch);
+    }
+}
+
+/// The border of a square of `side` level-0 px at `origin`.
+fn border(picture: &mut RgbImage, scale: (f64, f64), origin: Point, side: f64, colour: Rgb<u8>) {
     let pixel = |level0: f64, scale: f64, limit: u32| (level0 / scale).round().clamp(0.0, f64::from(limit - 1)) as u32;
-    for origin in patches {
-        let (x0, y0) = (pixel(origin.x as f64, scale.0, width), pixel(origin.y as f64, scale.1, height));
-        let (x1, y1) = (pixel(origin.x as f64 + side, scale.0, width), pixel(origin.y as f64 + side, scale.1, height));
-        for x in x0..=x1 {
-            picture.put_pixel(x, y0, colours.patch);
-            picture.put_pixel(x, y1, colours.patch);
-        }
-        for y in y0..=y1 {
-            picture.put_pixel(x0, y, colours.patch);
-            picture.put_pixel(x1, y, colours.patch);
-        }
+    let (width, height) = picture.dimensions();
+    let (x0, y0) = (pixel(origin.x as f64, scale.0, width), pixel(origin.y as f64, scale.1, height));
+    let (x1, y1) = (pixel(origin.x as f64 + side, scale.0, width), pixel(origin.y as f64 + side, scale.1, height));
+    for x in x0..=x1 {
+        picture.put_pixel(x, y0, colour);
+        picture.put_pixel(x, y1, colour);
+    }
+    for y in y0..=y1 {
+        picture.put_pixel(x0, y, colour);
+        picture.put_pixel(x1, y, colour);
     }
 }
 
 /// Colours the pixels of tissue that touch background or the picture's border.
-fn outline(picture: &mut RgbImage, scale: (f64, f64), mask: &TissueMask, colour: Rgb<u8>) {
+fn outline(picture: &mut RgbImage, scale: (f64, f64), mask: &Mask, colour: Rgb<u8>) {
     let (width, height) = picture.dimensions();
     let tissue: Vec<bool> = (0..height)
         .flat_map(|y| (0..width).map(move |x| (x, y)))
@@ -149,6 +163,12 @@ fn outline(picture: &mut RgbImage, scale: (f64, f64), mask: &TissueMask, colour:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grid::GridSpec;
+
+    /// A grid with these corners and this side, in level-0 px.
+    fn grid(origins: &[Point], side_level0: f64) -> Grid {
+        Grid { spec: GridSpec::default(), origins: origins.to_vec(), candidates: 0, dropped: vec![], side_level0 }
+    }
 
     fn noise(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {
@@ -194,23 +214,29 @@ mod tests {
     fn the_grid_is_drawn_where_the_patches_are() {
         let (slide, colours) = (Size::new(400, 200), GridColours::default());
         let mut picture = RgbImage::new(40, 20);
-        draw_grid(&mut picture, slide, None, &[Point::new(100, 50)], 80.0, &colours);
+        let mut one = grid(&[Point::new(100, 50)], 80.0);
+        one.dropped = vec![(Point::new(100, 50), DropReason::Blur), (Point::new(0, 0), DropReason::Background)];
+        draw_grid(&mut picture, slide, None, &one, &colours);
         let drawn: Vec<_> = picture.enumerate_pixels().filter(|p| *p.2 == colours.patch).map(|p| (p.0, p.1)).collect();
         assert_eq!(drawn.len(), 32); // the border of 9 x 9
         assert!(drawn.iter().all(|&(x, y)| (10..=18).contains(&x) && (5..=13).contains(&y)));
         assert!(drawn.contains(&(10, 5)) && drawn.contains(&(18, 13)) && !drawn.contains(&(14, 9)));
+        one.dropped.push((Point::new(200, 50), DropReason::Blur));
+        draw_grid(&mut picture, slide, None, &one, &colours);
+        assert_eq!(*picture.get_pixel(24, 5), Rgb([0, 190, 200]));
+        assert_eq!(*picture.get_pixel(0, 0), Rgb([0; 3]));
     }
 
     #[test]
     fn the_outline_follows_the_mask_and_patches_may_touch_the_border() {
         let slide = Size::new(100, 100);
         let bits = (0..100).map(|i| i % 10 >= 2 && i / 10 >= 2 && i % 10 < 8 && i / 10 < 8).collect();
-        let mask = TissueMask::from_pixels(Size::square(10), slide, bits).unwrap();
+        let mask = Mask::new(Size::square(10), slide, bits).unwrap();
         let (mut picture, colours) = (RgbImage::new(50, 50), GridColours::default());
-        draw_grid(&mut picture, slide, Some(&mask), &[], 0.0, &colours);
+        draw_grid(&mut picture, slide, Some(&mask), &grid(&[], 0.0), &colours);
         let drawn = picture.pixels().filter(|p| **p == colours.tissue).count();
         assert_eq!(drawn, 4 * 29); // the border of 30 x 30
-        draw_grid(&mut picture, slide, None, &[Point::new(90, 90), Point::new(-5, 0)], 20.0, &colours);
+        draw_grid(&mut picture, slide, None, &grid(&[Point::new(90, 90), Point::new(-5, 0)], 20.0), &colours);
         assert_eq!(*picture.get_pixel(49, 49), colours.patch);
     }
 }

@@ -50,7 +50,7 @@ fn a_drawn_section_is_found_cut_and_read() {
     let spec = GridSpec { size: 128, stride: 128, ..GridSpec::default() };
     let (mask, grid) = tiled(&slide, mpp, &spec);
     assert!((mask.share() - 0.25).abs() < 0.01, "{}", mask.share());
-    assert_eq!(grid.kept() + grid.dropped_background(), grid.candidates);
+    assert_eq!(grid.kept() + grid.dropped.len(), grid.candidates);
     // Kept are exactly those of which at least half lies in the rectangle that was drawn.
     let side = grid.side_level0;
     let covered =
@@ -241,7 +241,7 @@ fn every_real_slide_is_tiled_or_refused_with_a_reason() {
         let mut picture = thumbnail(&slide, 400).unwrap();
         assert!(picture.width().max(picture.height()) <= 400);
         let before = picture.clone();
-        draw_grid(&mut picture, slide.size(), Some(&mask), &grid.origins, grid.side_level0, &GridColours::default());
+        draw_grid(&mut picture, slide.size(), Some(&mask), &grid, &GridColours::default());
         assert_eq!(picture != before, mask.share() > 0.0);
         if let Some(folder) = std::env::var_os("GENSIS_PICTURES") {
             picture.save(Path::new(&folder).join(format!("{name}.png"))).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use evaluation::table::{ResultRow, ResultTable};
 use serde_json::Value;
-use slide_io::{atomic_file, h5, jpeg};
+use slide_io::{atomic_file, h5, jpeg, quality};
 
 use super::evaluate::{RESULTS, StoredConfusion};
 use super::tile::TiledSlide;
@@ -131,6 +131,7 @@ fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
 }
 
 fn slide_row(slide: TiledSlide) -> SlideRow {
+    let dropped = quality::list(&slide.dropped());
     SlideRow {
         id: slide.id,
         label: slide.label.unwrap_or_default(),
@@ -142,6 +143,7 @@ fn slide_row(slide: TiledSlide) -> SlideRow {
         tissue_share: slide.tissue_share,
         candidates: slide.candidates,
         kept: slide.kept,
+        dropped,
         failure: slide.failure,
     }
 }

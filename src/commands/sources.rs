@@ -87,6 +87,7 @@ pub(super) fn coordinates_header(run: &Run, record: &SlideRecord) -> Value {
         "mpp": record.mpp,
         "grid": run.experiment.grid,
         "tissue": run.experiment.tissue,
+        "quality": run.experiment.quality,
     })
 }
 

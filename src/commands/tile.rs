@@ -9,8 +9,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use slide_io::jpeg::ColorModel;
+use slide_io::quality::{self, Artefacts, DropCounts};
 use slide_io::thumbnail::{GridColours, draw_grid, thumbnail};
-use slide_io::{Error, Grid, Mpp, RgbImage, Slide, SlideRecord, TissueMask, atomic_file, h5};
+use slide_io::{DropReason, Error, Grid, Mpp, RgbImage, Slide, SlideRecord, TissueMask, atomic_file, h5, tissue};
 
 use super::Run;
 use super::progress::Progress;
@@ -32,7 +33,33 @@ pub(super) struct TiledSlide {
     pub tissue_share: Option<f64>,
     pub candidates: Option<usize>,
     pub kept: Option<usize>,
+    /// Positions that gave no patch, by reason.
+    pub dropped_background: usize,
+    pub dropped_pen: usize,
+    pub dropped_fold: usize,
+    pub dropped_unreadable: usize,
+    pub dropped_blur: usize,
     pub failure: Option<String>,
+}
+
+impl TiledSlide {
+    /// The columns of the reasons, in their order.
+    fn dropped_mut(&mut self) -> [&mut usize; DropReason::ALL.len()] {
+        [
+            &mut self.dropped_background,
+            &mut self.dropped_pen,
+            &mut self.dropped_fold,
+            &mut self.dropped_unreadable,
+            &mut self.dropped_blur,
+        ]
+    }
+
+    /// Positions that gave no patch, by reason; those that occur.
+    pub fn dropped(&self) -> DropCounts {
+        let counts =
+            [self.dropped_background, self.dropped_pen, self.dropped_fold, self.dropped_unreadable, self.dropped_blur];
+        DropReason::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
+    }
 }
 
 /// Side of the pictures, px.
@@ -81,8 +108,18 @@ pub(super) fn tile(run: &Run) -> Result<()> {
         rows.len(),
         failures.len()
     ));
+    let mut dropped = DropCounts::new();
+    rows.iter().flat_map(TiledSlide::dropped).for_each(|(reason, count)| *dropped.entry(reason).or_default() += count);
+    if !dropped.is_empty() {
+        eprintln!("tile: {}", quality::describe(&dropped));
+    }
     write_cohort_table(&run.dir.file("cohort.csv")?, &rows)?;
-    let header = json!({ "grid": run.experiment.grid, "tissue": run.experiment.tissue, "data": run.experiment.data });
+    let header = json!({
+        "grid": run.experiment.grid,
+        "tissue": run.experiment.tissue,
+        "quality": run.experiment.quality,
+        "data": run.experiment.data,
+    });
     run.dir.finish("tile", &StageRecord { header, failures, summary: serde_json::to_value(&rows)? })
 }
 
@@ -148,12 +185,19 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     let mpp = record.mpp.or(slide.mpp());
     row.mpp = mpp.map(|mpp| mpp.0);
     let mpp = mpp.ok_or_else(|| Error::NoScale { path: record.path.clone() })?;
-    let mask = TissueMask::compute(&slide, mpp, &run.experiment.tissue)?;
-    let grid = Grid::new(slide.size(), mpp, &run.experiment.grid, &mask)?;
+    let experiment = &run.experiment;
+    let overview = tissue::overview(&slide, mpp, &experiment.tissue)?;
+    let mask = TissueMask::from_rgb(&overview, slide.size(), mpp, &experiment.tissue)?;
+    let artefacts = Artefacts::find(&overview, slide.size(), mpp, &mask, &experiment.quality)?;
+    let mut grid = Grid::new(slide.size(), mpp, &experiment.grid, &mask)?;
+    quality::sort_out(&mut grid, &slide, mpp, &mask, &artefacts, &experiment.quality)?;
     (row.tissue_share, row.candidates, row.kept) = (Some(mask.share()), Some(grid.candidates), Some(grid.kept()));
+    for (column, reason) in row.dropped_mut().into_iter().zip(DropReason::ALL) {
+        *column = grid.drop_counts().get(&reason).copied().unwrap_or(0);
+    }
     let picture = thumbnail(&slide, PICTURE_SIDE)?;
     let mut grid_picture = picture.clone();
-    draw_grid(&mut grid_picture, slide.size(), Some(&mask), &grid.origins, grid.side_level0, &GridColours::default());
+    draw_grid(&mut grid_picture, slide.size(), Some(&mask), &grid, &GridColours::default());
     Ok(Cut {
         coordinates: h5::Coordinates::new(&record.id, slide.levels(), mpp, &grid),
         picture,
@@ -170,11 +214,12 @@ fn why_empty(mask: &TissueMask, grid: &Grid, native: Mpp) -> String {
             "no patch: the slide is smaller than one patch of {} px at {} ({:.0} px at its own {native})",
             grid.spec.size, grid.spec.mpp, grid.side_level0
         ),
-        (None, candidates) => format!(
+        (None, candidates) if grid.drop_counts().keys().all(|reason| *reason == DropReason::Background) => format!(
             "no patch: none of {candidates} positions has {:.0} % tissue (the slide has {:.1} %); lower grid.min_tissue",
             100.0 * grid.spec.min_tissue,
             100.0 * mask.share()
         ),
+        (None, _) => format!("no patch: {}; see [quality]", quality::describe(&grid.drop_counts())),
     }
 }
 

@@ -95,6 +95,8 @@ pub struct SlideRow {
     pub candidates: Option<usize>,
     /// Patches kept.
     pub kept: Option<usize>,
+    /// Positions that gave no patch, by reason: `180 background, 30 pen`.
+    pub dropped: String,
     /// Why the slide was left out, if it was.
     pub failure: Option<String>,
 }

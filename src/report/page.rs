@@ -1,5 +1,8 @@
 //! The page: head, header, and the sections one below the other.
 
+use slide_io::Rgb;
+use slide_io::thumbnail::GridColours;
+
 use super::html::{escape, picture, scroll_box};
 use super::number::grouped;
 use super::{Failure, Figure, Highlight, Report, Thumbnail};
@@ -23,7 +26,7 @@ pub fn document(report: &Report) -> String {
         ("confusion", "Confusion", wrapped("matrices", report.confusions.iter().map(confusion::table).collect())),
         ("training", "Training", wrapped("charts", report.curves.iter().map(chart::figure).collect())),
         ("cohort", "Cohort", cohort::table(&report.cohort)),
-        ("slides", "Slides", wrapped("thumbnails", report.thumbnails.iter().map(thumbnail).collect())),
+        ("slides", "Slides", slides(&report.thumbnails)),
         ("figures", "Figures", wrapped("figures", report.figures.iter().map(figure).collect())),
         ("configuration", "Configuration", configuration(&report.configuration)),
     ];
@@ -117,6 +120,22 @@ fn summary(highlights: &[Highlight]) -> String {
         format!("<div><dt>{}</dt><dd>{}</dd>{interval}</div>", escape(&h.name), escape(&h.value))
     };
     format!(r#"<dl class="tiles">{}</dl>"#, highlights.iter().map(tile).collect::<String>())
+}
+
+/// The pictures under a key of their colours.
+fn slides(thumbnails: &[Thumbnail]) -> String {
+    if thumbnails.is_empty() {
+        return String::new();
+    }
+    let colours = GridColours::default();
+    let named = [("tissue", colours.tissue), ("kept", colours.patch)].map(|(name, colour)| (name.to_owned(), colour));
+    let dropped = colours.dropped.iter().map(|(reason, colour)| (format!("dropped: {reason}"), *colour));
+    let key = |(name, Rgb([r, g, b])): (String, Rgb<u8>)| {
+        format!(r#"<li><span class="key" style="--c:rgb({r},{g},{b})"></span>{name}</li>"#)
+    };
+    let keys: String = named.into_iter().chain(dropped).map(key).collect();
+    let pictures: String = thumbnails.iter().map(thumbnail).collect();
+    format!(r#"<ul class="legend">{keys}</ul><div class="thumbnails">{pictures}</div>"#)
 }
 
 fn thumbnail(thumbnail: &Thumbnail) -> String {

@@ -87,6 +87,7 @@ fn cohort(rng: &mut impl Rng) -> (Vec<SlideRow>, Vec<Failure>) {
                 tissue_share: (opened && i != 17).then_some(if failure.is_some() { 0.0 } else { share }),
                 candidates: failure.is_none().then_some(candidates),
                 kept: failure.is_none().then_some((candidates as f64 * share) as usize),
+                dropped: if failure.is_none() { "180 background, 30 pen".into() } else { String::new() },
                 failure,
             }
         })
@@ -314,6 +315,7 @@ fn every_text_is_escaped() {
             label: hostile(),
             split: hostile(),
             format: hostile(),
+            dropped: hostile(),
             failure: Some(hostile()),
             ..SlideRow::default()
         }],

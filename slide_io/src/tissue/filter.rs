@@ -1,24 +1,46 @@
-//! Filters on low-resolution masks: median, Otsu's threshold, holes, pieces, dilation. Images are row-major slices.
+//! Filters on low-resolution masks: median, entropy, Otsu's threshold, holes, pieces, dilation. Images are row-major slices.
 
 use rayon::prelude::*;
 
 /// Median over a square of side `2 * radius + 1`, clipped at the border (a sliding histogram, Huang 1979).
-pub(super) fn median(values: &[u8], width: usize, height: usize, radius: usize) -> Vec<u8> {
-    if radius == 0 || values.is_empty() {
+pub(crate) fn median(values: &[u8], width: usize, height: usize, radius: usize) -> Vec<u8> {
+    if radius == 0 {
         return values.to_vec();
     }
+    sliding(values, width, height, radius, |counts, size| rank(counts, size / 2))
+}
+
+/// Shannon entropy of the grey levels in a square of side `2 * radius + 1`, clipped at the border: 32 levels of 8 grey
+/// values, so 0 to 5 bits; 51 steps a bit.
+pub(crate) fn entropy(grey: &[u8], width: usize, height: usize, radius: usize) -> Vec<u8> {
+    let levels: Vec<u8> = grey.iter().map(|&v| v / 8).collect();
+    sliding(&levels, width, height, radius, |counts, size| {
+        let share = |&count: &u32| f64::from(count) / f64::from(size);
+        let bits: f64 = counts[..32].iter().filter(|&&n| n > 0).map(share).map(|p| -p * p.log2()).sum();
+        (bits * 51.0).round() as u8
+    })
+}
+
+/// `of` the histogram, and its sum, of the square of side `2 * radius + 1` around every pixel, clipped at the border.
+fn sliding(
+    values: &[u8],
+    width: usize,
+    height: usize,
+    radius: usize,
+    of: impl Fn(&[u32; 256], u32) -> u8 + Sync,
+) -> Vec<u8> {
     let mut out = vec![0; values.len()];
-    out.par_chunks_mut(width).enumerate().for_each(|(y, line)| {
+    out.par_chunks_mut(width.max(1)).enumerate().for_each(|(y, line)| {
         let rows = y.saturating_sub(radius)..(y + radius + 1).min(height);
         let mut counts = [0u32; 256];
-        let mut total = 0;
+        let mut size = 0;
         let mut column = |counts: &mut [u32; 256], x: usize, enters: bool| {
             for row in rows.clone() {
                 let count = &mut counts[usize::from(values[row * width + x])];
                 *count = if enters { *count + 1 } else { *count - 1 };
             }
-            total = if enters { total + rows.len() as u32 } else { total - rows.len() as u32 };
-            total
+            size = if enters { size + rows.len() as u32 } else { size - rows.len() as u32 };
+            size
         };
         let mut size = 0;
         for x in 0..radius.min(width) {
@@ -31,7 +53,7 @@ pub(super) fn median(values: &[u8], width: usize, height: usize, radius: usize) 
             if x > radius {
                 size = column(&mut counts, x - radius - 1, false);
             }
-            *pixel = rank(&counts, size / 2);
+            *pixel = of(&counts, size);
         }
     });
     out
@@ -52,7 +74,7 @@ fn rank(counts: &[u32; 256], below: u32) -> u8 {
 /// Otsu's threshold: the value `t` for which the classes `<= t` and `> t` are furthest apart (largest between-class
 /// variance). Among equal ones, the middle of the first run, so that an empty gap is cut in its middle. 0 if there are
 /// no two classes.
-pub(super) fn otsu(histogram: &[u64; 256]) -> u8 {
+pub(crate) fn otsu(histogram: &[u64; 256]) -> u8 {
     let total: u64 = histogram.iter().sum();
     let sum: f64 = histogram.iter().enumerate().map(|(v, &n)| v as f64 * n as f64).sum();
     let (mut count, mut below, mut best, mut first, mut last) = (0u64, 0.0, 0.0, 0, 0);
@@ -75,7 +97,7 @@ pub(super) fn otsu(histogram: &[u64; 256]) -> u8 {
 }
 
 /// Turns background that is enclosed by tissue and at most `max_area` pixels large into tissue.
-pub(super) fn fill_holes(mask: &mut [bool], width: usize, height: usize, max_area: f64) {
+pub(crate) fn fill_holes(mask: &mut [bool], width: usize, height: usize, max_area: f64) {
     if max_area <= 0.0 {
         return;
     }
@@ -89,7 +111,7 @@ pub(super) fn fill_holes(mask: &mut [bool], width: usize, height: usize, max_are
 }
 
 /// Turns tissue pieces of fewer than `min_area` pixels into background.
-pub(super) fn remove_pieces(mask: &mut [bool], width: usize, height: usize, min_area: f64) {
+pub(crate) fn remove_pieces(mask: &mut [bool], width: usize, height: usize, min_area: f64) {
     components(mask, width, height, true, |mask, pixels| {
         if (pixels.len() as f64) < min_area {
             pixels.iter().for_each(|&i| mask[i] = false);
@@ -134,7 +156,7 @@ fn components(
 }
 
 /// Widens tissue by a rectangle of `radius_x`, `radius_y` pixels on every side.
-pub(super) fn dilate(mask: &mut [bool], width: usize, height: usize, radius_x: usize, radius_y: usize) {
+pub(crate) fn dilate(mask: &mut [bool], width: usize, height: usize, radius_x: usize, radius_y: usize) {
     if radius_x == 0 && radius_y == 0 {
         return;
     }
@@ -150,7 +172,7 @@ pub(super) fn dilate(mask: &mut [bool], width: usize, height: usize, radius_x: u
 }
 
 /// Integral image of `(width + 1) x (height + 1)` nodes: tissue pixels above and to the left of each node.
-pub(super) fn integral(mask: &[bool], width: usize, height: usize) -> Vec<u32> {
+pub(crate) fn integral(mask: &[bool], width: usize, height: usize) -> Vec<u32> {
     let mut sums = vec![0u32; (width + 1) * (height + 1)];
     for y in 0..height {
         let mut row = 0;
@@ -207,6 +229,17 @@ mod tests {
         }
         assert_eq!(median(&values, width, height, 0), values);
         assert_eq!(median(&[9, 1], 2, 1, 25), [9, 9]);
+    }
+
+    #[test]
+    fn entropy_is_that_of_the_window() {
+        // A window of 3 x 3 with six of one level and three of another: 0.9183 bits = 46.8 steps. Levels are 8 values wide.
+        let values = [7, 0, 200, 7, 7, 203, 0, 3, 200];
+        assert_eq!(entropy(&values, 3, 3, 1)[4], 47);
+        // The corner sees 4 pixels, all of level 0.
+        assert_eq!(entropy(&values, 3, 3, 1)[0], 0);
+        let all: Vec<u8> = (0..256 * 4).map(|i| (i % 256) as u8).collect();
+        assert_eq!(entropy(&all, 32, 32, 31)[0], 255);
     }
 
     fn picture(rows: &[&str]) -> (Vec<bool>, usize, usize) {
