@@ -25,10 +25,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Find tissue and write patch coordinates at an exact µm/px (TRIDENT and CLAM layout).
     #[command(after_help = "Example:\n  gensis tile --slides 'slides/*.svs' --set grid.mpp=0.5 --out runs/mine")]
-    Tile(StageArgs),
+    Tile(TileArgs),
     /// Train an encoder on the patches with DINO; continues where it was stopped.
     #[command(after_help = "Example:\n  gensis pretrain --config configs/mosaic.toml --out runs/mosaic --device cuda")]
-    Pretrain(StageArgs),
+    Pretrain(PretrainArgs),
     /// Compute patch embeddings with the trained encoder, one HDF5 file per slide.
     #[command(after_help = "Example:\n  gensis embed --out runs/mosaic")]
     Embed(StageArgs),
@@ -37,7 +37,7 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Run a whole experiment: tile, pretrain, embed, evaluate, report. Finished stages are skipped.
     #[command(
-        after_help = "Example:\n  gensis run configs/mosaic.toml --set data.slides=cohort/train_images --out runs/mosaic"
+        after_help = "Example:\n  gensis run configs/mosaic.toml --slides cohort/train_images --labels cohort/train.csv --out runs/mosaic"
     )]
     Run(RunArgs),
     /// Write report.html of a run folder again.
@@ -73,45 +73,33 @@ fn magnification(text: &str) -> Result<f64, String> {
     number.filter(|mag| (0.1..=200.0).contains(mag)).ok_or_else(|| "give a magnification such as 20".to_owned())
 }
 
-/// Options of a single stage.
+/// What to work on and what to change: settings by name, and shorthands for those that every user needs.
 #[derive(Debug, Clone, Args)]
-pub struct StageArgs {
-    /// Experiment file; left out, the one recorded in --out is used, or the defaults.
-    #[arg(short, long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+pub struct SettingsArgs {
     /// Change one setting, for example --set pretrain.epochs=5. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub settings: Vec<String>,
+    settings: Vec<String>,
     /// A folder of slides or a quoted glob (data.slides).
     #[arg(long, value_name = "FOLDER|GLOB", conflicts_with = "images")]
-    pub slides: Option<String>,
+    slides: Option<String>,
     /// A folder of images in class folders (data.images).
     #[arg(long, value_name = "FOLDER")]
-    pub images: Option<String>,
+    images: Option<String>,
     /// csv with one row per slide (data.labels).
     #[arg(long, value_name = "CSV")]
-    pub labels: Option<String>,
+    labels: Option<String>,
     /// Magnification of the patches, where you think in it: 20 is grid.mpp = 0.5, 40 is 0.25. Every slide is resampled to
     /// it by its true scale.
     #[arg(long, value_name = "X", value_parser = magnification)]
-    pub mag: Option<f64>,
+    mag: Option<f64>,
     /// µm/px of level 0 for every slide, overriding the files (data.mpp).
     #[arg(long, value_name = "UM_PER_PX")]
-    pub mpp: Option<f64>,
-    /// The run folder.
-    #[arg(short, long, value_name = "FOLDER")]
-    pub out: PathBuf,
-    /// Go on in a folder of other settings; stages they touch run again.
-    #[arg(long)]
-    pub update: bool,
-    /// Where to compute.
-    #[command(flatten)]
-    pub compute: ComputeArgs,
+    mpp: Option<f64>,
 }
 
-impl StageArgs {
+impl SettingsArgs {
     /// All settings of the command line, shorthands first.
-    pub fn all_settings(&self) -> Vec<String> {
+    pub fn all(&self) -> Vec<String> {
         // JSON strings are TOML basic strings, so quotes and backslashes in a path stay as they are.
         let text =
             |key: &str, value: &Option<String>| value.as_ref().map(|v| format!("{key}={}", serde_json::json!(v)));
@@ -124,6 +112,50 @@ impl StageArgs {
         ];
         shorthands.into_iter().flatten().chain(self.settings.iter().cloned()).collect()
     }
+}
+
+/// Options of a single stage.
+#[derive(Debug, Clone, Args)]
+pub struct StageArgs {
+    /// Experiment file; left out, the one recorded in --out is used, or the defaults.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to change in it.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    /// The run folder.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Go on in a folder of other settings; stages they touch run again.
+    #[arg(long)]
+    pub update: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// Options of `tile`.
+#[derive(Debug, Clone, Args)]
+pub struct TileArgs {
+    /// Pack the patches of every slide as JPEG in one tar file, which training then reads instead of the slide
+    /// (pack.enabled).
+    #[arg(long)]
+    pub pack: bool,
+    /// The stage's options.
+    #[command(flatten)]
+    pub stage: StageArgs,
+}
+
+/// Options of `pretrain`.
+#[derive(Debug, Clone, Args)]
+pub struct PretrainArgs {
+    /// Fail where there is nothing to continue. Without it a training that was stopped is continued all the same, and
+    /// one that was never begun begins.
+    #[arg(long, conflicts_with = "update")]
+    pub resume: bool,
+    /// The stage's options.
+    #[command(flatten)]
+    pub stage: StageArgs,
 }
 
 /// Options of `evaluate`.
@@ -154,9 +186,9 @@ pub struct RunArgs {
     /// Experiment file.
     #[arg(value_name = "EXPERIMENT")]
     pub experiment: PathBuf,
-    /// Change one setting. May be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub settings: Vec<String>,
+    /// What to change in it.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
     /// The run folder [default: runs/<name of the experiment file>].
     #[arg(short, long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
@@ -197,6 +229,9 @@ pub struct DemoArgs {
     /// Change one setting. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
+    /// Go on in a folder of other settings; stages they touch run again.
+    #[arg(long)]
+    pub update: bool,
     /// Where to compute.
     #[command(flatten)]
     pub compute: ComputeArgs,
@@ -214,8 +249,10 @@ pub struct ConfigArgs {
 #[derive(Debug, Clone, Subcommand)]
 pub enum ConfigAction {
     /// Every setting with its default and meaning.
+    #[command(after_help = "Example:\n  gensis config default > mine.toml")]
     Default,
     /// An experiment file with all defaults filled in.
+    #[command(after_help = "Example:\n  gensis config show configs/mosaic.toml --set pretrain.epochs=50")]
     Show {
         /// Experiment file.
         file: PathBuf,
@@ -272,7 +309,7 @@ mod tests {
             "o",
         ];
         let Command::Tile(args) = Cli::parse_from(line).command else { panic!("expected tile") };
-        let experiment = crate::config::Experiment::load(None, &args.all_settings()).unwrap();
+        let experiment = crate::config::Experiment::load(None, &args.stage.settings.all()).unwrap();
         assert_eq!(experiment.data.slides, "a \"b\"/*.svs");
         assert_eq!((experiment.data.mpp, experiment.grid.mpp.0, experiment.seed), (0.5, 0.25, 3));
         assert!(Cli::try_parse_from(["gensis", "tile", "--mag", "many", "--out", "o"]).is_err());

@@ -8,7 +8,7 @@ mod load;
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
-use slide_io::{GridSpec, QualityParams, TissueParams};
+use slide_io::{GridSpec, PackSpec, QualityParams, TissueParams};
 use std::path::PathBuf;
 
 /// Everything one run needs.
@@ -25,6 +25,8 @@ pub struct Experiment {
     pub grid: GridSpec,
     /// Rules that drop patches of ink, folds, glass and blur.
     pub quality: QualityParams,
+    /// Patches packed for training.
+    pub pack: PackSpec,
     /// Encoder.
     pub model: Model,
     /// DINO projection head.

@@ -11,6 +11,8 @@
 //!    embedding behind one trait, [`PatchSource`](patch::PatchSource); a [`Walk`](walk::Walk) reads a whole slide with
 //!    every stored tile decoded once.
 //!
+//! 7. [`pack`]: the patches of a slide in one file, for training that reads them many times.
+//!
 //! Units: positions are level-0 pixels, sizes are pixels of the level they are read from, scales are µm/px.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -25,6 +27,7 @@ pub mod h5;
 pub mod jpeg;
 pub mod manifest;
 pub mod mask;
+pub mod pack;
 pub mod patch;
 pub mod pyramid;
 pub mod quality;
@@ -39,10 +42,11 @@ pub use geometry::{Level, Mpp, Point, Region, Size};
 pub use grid::{Grid, GridSpec};
 pub use manifest::{Cohort, SlideRecord};
 pub use mask::Mask;
+pub use pack::{PackSpec, PackedPatches};
 pub use patch::{Patch, PatchKey, PatchSource, SlidePatches};
 pub use quality::{DropReason, QualityParams};
 pub use slide::Slide;
-pub use tissue::{TissueMask, TissueMethod, TissueParams};
+pub use tissue::{Overview, TissueMask, TissueMethod, TissueParams};
 pub use walk::Walk;
 
 pub use image::{Rgb, RgbImage};

@@ -153,6 +153,11 @@ impl Footprint {
         };
         Self { scale, corner, x: span(corner.0, level.size.width), y: span(corner.1, level.size.height), copied }
     }
+
+    /// The first pixel of a patch that is the level's own pixels, unchanged.
+    pub(crate) fn copied_from(&self) -> Option<(i64, i64)> {
+        self.copied.then_some((self.x.start, self.y.start))
+    }
 }
 
 /// The whole number `value` is meant to be, or `value`.
@@ -245,7 +250,7 @@ pub struct SlidePatches {
     classes: Vec<String>,
     /// Number of patches up to and including each slide.
     ends: Vec<usize>,
-    open: OpenSlides,
+    open: OpenSlides<Opened>,
 }
 
 impl SlidePatches {
@@ -355,7 +360,7 @@ impl Opened {
 }
 
 /// Slides kept open, shared between threads; the one used longest ago is closed first.
-struct OpenSlides<T = Opened> {
+pub(crate) struct OpenSlides<T> {
     slots: Mutex<VecDeque<(usize, Arc<Slot<T>>)>>,
 }
 
@@ -363,13 +368,13 @@ struct OpenSlides<T = Opened> {
 type Slot<T> = Mutex<Option<Arc<T>>>;
 
 impl<T> OpenSlides<T> {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { slots: Mutex::default() }
     }
 
     /// Slide `index`, opened by `open` unless it is open. Threads that want the same slide wait for one opening; those
     /// that want another do not.
-    fn get(&self, index: usize, open: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+    pub(crate) fn get(&self, index: usize, open: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
         let slot = self.slot(index);
         let mut slide = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slide) = slide.as_ref() {

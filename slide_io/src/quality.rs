@@ -17,7 +17,7 @@ use crate::grid::{Grid, GridSpec};
 use crate::mask::Mask;
 use crate::patch::read_patch;
 use crate::slide::Slide;
-use crate::tissue::{TissueMask, filter, luminance, optical_density, saturation};
+use crate::tissue::{Overview, TissueMask, filter, luminance, optical_density, saturation};
 use crate::walk::Walk;
 
 /// A stroke of a pen is 0.3 mm wide and more; smaller pieces of an ink's colour are pigment or dust, mm².
@@ -143,23 +143,24 @@ pub fn list(counts: &DropCounts) -> String {
     parts.join(", ")
 }
 
-/// Ink and folds on the low-resolution copy of a slide.
+/// Ink, folds and damage on the low-resolution copy of a slide.
 #[derive(Clone, Debug)]
 pub struct Artefacts {
     /// Pen ink, on tissue and beside it.
     pub ink: Mask,
     /// Tissue in two layers.
     pub folds: Mask,
+    /// Where the overview cannot be read, so that nobody knows what is there.
+    pub unreadable: Mask,
 }
 
 impl Artefacts {
-    /// Finds them on `overview`, the low-resolution copy (of [`overview`](crate::tissue::overview)) of a slide of `slide`
-    /// level-0 px at `mpp` µm/px, whose tissue is `tissue`.
+    /// Finds them on the `overview` of a slide of `slide` level-0 px at `mpp` µm/px, whose tissue is `tissue`.
     ///
     /// # Errors
-    /// Values that make no sense, and an overview that is not of the tissue's size.
+    /// Values that make no sense.
     pub fn find(
-        overview: &RgbImage,
+        Overview { image: overview, unreadable, .. }: &Overview,
         slide: Size,
         mpp: Mpp,
         tissue: &TissueMask,
@@ -174,7 +175,8 @@ impl Artefacts {
         filter::remove_pieces(&mut ink, width, height, MIN_INK_MM2 / mm2);
         let mut folds = folds(overview, tissue, &ink, params.fold_density);
         filter::remove_pieces(&mut folds, width, height, MIN_FOLD_MM2 / mm2);
-        Ok(Self { ink: Mask::new(size, slide, ink)?, folds: Mask::new(size, slide, folds)? })
+        let [ink, folds] = [ink, folds].map(|data| Mask::new(size, slide, data));
+        Ok(Self { ink: ink?, folds: folds?, unreadable: unreadable.clone() })
     }
 }
 
@@ -234,7 +236,7 @@ pub fn glass_share(patch: &RgbImage) -> f64 {
 }
 
 /// Moves from `grid.origins` to `grid.dropped` what the rules refuse. Background of which nothing but ink is missing to
-/// `min_tissue` is called pen. `native` is the slide's µm/px.
+/// `min_tissue` is called pen, and background that the overview could not read is called unreadable. `native` is the slide's µm/px.
 ///
 /// # Errors
 /// Values that make no sense.
@@ -249,6 +251,11 @@ pub fn sort_out(
     params.check()?;
     let side = grid.side_level0;
     let share = |mask: &Mask, origin: Point| mask.fraction(origin.x as f64, origin.y as f64, side, side);
+    for (origin, reason) in &mut grid.dropped {
+        if share(&artefacts.unreadable, *origin) > 0.0 {
+            *reason = DropReason::Unreadable;
+        }
+    }
     if params.max_ink < 1.0 {
         for (origin, reason) in &mut grid.dropped {
             let ink = share(&artefacts.ink, *origin);
@@ -332,7 +339,9 @@ mod tests {
         let (size, mpp) = (slide.size(), Mpp(8.0));
         let rules = TissueParams { smooth: 1, max_hole_mm2: 0.0, min_piece_mm2: 0.0, ..TissueParams::default() };
         let tissue = TissueMask::from_rgb(image, size, mpp, &rules).unwrap();
-        let artefacts = Artefacts::find(image, size, mpp, &tissue, params).unwrap();
+        let nothing = Mask::new(size, size, vec![false; image.pixels().len()]).unwrap();
+        let overview = Overview { image: image.clone(), unreadable: nothing, damage: None };
+        let artefacts = Artefacts::find(&overview, size, mpp, &tissue, params).unwrap();
         let spec = GridSpec { mpp, size: 10, stride: 10, min_tissue: 0.5 };
         let mut grid = Grid::new(size, mpp, &spec, &tissue).unwrap();
         sort_out(&mut grid, &slide, mpp, &tissue, &artefacts, params).unwrap();
@@ -434,10 +443,17 @@ mod tests {
         let spec = GridSpec { mpp: Mpp(0.5), size: 64, stride: 64, min_tissue: 0.0 };
         let mut grid = Grid::new(slide.size(), Mpp(0.5), &spec, &full).unwrap();
         let params = QualityParams { min_sharpness: 0.001, ..QualityParams::default() };
-        let artefacts = Artefacts {
-            ink: Mask::new(Size::square(1), slide.size(), vec![false]).unwrap(),
-            folds: Mask::new(Size::square(1), slide.size(), vec![false]).unwrap(),
-        };
+        let overview = Overview::read(&slide, Mpp(0.5), &TissueParams { mpp: 2.0, ..TissueParams::default() }).unwrap();
+        assert!(overview.damage.unwrap().contains("column 1, row 0"));
+        assert_eq!((overview.image.dimensions(), overview.unreadable.share()), ((32, 16), 0.5));
+        let nothing = Mask::new(Size::square(1), slide.size(), vec![false]).unwrap();
+        let artefacts = Artefacts { ink: nothing.clone(), folds: nothing, unreadable: overview.unreadable };
+        // With the tissue of the mended overview the second patch would be background; nobody knows that.
+        let left = TissueMask::from_pixels(Size::new(2, 1), slide.size(), vec![true, false]).unwrap();
+        let strict = GridSpec { min_tissue: 0.5, ..spec.clone() };
+        let mut by_overview = Grid::new(slide.size(), Mpp(0.5), &strict, &left).unwrap();
+        sort_out(&mut by_overview, &slide, Mpp(0.5), &left, &artefacts, &QualityParams::default()).unwrap();
+        assert_eq!(by_overview.dropped, [(Point::new(64, 0), DropReason::Unreadable)]);
         sort_out(&mut grid, &slide, Mpp(0.5), &full, &artefacts, &params).unwrap();
         assert_eq!(grid.origins, [Point::new(0, 0)]);
         assert_eq!(grid.dropped, [(Point::new(64, 0), DropReason::Unreadable)]);

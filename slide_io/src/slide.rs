@@ -104,6 +104,14 @@ impl Slide {
         self.reader.release(level, halvings, column, row);
     }
 
+    /// The stored JPEG of a tile as a complete stream, where the resolution is a level and stored so.
+    pub(crate) fn stored_jpeg(&self, resolution: usize, column: u32, row: u32) -> Result<Option<Vec<u8>>> {
+        match self.sources[resolution] {
+            (level, 0) => self.reader.stored_jpeg(level, column, row),
+            _ => Ok(None),
+        }
+    }
+
     /// Size of level 0.
     pub fn size(&self) -> Size {
         self.levels()[0].size

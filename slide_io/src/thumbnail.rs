@@ -2,11 +2,15 @@
 //!
 //! Only the pyramid is read, never the label or macro image: those show names and barcodes.
 
+use std::cmp::Ordering as CmpOrdering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
 use fast_image_resize::FilterType;
 use image::{Rgb, RgbImage};
 use rayon::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::geometry::{Point, Size};
 use crate::grid::Grid;
 use crate::mask::Mask;
@@ -28,13 +32,89 @@ pub fn thumbnail(slide: &Slide, max_side: u32) -> Result<RgbImage> {
     read_whole(slide, Size::new(side(full.width), side(full.height)))
 }
 
-/// The whole slide, averaged down to `out` px, from the coarsest level that is fine enough.
+/// The whole slide, averaged down to `out` px, from the coarsest level that is fine enough. Damaged tiles are white.
 pub(crate) fn read_whole(slide: &Slide, out: Size) -> Result<RgbImage> {
+    read_mended(slide, out).map(|(image, _)| image)
+}
+
+/// As [`read_whole`], and the rectangles of damaged tiles in level-0 px (corner, width, height). Slides of one level show
+/// here what a pyramid shows only when its patches are read.
+pub(crate) fn read_mended(slide: &Slide, out: Size) -> Result<(RgbImage, Vec<Damaged>)> {
     let full = slide.size();
     let factor = (f64::from(full.width) / f64::from(out.width)).min(f64::from(full.height) / f64::from(out.height));
     let resolution = slide.resolution_for(factor);
-    let size = slide.resolutions()[resolution].size;
-    shrink(size, out, BLOCK, |x, y, size| slide.read_at(resolution, x, y, size))
+    let level = slide.resolutions()[resolution];
+    let damaged = Mutex::new(Vec::new());
+    let (whole, lost) = (AtomicU64::new(0), AtomicU64::new(0));
+    let image = shrink(level.size, out, BLOCK, |x, y, size| {
+        whole.fetch_add(area(size), Ordering::Relaxed);
+        match slide.read_at(resolution, x, y, size) {
+            Err(Error::BadFile { .. }) => {}
+            result => return result,
+        }
+        let (image, cells) = read_around_damage(slide, resolution, (x, y), size)?;
+        for (corner, size, reason) in cells {
+            lost.fetch_add(area(size), Ordering::Relaxed);
+            let scaled = |pixels: f64| pixels * level.downsample;
+            damaged.lock().unwrap_or_else(PoisonError::into_inner).push(Damaged {
+                corner: (scaled(corner.0 as f64), scaled(corner.1 as f64)),
+                size: (scaled(f64::from(size.width)), scaled(f64::from(size.height))),
+                reason,
+            });
+        }
+        Ok(image)
+    })?;
+    let mut damaged = damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
+    damaged
+        .sort_by(|a, b| (a.corner.1, a.corner.0).partial_cmp(&(b.corner.1, b.corner.0)).unwrap_or(CmpOrdering::Equal));
+    match damaged.first() {
+        Some(first) if lost.into_inner() == whole.into_inner() => Err(Error::bad(slide.path(), first.reason.clone())),
+        _ => Ok((image, damaged)),
+    }
+}
+
+/// A part of a slide that cannot be read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Damaged {
+    /// Top left corner, level-0 px.
+    pub corner: (f64, f64),
+    /// Width and height, level-0 px.
+    pub size: (f64, f64),
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// A rectangle of a resolution read tile by tile: the damaged ones are white, and listed with their rectangles.
+fn read_around_damage(
+    slide: &Slide,
+    resolution: usize,
+    (x, y): (i64, i64),
+    size: Size,
+) -> Result<(RgbImage, Vec<((i64, i64), Size, String)>)> {
+    let tile = slide.tile(resolution);
+    let (right, bottom) = (x + i64::from(size.width), y + i64::from(size.height));
+    let edges = |start: i64, end: i64, side: u32| {
+        let side = i64::from(side.max(1));
+        let inner = (start.div_euclid(side) + 1..).map(move |i| i * side).take_while(move |edge| *edge < end);
+        std::iter::once(start).chain(inner).chain([end]).collect::<Vec<_>>()
+    };
+    let mut image = RgbImage::from_pixel(size.width, size.height, Rgb([255; 3]));
+    let mut damaged = Vec::new();
+    for rows in edges(y, bottom, tile.height).windows(2) {
+        for columns in edges(x, right, tile.width).windows(2) {
+            let cell = Size::new((columns[1] - columns[0]) as u32, (rows[1] - rows[0]) as u32);
+            match slide.read_at(resolution, columns[0], rows[0], cell) {
+                Ok(part) => image::imageops::replace(&mut image, &part, columns[0] - x, rows[0] - y),
+                Err(Error::BadFile { what, .. }) => damaged.push(((columns[0], rows[0]), cell, what)),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok((image, damaged))
+}
+
+fn area(size: Size) -> u64 {
+    u64::from(size.width) * u64::from(size.height)
 }
 
 /// Averages a whole level of `source` px down to `out` px, block by block. `read` gives a rectangle of the level. The

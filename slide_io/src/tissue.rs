@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::geometry::{Mpp, Size};
 use crate::mask::Mask;
 use crate::slide::Slide;
-use crate::thumbnail::read_whole;
+use crate::thumbnail::read_mended;
 
 /// Longest side of a mask, px: 33 mm at 8 µm/px, beyond which the mask gets coarser instead of larger. Bounds memory.
 const MAX_SIDE: f64 = 4096.0;
@@ -210,7 +210,7 @@ impl TissueMask {
     /// Values that make no sense, and errors of reading the slide.
     pub fn compute(slide: &Slide, mpp: Mpp, params: &TissueParams) -> Result<Self> {
         params.check()?;
-        Self::from_rgb(&overview(slide, mpp, params)?, slide.size(), mpp, params)
+        Self::from_rgb(&Overview::read(slide, mpp, params)?.image, slide.size(), mpp, params)
     }
 
     /// The mask of a low-resolution copy `image` of a whole slide of `slide` level-0 pixels at `mpp` µm/px.
@@ -283,11 +283,40 @@ impl TissueMask {
 }
 
 /// The low-resolution copy of a slide that masks are made from.
-///
-/// # Errors
-/// Errors of reading the slide.
-pub fn overview(slide: &Slide, mpp: Mpp, params: &TissueParams) -> Result<RgbImage> {
-    read_whole(slide, mask_size(slide.size(), mpp, params))
+#[derive(Clone, Debug)]
+pub struct Overview {
+    /// The whole slide; what cannot be read is white.
+    pub image: RgbImage,
+    /// What cannot be read.
+    pub unreadable: Mask,
+    /// Why the first part of that cannot be read.
+    pub damage: Option<String>,
+}
+
+impl Overview {
+    /// The overview at the scale of `params` of a slide whose level 0 has `mpp` µm/px.
+    ///
+    /// # Errors
+    /// Errors of reading the slide; a few damaged tiles are none.
+    pub fn read(slide: &Slide, mpp: Mpp, params: &TissueParams) -> Result<Self> {
+        params.check()?;
+        let (image, damaged) = read_mended(slide, mask_size(slide.size(), mpp, params))?;
+        let size = Size::new(image.width(), image.height());
+        let blank = Mask::new(size, slide.size(), vec![false; size.width as usize * size.height as usize])?;
+        let (mut data, scale) = (blank.data().to_vec(), blank.scale());
+        for part in &damaged {
+            let pixels = |start: f64, length: f64, scale: f64, limit: u32| {
+                (start / scale).floor().max(0.0) as u32..(((start + length) / scale).ceil() as u32).min(limit)
+            };
+            for y in pixels(part.corner.1, part.size.1, scale.1, size.height) {
+                for x in pixels(part.corner.0, part.size.0, scale.0, size.width) {
+                    data[y as usize * size.width as usize + x as usize] = true;
+                }
+            }
+        }
+        let damage = damaged.into_iter().next().map(|part| part.reason);
+        Ok(Self { image, unreadable: Mask::new(size, slide.size(), data)?, damage })
+    }
 }
 
 /// Size of the mask of a slide: never finer than the slide, never longer than [`MAX_SIDE`].

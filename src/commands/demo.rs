@@ -21,7 +21,7 @@ pub(super) fn demo(args: &DemoArgs) -> Result<Outcome> {
     ];
     settings.extend(args.settings.iter().cloned());
     let experiment = Experiment::parse(DEMO_TOML, "configs/demo.toml", &settings)?;
-    let run = Run::open(experiment, &args.out, false, &args.compute)?;
+    let run = Run::open(experiment, &args.out, args.update, &args.compute)?;
 
     let spec = DemoSpec { seed: run.experiment.seed, ..DemoSpec::default() };
     let painted = run.dir.file("cohort/painted.json")?;

@@ -37,7 +37,7 @@ pub(super) struct Embedded {
 /// Embeds all patches of the experiment with the encoder of its run folder.
 pub(super) fn embed(run: &Run) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
-    let encoder = Encoder::load(&require_encoder(run, &input)?, &device::open(run.device)?)?;
+    let encoder = Encoder::load(&require_encoder(run, &input)?.0, &device::open(run.device)?)?;
     let knn = matches!(input, Input::Images(_));
     let evaluate = &run.experiment.evaluate;
     let baselines = if knn { &evaluate.knn.baselines } else { &evaluate.slide.baselines };

@@ -16,12 +16,13 @@ use slide_io::{Cohort, ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 
 use super::Run;
 use super::embed::is_current;
+use super::pretrain::require_encoder;
 use super::progress::Progress;
 use super::sources::{self, ENCODER_NAME, ImageSets, Input, UNTRAINED_NAME};
 use crate::cli::Task;
 use crate::config::{Baseline, Experiment, SlideLevel};
 use crate::device::{self, DeviceChoice};
-use crate::run_dir::{Failure, StageRecord, remove};
+use crate::run_dir::{Failure, StageRecord, as_stored, remove};
 
 /// The result table of a run, without extension: `.parquet`, `.csv` and `.md` lie there.
 pub(super) const RESULTS: &str = "results/results";
@@ -45,8 +46,13 @@ struct Scores {
 /// Scores whatever the data allow, or the one task asked for.
 pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
+    check_folds(run)?;
+    let (_, encoder) = &require_encoder(run, &input)?;
     let embed = run.dir.record("embed").context("there are no embeddings: run `gensis embed` first")?;
-    let encoder = embed.summary["encoder"].as_str().unwrap_or_default();
+    ensure!(
+        embed.summary["encoder"] == **encoder && embed.header["embed"] == as_stored(&json!(run.experiment.embed)),
+        "the embeddings are of another encoder or of other settings: run `gensis embed` first"
+    );
     let header = header(run, &input, encoder);
     let stem = run.dir.file(RESULTS)?;
     if task == Task::All && run.dir.current("evaluate", &header).is_some() {

@@ -90,10 +90,11 @@ impl Run {
 
     /// Opens the run of a single stage: the given configuration, or the one recorded in the folder. Data that cannot be
     /// found leave the folder, and what it records, as it was.
-    fn open_stage(args: &StageArgs) -> Result<Self> {
+    fn open_stage(args: &StageArgs, more: &[&str]) -> Result<Self> {
         let recorded = args.out.join("experiment.toml");
         let file = args.config.as_deref().or(recorded.exists().then_some(recorded.as_path()));
-        let experiment = Experiment::load(file, &args.all_settings())?;
+        let settings = args.settings.all().into_iter().chain(more.iter().map(|setting| setting.to_string()));
+        let experiment = Experiment::load(file, &settings.collect::<Vec<_>>())?;
         sources::Input::open(&experiment.data)?;
         Self::open(experiment, &args.out, args.update, &args.compute)
     }
@@ -121,10 +122,13 @@ fn unreadable(stage: &str, failure: &ReadFailure) -> Failure {
 pub fn dispatch(cli: Cli) -> Result<Outcome> {
     match cli.command {
         Command::Inspect(args) => inspect::inspect(&args),
-        Command::Tile(args) => stage(&args, tile::tile),
-        Command::Pretrain(args) => stage(&args, pretrain::pretrain),
-        Command::Embed(args) => stage(&args, embed::embed),
-        Command::Evaluate(args) => stage(&args.stage, |run| evaluate::evaluate(run, args.task)),
+        Command::Tile(args) => {
+            let packed = if args.pack { &["pack.enabled=true"][..] } else { &[] };
+            stage(&args.stage, packed, tile::tile)
+        }
+        Command::Pretrain(args) => stage(&args.stage, &[], |run| pretrain::pretrain(run, args.resume)),
+        Command::Embed(args) => stage(&args, &[], embed::embed),
+        Command::Evaluate(args) => stage(&args.stage, &[], |run| evaluate::evaluate(run, args.task)),
         Command::Run(args) => run::run(&args),
         Command::Report(args) => report::write(&args.run).map(|_| Outcome::Done),
         Command::Demo(args) => demo::demo(&args),
@@ -133,8 +137,9 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
     }
 }
 
-fn stage(args: &StageArgs, work: impl FnOnce(&Run) -> Result<()>) -> Result<Outcome> {
-    let run = Run::open_stage(args)?;
+/// Runs one stage with the settings of the command line and `more`.
+fn stage(args: &StageArgs, more: &[&str], work: impl FnOnce(&Run) -> Result<()>) -> Result<Outcome> {
+    let run = Run::open_stage(args, more)?;
     // What failed on the way is worth knowing all the more when the stage fails; its own error is the one to tell.
     let (result, outcome) = (work(&run), run.close());
     result.and(outcome)

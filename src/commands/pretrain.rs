@@ -28,8 +28,8 @@ const UNREADABLE: &str = "unreadable.json";
 /// Patches of the k-NN watch, at most.
 const WATCHED: usize = 1000;
 
-/// Trains the encoder, or continues where the run was stopped.
-pub(super) fn pretrain(run: &Run) -> Result<()> {
+/// Trains the encoder, or continues where the run was stopped; with `must_resume`, only that.
+pub(super) fn pretrain(run: &Run, must_resume: bool) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     let header = header(run, &input)?;
     let folder = run.dir.root().join("pretrain");
@@ -38,6 +38,11 @@ pub(super) fn pretrain(run: &Run) -> Result<()> {
         return Ok(());
     }
     let source = training_patches(run, input)?;
+    ensure!(
+        !must_resume || folder.join(CHECKPOINT).exists(),
+        "there is nothing to resume: {} holds no checkpoint. Leave out --resume to begin",
+        folder.display()
+    );
     run.dir.forget("pretrain")?;
     let resume = begin(run, &folder, &header)?;
 
@@ -86,12 +91,13 @@ fn header(run: &Run, input: &Input) -> Result<Value> {
     Ok(json!({ "stage": "pretrain", "format": sources::FORMAT, "settings": settings, "data": data }))
 }
 
-/// The encoder's file, if it was trained with these settings on these patches.
-pub(super) fn require_encoder(run: &Run, input: &Input) -> Result<PathBuf> {
+/// The encoder's file and hash, if it was trained with these settings on these patches.
+pub(super) fn require_encoder(run: &Run, input: &Input) -> Result<(PathBuf, String)> {
     let path = run.dir.root().join("pretrain").join(ENCODER);
-    let current = run.dir.current("pretrain", &header(run, input)?).is_some() && path.exists();
-    ensure!(current, "there is no encoder trained with these settings on these patches: run `gensis pretrain` first");
-    Ok(path)
+    let record = run.dir.current("pretrain", &header(run, input)?).filter(|_| path.exists());
+    let hash = record.as_ref().and_then(|record| record.summary["encoder"].as_str()).map(str::to_owned);
+    let missing = "there is no encoder trained with these settings on these patches: run `gensis pretrain` first";
+    Ok((path, hash.context(missing)?))
 }
 
 /// Whether to continue what lies in `folder`. A training with other settings or patches is never continued, and never
@@ -130,9 +136,7 @@ fn last_metrics(path: &Path) -> Value {
 fn training_patches(run: &Run, input: Input) -> Result<Arc<dyn PatchSource>> {
     Ok(match input {
         Input::Images(images) => images.train,
-        Input::Slides(cohort) => {
-            Arc::new(sources::slide_patches(run, &sources::training_slides(&cohort), &cohort.classes)?)
-        }
+        Input::Slides(cohort) => sources::training_patches(run, &sources::training_slides(&cohort), &cohort.classes)?,
     })
 }
 

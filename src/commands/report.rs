@@ -144,6 +144,7 @@ fn slide_row(slide: TiledSlide) -> SlideRow {
         candidates: slide.candidates,
         kept: slide.kept,
         dropped,
+        problem: slide.problem.unwrap_or_default(),
         failure: slide.failure,
     }
 }

@@ -10,7 +10,7 @@ use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
 
 pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
-    let experiment = Experiment::load(Some(&args.experiment), &args.settings)?;
+    let experiment = Experiment::load(Some(&args.experiment), &args.settings.all())?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => PathBuf::from("runs").join(args.experiment.file_stem().context("the experiment needs a file name")?),
@@ -30,7 +30,7 @@ pub(super) fn stages(run: &Run) -> Result<Outcome> {
 fn work(run: &Run) -> Result<()> {
     evaluate::check_folds(run)?;
     tile::tile(run)?;
-    pretrain::pretrain(run)?;
+    pretrain::pretrain(run, false)?;
     embed::embed(run)?;
     evaluate::evaluate(run, Task::All)
 }

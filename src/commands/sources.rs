@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use slide_io::manifest::{ColumnNames, Split};
+use slide_io::pack::{self, PackedPatches, PackedSlide};
 use slide_io::{Cohort, ImageFolder, Mpp, PatchSource, SlidePatches, SlideRecord, folder, h5};
 
 use super::Run;
@@ -117,6 +118,11 @@ fn ends(path: &Path) -> std::io::Result<String> {
     Ok(hex(hash))
 }
 
+/// Everything a slide's packed patches depend on.
+pub(super) fn pack_header(run: &Run, record: &SlideRecord) -> Value {
+    json!({ "stage": "pack", "quality": run.experiment.pack.quality, "coordinates": coordinates_header(run, record) })
+}
+
 /// Everything a slide's features depend on.
 pub(super) fn features_header(run: &Run, encoder_hash: &str, record: &SlideRecord) -> Value {
     json!({
@@ -172,6 +178,28 @@ pub(super) fn slide_patches(run: &Run, slides: &[&SlideRecord], classes: &[Strin
     Ok(patches)
 }
 
+/// The patches that training reads: packed ones where the experiment packs them, otherwise those of the slides.
+///
+/// # Errors
+/// As [`slide_patches`]; a slide with coordinates whose patches are not packed with these settings.
+pub(super) fn training_patches(run: &Run, slides: &[&SlideRecord], classes: &[String]) -> Result<Arc<dyn PatchSource>> {
+    if !run.experiment.pack.enabled {
+        return Ok(Arc::new(slide_patches(run, slides, classes)?));
+    }
+    let mut packed = Vec::new();
+    for slide in slides.iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
+        let tar = pack::path(run.dir.root(), &run.experiment.grid, &slide.id);
+        let index = pack::current_index(&tar, &pack_header(run, slide));
+        let index = index.with_context(|| {
+            format!("{} is missing, cut short or of other settings: run `gensis tile --pack`", tar.display())
+        })?;
+        packed.push(PackedSlide { id: slide.id.clone(), tar, label: slide.label, patches: index.patches });
+    }
+    let patches = PackedPatches::new(packed, classes.to_vec())?;
+    ensure!(!patches.is_empty(), "no slide has patches: run `gensis tile` first, and look at failures.csv");
+    Ok(Arc::new(patches))
+}
+
 /// Where `tile` writes a slide's coordinates.
 pub(super) fn coordinates_path(run: &Run, slide: &str) -> PathBuf {
     h5::coordinates_path(run.dir.root(), &run.experiment.grid, slide)
@@ -197,6 +225,9 @@ pub(super) fn slides_fingerprint(run: &Run, cohort: &Cohort) -> Value {
     for slide in training_slides(cohort).into_iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
         hash.update(slide.id.as_bytes());
         hash.update(coordinates_header(run, slide).to_string());
+        if run.experiment.pack.enabled {
+            hash.update(pack_header(run, slide).to_string());
+        }
     }
     json!(hex(hash))
 }

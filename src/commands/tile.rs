@@ -1,7 +1,7 @@
 //! `gensis tile`: for every slide its tissue, its grid at an exact µm/px, a coordinates file, and a picture of both.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
@@ -11,11 +11,13 @@ use serde_json::json;
 use slide_io::jpeg::ColorModel;
 use slide_io::quality::{self, Artefacts, DropCounts};
 use slide_io::thumbnail::{GridColours, draw_grid, thumbnail};
-use slide_io::{DropReason, Error, Grid, Mpp, RgbImage, Slide, SlideRecord, TissueMask, atomic_file, h5, tissue};
+use slide_io::{
+    DropReason, Error, Grid, Mpp, Overview, Point, RgbImage, Slide, SlideRecord, TissueMask, atomic_file, h5, pack,
+};
 
 use super::Run;
 use super::progress::Progress;
-use super::sources::{Input, coordinates_header, coordinates_path};
+use super::sources::{Input, coordinates_header, coordinates_path, pack_header};
 use crate::data::prefetch::panic_message;
 use crate::run_dir::{Failure, StageRecord, remove};
 
@@ -39,6 +41,8 @@ pub(super) struct TiledSlide {
     pub dropped_fold: usize,
     pub dropped_unreadable: usize,
     pub dropped_blur: usize,
+    /// What is wrong with a slide that was cut all the same.
+    pub problem: Option<String>,
     pub failure: Option<String>,
 }
 
@@ -79,7 +83,7 @@ pub(super) fn tile(run: &Run) -> Result<()> {
         .par_iter()
         .map(|slide| {
             let (row, was_current) = tile_slide(run, slide)?;
-            if let Some(reason) = &row.failure {
+            if let Some(reason) = row.failure.as_ref().or(row.problem.as_ref()) {
                 progress.line(&format!("tile: {}: {reason}", row.id));
             }
             if was_current {
@@ -90,16 +94,21 @@ pub(super) fn tile(run: &Run) -> Result<()> {
         })
         .collect();
     let rows = rows.into_iter().collect::<Result<Vec<_>>>()?;
+    let unpacked = if run.experiment.pack.enabled { pack_slides(run, &cohort.slides)? } else { vec![] };
 
     let failed = |row: &TiledSlide| {
-        row.failure.clone().map(|reason| Failure { stage: "tile".into(), item: row.id.clone(), reason })
+        row.failure.clone().or(row.problem.clone()).map(|reason| Failure {
+            stage: "tile".into(),
+            item: row.id.clone(),
+            reason,
+        })
     };
     let problems = cohort.problems.iter().map(|problem| Failure {
         stage: "tile".into(),
         item: problem.item.clone(),
         reason: problem.reason.clone(),
     });
-    let failures: Vec<Failure> = rows.iter().filter_map(failed).chain(problems).collect();
+    let failures: Vec<Failure> = rows.iter().filter_map(failed).chain(problems).chain(unpacked).collect();
     let patches: usize = rows.iter().filter_map(|row| row.kept).sum();
     let reused = reused.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     progress.finish(&format!(
@@ -150,6 +159,7 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     };
     let written = h5::write_coordinates(&path, &cut.coordinates, &header);
     written.with_context(|| format!("cannot write the coordinates of {}", record.id))?;
+    write_dropped(&run.dir.root().join(dropped_path(run, &record.id)), &cut.dropped)?;
     let job = h5::job_folder(&run.experiment.grid);
     write_jpeg(&run.dir.file(&format!("thumbnails/{}.jpg", record.id))?, &cut.picture)?;
     write_jpeg(&run.dir.file(&format!("{job}/visualization/{}.jpg", record.id))?, &cut.grid_picture)?;
@@ -160,6 +170,44 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     atomic_file::write(&row_path(run, &record.id)?, &stored)?;
     // As the next run will read it: JSON may move the last bit of a number.
     Ok((serde_json::from_slice(&stored)?, false))
+}
+
+/// Packs the patches of every slide that has some, slide after slide on all threads; returns those that cannot be read.
+fn pack_slides(run: &Run, slides: &[SlideRecord]) -> Result<Vec<Failure>> {
+    let progress = Progress::new("pack", slides.len() as u64, "slides");
+    let mut failures = Vec::new();
+    let (mut patches, mut copied) = (0, 0);
+    for slide in slides.iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
+        let index = pack_slide(run, slide).with_context(|| format!("cannot pack the patches of {}", slide.id))?;
+        patches += index.patches.len();
+        copied += index.copied;
+        failures.extend(index.unreadable.into_iter().map(|(Point { x, y }, reason)| {
+            progress.line(&format!("pack: {}: {reason}", slide.id));
+            Failure { stage: "tile".into(), item: format!("{} (x {x}, y {y})", slide.id), reason }
+        }));
+        progress.advance(1);
+    }
+    progress.finish(&format!("{patches} patches, {copied} of them stored tiles of their slides"));
+    Ok(failures)
+}
+
+/// The packed patches of one slide, packed now unless they are current.
+fn pack_slide(run: &Run, record: &SlideRecord) -> Result<pack::Index> {
+    let (grid, header) = (&run.experiment.grid, pack_header(run, record));
+    let tar = pack::path(run.dir.root(), grid, &record.id);
+    if let Some(index) = pack::current_index(&tar, &header) {
+        return Ok(index);
+    }
+    let coordinates = h5::read_coordinates(&coordinates_path(run, &record.id))?;
+    let mpp = coordinates.geometry.and_then(|geometry| geometry.mpp).context("its coordinates lack the µm/px")?;
+    let slide = Slide::open(&record.path)?;
+    Ok(pack::write(
+        &tar,
+        (&record.id, &slide, mpp),
+        (grid, &coordinates.origins),
+        run.experiment.pack.quality,
+        &header,
+    )?)
 }
 
 /// A decoder that panics on one slide must not end the cohort.
@@ -173,6 +221,8 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, S
 /// What one slide leaves.
 struct Cut {
     coordinates: h5::Coordinates,
+    /// Positions that gave no patch for another reason than background.
+    dropped: Vec<(Point, DropReason)>,
     picture: RgbImage,
     grid_picture: RgbImage,
     why_empty: String,
@@ -186,8 +236,8 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     row.mpp = mpp.map(|mpp| mpp.0);
     let mpp = mpp.ok_or_else(|| Error::NoScale { path: record.path.clone() })?;
     let experiment = &run.experiment;
-    let overview = tissue::overview(&slide, mpp, &experiment.tissue)?;
-    let mask = TissueMask::from_rgb(&overview, slide.size(), mpp, &experiment.tissue)?;
+    let overview = Overview::read(&slide, mpp, &experiment.tissue)?;
+    let mask = TissueMask::from_rgb(&overview.image, slide.size(), mpp, &experiment.tissue)?;
     let artefacts = Artefacts::find(&overview, slide.size(), mpp, &mask, &experiment.quality)?;
     let mut grid = Grid::new(slide.size(), mpp, &experiment.grid, &mask)?;
     quality::sort_out(&mut grid, &slide, mpp, &mask, &artefacts, &experiment.quality)?;
@@ -195,11 +245,21 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     for (column, reason) in row.dropped_mut().into_iter().zip(DropReason::ALL) {
         *column = grid.drop_counts().get(&reason).copied().unwrap_or(0);
     }
+    if row.dropped_unreadable > 0 {
+        let why = overview.damage.as_deref().unwrap_or("a damaged tile");
+        let table = dropped_path(run, &record.id);
+        row.problem = Some(format!(
+            "{} position(s) cannot be read and are left out (in {}): {why}",
+            row.dropped_unreadable,
+            table.display()
+        ));
+    }
     let picture = thumbnail(&slide, PICTURE_SIDE)?;
     let mut grid_picture = picture.clone();
     draw_grid(&mut grid_picture, slide.size(), Some(&mask), &grid, &GridColours::default());
     Ok(Cut {
         coordinates: h5::Coordinates::new(&record.id, slide.levels(), mpp, &grid),
+        dropped: grid.dropped.iter().filter(|(_, reason)| *reason != DropReason::Background).copied().collect(),
         picture,
         grid_picture,
         why_empty: why_empty(&mask, &grid, mpp),
@@ -223,7 +283,25 @@ fn why_empty(mask: &TissueMask, grid: &Grid, native: Mpp) -> String {
     }
 }
 
-fn row_path(run: &Run, slide: &str) -> Result<std::path::PathBuf> {
+/// The table of a slide's positions that gave no patch, in the run folder: `<job folder>/dropped/<slide>.csv`.
+fn dropped_path(run: &Run, slide: &str) -> PathBuf {
+    Path::new(&h5::job_folder(&run.experiment.grid)).join("dropped").join(format!("{slide}.csv"))
+}
+
+/// Writes x and y (level-0 px) and the reason of every dropped position but background; nothing where there is none.
+fn write_dropped(path: &Path, dropped: &[(Point, DropReason)]) -> Result<()> {
+    if dropped.is_empty() {
+        return remove(path);
+    }
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(["x", "y", "reason"])?;
+    for (Point { x, y }, reason) in dropped {
+        table.write_record([x.to_string(), y.to_string(), reason.to_string()])?;
+    }
+    Ok(atomic_file::write(path, &table.into_inner()?)?)
+}
+
+fn row_path(run: &Run, slide: &str) -> Result<PathBuf> {
     run.dir.file(&format!("stages/tile/{slide}.json"))
 }
 

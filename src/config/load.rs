@@ -132,6 +132,7 @@ impl Experiment {
         self.tissue.check().context("configuration: [tissue]")?;
         self.grid.check().context("configuration: [grid]")?;
         self.quality.check().context("configuration: [quality]")?;
+        self.pack.check().context("configuration: [pack]")?;
         self.model.resolve().context("configuration: [model]")?;
         augment::check(&self.crops).context("configuration: [crops]")?;
         mil_config(&self.evaluate.slide).check().context("configuration: [evaluate.slide]")

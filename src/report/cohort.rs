@@ -69,7 +69,8 @@ fn line(row: &SlideRow, most: usize) -> String {
     .concat();
     let (class, status) = match &row.failure {
         Some(reason) => (r#" class="failed""#, format!(r#"<strong>left out:</strong> {}"#, escape(reason))),
-        None => ("", "tiled".into()),
+        None if row.problem.is_empty() => ("", "tiled".into()),
+        None => ("", format!("tiled, but {}", escape(&row.problem))),
     };
     format!(
         "<tr{class}><th scope=\"row\">{}</th><td class=\"status\">{status}</td>{words}{numbers}{kept}<td>{}</td></tr>\n",

@@ -97,6 +97,8 @@ pub struct SlideRow {
     pub kept: Option<usize>,
     /// Positions that gave no patch, by reason: `180 background, 30 pen`.
     pub dropped: String,
+    /// What is wrong with a slide that was tiled all the same; may be empty.
+    pub problem: String,
     /// Why the slide was left out, if it was.
     pub failure: Option<String>,
 }

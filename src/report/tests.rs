@@ -88,6 +88,7 @@ fn cohort(rng: &mut impl Rng) -> (Vec<SlideRow>, Vec<Failure>) {
                 candidates: failure.is_none().then_some(candidates),
                 kept: failure.is_none().then_some((candidates as f64 * share) as usize),
                 dropped: if failure.is_none() { "180 background, 30 pen".into() } else { String::new() },
+                problem: String::new(),
                 failure,
             }
         })
@@ -316,6 +317,7 @@ fn every_text_is_escaped() {
             split: hostile(),
             format: hostile(),
             dropped: hostile(),
+            problem: hostile(),
             failure: Some(hostile()),
             ..SlideRow::default()
         }],

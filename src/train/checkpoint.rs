@@ -1,7 +1,7 @@
 //! Checkpoints: one safetensors file with student, teacher, optimiser and centre, and in its metadata the step and the
 //! configuration. Random numbers are hashes of seed, step and index, so the step is all that is kept of them.
 
-use super::dino::Trainer;
+use super::dino::{NOT_FINITE, Trainer};
 use crate::model::parameters::{self, Named, Values};
 use crate::model::weights::{read_safetensors, write_safetensors};
 use anyhow::{Context, Result, bail, ensure};
@@ -32,7 +32,7 @@ const KIND: &str = "dino checkpoint";
 /// Writes the state before `step`, atomically.
 ///
 /// # Errors
-/// A folder that cannot be written to.
+/// A folder that cannot be written to; weights that are not finite, which no run could continue from.
 pub fn save(path: &Path, trainer: &Trainer, step: usize) -> Result<()> {
     let mut tensors = Named::new();
     for (part, network) in [("student", &trainer.student), ("teacher", &trainer.teacher)] {
@@ -44,6 +44,9 @@ pub fn save(path: &Path, trainer: &Trainer, step: usize) -> Result<()> {
         }
     }
     tensors.insert("center".into(), flat(&trainer.center.clone().reshape([-1]))?);
+    if let Some((name, _)) = tensors.iter().find(|(_, values)| !values.data.iter().all(|value| value.is_finite())) {
+        bail!("{name} is not finite after step {step}, so the checkpoint before is kept. {NOT_FINITE}");
+    }
     let header = Header {
         kind: KIND.into(),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -104,6 +104,10 @@ struct Part {
     logits: Tensor<2>,
 }
 
+/// What to do about a loss or a gradient that is not finite.
+pub(super) const NOT_FINITE: &str = "Train anew (another --out, or --update) with a lower pretrain.lr, a longer \
+    pretrain.warmup_epochs or a smaller pretrain.clip_grad; with precision bf16, try f32";
+
 impl Trainer {
     /// A fresh start. `device` has no autodiff; it gets it here where gradients are needed.
     ///
@@ -180,17 +184,14 @@ impl Trainer {
             entropies.push(part.entropy);
             logits.push(part.logits);
         }
-        let mean_logits = sum(logits)?.div_scalar(teacher_rows);
         let keep = self.settings.pretrain.center_momentum;
-        let center = self.center.clone().mul_scalar(keep) + mean_logits.mul_scalar(1.0 - keep);
+        let center = next_center(self.center.clone(), sum(logits)?, teacher_rows, keep);
         let center_norm = center.clone().square().sum().sqrt();
         let [loss, teacher_entropy, center_norm] =
             read([sum(losses)?, sum(entropies)?, center_norm]).context("the step could not be read back")?;
         if !loss.is_finite() {
             bail!(
-                "the loss is {loss} at step {step} (epoch {}, lr {:.3e}): nothing was updated. Resume from the last \
-                 checkpoint with a lower pretrain.lr, a longer pretrain.warmup_epochs or a smaller pretrain.clip_grad; \
-                 with precision bf16, try f32",
+                "the loss is {loss} at step {step} (epoch {}, lr {:.3e}): nothing was updated. {NOT_FINITE}",
                 self.schedule.epoch(step),
                 values.lr
             );
@@ -198,6 +199,13 @@ impl Trainer {
 
         self.center = center;
         let gradient_norm = self.optimizer.step(&mut self.student, &mut self.teacher, gradients, values);
+        if let Some(norm) = gradient_norm.filter(|norm| !norm.is_finite()) {
+            bail!(
+                "the gradient is {norm} at step {step} (epoch {}, lr {:.3e}); the last checkpoint is as it was. {NOT_FINITE}",
+                self.schedule.epoch(step),
+                values.lr
+            );
+        }
         Ok(StepReport {
             step,
             epoch: self.schedule.epoch(step),
@@ -297,6 +305,12 @@ impl Trainer {
         );
         Ok(())
     }
+}
+
+/// The centre `[1, out]` after a step whose raw teacher logits sum to `logits` over `rows` rows: a running mean of which
+/// it keeps `keep`.
+pub(super) fn next_center(center: Tensor<2>, logits: Tensor<2>, rows: f64, keep: f64) -> Tensor<2> {
+    center.mul_scalar(keep) + logits.div_scalar(rows).mul_scalar(1.0 - keep)
 }
 
 /// `count` nearly equal ranges of 0..size; fewer where there are fewer samples.

@@ -82,6 +82,13 @@ mod tests {
     }
 
     #[test]
+    fn the_centre_follows_the_raw_logits_of_both_crops() {
+        let center =
+            super::super::dino::next_center(tensor([[0.01, 0.0, -0.01]]), tensor(TEACHER).sum_dim(0), 2.0, 0.9);
+        close(&list(center), &[0.0155, 0.005, -0.0125]);
+    }
+
+    #[test]
     fn the_slope_of_the_loss_is_that_of_autodiff() {
         let live = Tensor::<2>::from_inner(tensor(STUDENT)).require_grad();
         let log = log_softmax(live.clone().div_scalar(0.1), 1);

@@ -90,6 +90,38 @@ fn the_untrained_network_can_be_scored_beside_the_trained_one() {
     REFERENCE.cohort.run(&run, &pixels).with_error(["evaluate.slide.baselines", "evaluate.knn"]);
 }
 
+/// A stage by itself works on what the stages before it made with the same settings, or not at all.
+#[test]
+fn scores_of_another_encoder_or_of_other_embeddings_are_not_given() {
+    let (_folder, run) = finished();
+    let out = run.to_str().unwrap();
+    let evaluate = |setting: &str| gensis(["evaluate", "--out", out, "--update", "--set", setting]);
+    evaluate("model.depth=1").with_error(["no encoder trained with these settings", "gensis pretrain"]);
+    let recorded = REFERENCE.cohort.experiment();
+    let again = ["--out", out, "--update", "--config", recorded.to_str().unwrap()];
+    gensis(["evaluate"].into_iter().chain(again).chain(["--set", "embed.resize=48"])).with_error(["gensis embed"]);
+    gensis(["evaluate"].into_iter().chain(again)).with_code(0);
+    assert_same(&results(&run), &results(&REFERENCE.run));
+}
+
+#[test]
+fn resuming_needs_something_to_resume() {
+    let (folder, run) = finished();
+    let config = REFERENCE.cohort.experiment();
+    let pretrain = |out: &std::path::Path| {
+        gensis(["pretrain", "--resume", "--config", config.to_str().unwrap(), "--out", out.to_str().unwrap()])
+    };
+    pretrain(&run).with_code(0).saying(["pretrain: up to date"]);
+    fs::remove_file(run.join("stages/pretrain.json")).unwrap();
+    fs::remove_file(run.join("pretrain/encoder.safetensors")).unwrap();
+    pretrain(&run).with_code(0);
+    assert_same(&results(&run), &results(&REFERENCE.run));
+    let fresh = folder.path().join("fresh");
+    let tile = ["tile", "--config", config.to_str().unwrap(), "--out", fresh.to_str().unwrap()];
+    gensis(tile).with_code(0);
+    pretrain(&fresh).with_error(["nothing to resume", "--resume"]);
+}
+
 #[test]
 fn an_update_that_is_killed_does_not_continue_the_old_training() {
     let (folder, run) = finished();

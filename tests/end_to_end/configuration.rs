@@ -105,6 +105,10 @@ fn help_of_every_command_has_an_example() {
         let help = gensis([command, "--help"]).with_code(0).stdout;
         assert!(help.contains(&format!("Example:\n  gensis {command}")), "{help}");
     }
+    for action in ["default", "show"] {
+        let help = gensis(["config", action, "--help"]).with_code(0).stdout;
+        assert!(help.contains(&format!("Example:\n  gensis config {action}")), "{help}");
+    }
     let demo = gensis(["demo", "--help"]).stdout;
     assert!(demo.split_whitespace().collect::<Vec<_>>().join(" ").contains("[default: demo-run]"), "{demo}");
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::cohort::{EXPERIMENT, section};
 use crate::folder::{assert_same, failures, results, table};
-use crate::program::{Ended, gensis};
+use crate::program::{Ended, Stopped, gensis, holds_file, kill_when};
 
 /// Eight training and four test images of each of two classes, PNG and JPEG, 64 px.
 fn draw(root: &Path) {
@@ -57,6 +57,25 @@ fn image_folders_are_scored_by_k_nn_beside_the_baselines() {
     );
     run(&images, &again, &["--threads", "1"]).with_code(0);
     assert_same(&results(&again), &results(&out));
+}
+
+#[test]
+fn a_run_on_images_killed_in_training_and_in_embedding_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, out, whole] = ["images", "run", "whole"].map(|name| folder.path().join(name));
+    draw(&images);
+    run(&images, &whole, &[]).with_code(0);
+    let file = images.with_extension("toml");
+    let baselines = r#"evaluate.knn.baselines=["random", "pixels"]"#;
+    let command = ["run", file.to_str().unwrap(), "--out", out.to_str().unwrap(), "--set", baselines];
+    let steps = || fs::read_to_string(out.join("pretrain/metrics.jsonl")).map_or(0, |text| text.lines().count());
+    let moments: [&dyn Fn(&str) -> bool; 2] = [&|_| steps() > 0, &|_| holds_file(&out.join("features"), ".parquet")];
+    for moment in moments {
+        assert!(matches!(kill_when(command, moment), Stopped::Killed), "it ended before it could be killed");
+        assert!(!out.join("report.html").exists());
+    }
+    gensis(command).with_code(0);
+    assert_same(&results(&out), &results(&whole));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::cohort::{JOB, REFERENCE};
-use crate::folder::{assert_same, failures, left_over, results};
+use crate::folder::{assert_same, failures, files, left_over, results};
 use crate::program::{Stopped, gensis, gensis_with_small_files, holds_file, kill_when};
 
 #[test]
@@ -115,6 +115,38 @@ fn writes_that_fail_are_told_and_lose_nothing() {
     gensis(&command).with_code(0);
     assert_eq!(left_over(&run), Vec::<String>::new());
     assert_same(&results(&run), &results(&reference.run));
+}
+
+/// Everything is done but one stage, whose file is larger than allowed: the stage names it, and is done when it may.
+#[test]
+fn writes_that_fail_late_are_told_and_lose_nothing() {
+    let reference = &*REFERENCE;
+    let features = format!("{JOB}/features_dino");
+    let late = [
+        ("embed", Some(features.as_str()), ".h5"),
+        ("evaluate", Some("results"), "results."),
+        ("report", None, "report.html"),
+    ];
+    for (stage, place, name) in late {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        crate::folder::copy(&reference.run, &run);
+        let out = run.to_str().unwrap();
+        let command = if place.is_some() { vec![stage, "--out", out] } else { vec![stage, out] };
+        let written = |(file, _): &(&String, &Vec<u8>)| file.starts_with(place.unwrap_or("report.html"));
+        let size = files(&run).iter().filter(written).map(|(_, bytes)| bytes.len()).max().unwrap();
+        if let Some(place) = place {
+            std::fs::remove_file(run.join("stages").join(format!("{stage}.json"))).unwrap();
+            std::fs::remove_dir_all(run.join(place)).unwrap();
+        }
+        std::fs::remove_file(run.join("report.html")).unwrap();
+        gensis_with_small_files(size as u64 / 512 - 1, &command).with_error([name]);
+        gensis(&command).with_code(0);
+        assert_eq!(left_over(&run), Vec::<String>::new());
+        gensis(reference.cohort.command(&run, &[])).with_code(0);
+        assert_same(&results(&run), &results(&reference.run));
+        assert!(run.join("report.html").exists());
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! | `labels` | what can be wrong with a csv, given splits, groups |
 //! | `configuration` | mistakes in configurations and on the command line; `config`, `inspect`, `doctor` |
 //! | `images` | image folders instead of slides |
+//! | `packing` | patches packed for training |
 
 #![allow(clippy::unwrap_used)]
 
@@ -23,5 +24,6 @@ mod folder;
 mod images;
 mod interruption;
 mod labels;
+mod packing;
 mod program;
 mod whole_run;

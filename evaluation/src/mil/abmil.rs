@@ -49,12 +49,17 @@ impl Aggregator for GatedAbmil {
             let mask = dropout_mask(hidden.dims(), self.dropout, rng, &hidden.device());
             hidden = hidden * mask;
         }
-        let attend = self.attend.forward(hidden.clone()).tanh();
-        let gate = sigmoid(self.gate.forward(hidden.clone()));
-        let score = self.score.forward(attend * gate).reshape([1, patches]);
-        let attention = softmax(score, 1);
+        let attention = softmax(self.scores(hidden.clone()).reshape([1, patches]), 1);
         let pooled = attention.clone().matmul(hidden);
         BagOutput { logits: self.classify.forward(pooled), attention: attention.reshape([patches]) }
+    }
+}
+
+impl GatedAbmil {
+    /// wᵀ(tanh(V h) ⊙ σ(U h)) of the hidden patches `[patches, hidden]`, `[patches, 1]`: attention before the softmax.
+    fn scores(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let gate = sigmoid(self.gate.forward(hidden.clone()));
+        self.score.forward(self.attend.forward(hidden).tanh() * gate)
     }
 }
 
@@ -120,7 +125,9 @@ mod tests {
             classify: layer(&identity),
             dropout: 0.25,
         };
-        let output = head.forward(matrix(&[vec![2.0, 0.0], vec![0.0, 1.0]], &device), None);
+        let bag = matrix(&[vec![2.0, 0.0], vec![0.0, 1.0]], &device);
+        assert_close("scores", &numbers(&head.scores(bag.clone())), &[0.849_112_7, 0.556_769_9], 1e-6);
+        let output = head.forward(bag, None);
         assert_close("attention", &numbers(&output.attention), &[0.572_569_6, 0.427_430_4], 1e-6);
         assert_close("z", &numbers(&output.logits), &[1.145_139_2, 0.427_430_4], 1e-6);
     }

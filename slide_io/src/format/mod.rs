@@ -12,7 +12,7 @@
 //! | 2 | implement `Reader` for it: rectangles inside a level, from any thread | same file |
 //! | 3 | `detect` (from the path and first bytes, cheap) and `open`, which fills `Info` | same file |
 //! | 4 | a line in [`FORMATS`], before every format that would take its files less well | here |
-//! | 5 | real or generated files in `tests/formats.rs`: against another reader, cut short, damaged | tests |
+//! | 5 | real or generated files in `tests/formats`: against another reader, cut short, damaged | tests |
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -99,6 +99,11 @@ pub(crate) trait Reader: Send + Sync {
 
     /// Forgets a decoded tile of a level that will not be read again soon.
     fn release(&self, _level: usize, _halvings: u8, _column: u32, _row: u32) {}
+
+    /// The stored JPEG of a tile as a complete stream that any decoder reads the right way; `None` where there is none.
+    fn stored_jpeg(&self, _level: usize, _column: u32, _row: u32) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
 
     /// The associated image `name`, one of [`Info::associated`].
     fn read_associated(&self, name: &str) -> Result<RgbImage>;

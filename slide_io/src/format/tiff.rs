@@ -283,6 +283,18 @@ impl Reader for TiffReader {
         tile_cache::shared().release(TileKey { reader: self.id, image: level, halvings, index });
     }
 
+    fn stored_jpeg(&self, level: usize, column: u32, row: u32) -> Result<Option<Vec<u8>>> {
+        let image = &self.images[level];
+        let index = row as usize * image.across() as usize + column as usize;
+        if image.compression != JPEG || !image.tiled || image.lengths[index] == 0 {
+            return Ok(None);
+        }
+        let mut stream = Vec::new();
+        let spliced = self.compressed(level, index).and_then(|bytes| splice(image, &bytes, &mut stream));
+        spliced.map_err(|what| self.bad_tile(level, column, row, what))?;
+        Ok(Some(stream))
+    }
+
     fn read_associated(&self, name: &str) -> Result<RgbImage> {
         let level = self.names.iter().position(|known| known.as_deref() == Some(name));
         let level = level.ok_or_else(|| Error::Usage(format!("no associated image `{name}`")))?;
@@ -313,15 +325,9 @@ impl TiffReader {
         };
         let size = Size::new(image.chunk.width, rows);
         let decode = || {
-            let named = |what: String| {
-                let image =
-                    self.names[level].as_ref().map_or(format!("level {level}"), |name| format!("image `{name}`"));
-                Error::bad(&self.path, format!("{image}, tile (column {column}, row {row}): {what}"))
-            };
-            let mut bytes = vec![0; image.lengths[index].min(MAX_CHUNK_BYTES) as usize];
-            self.file.read_exact_at(&mut bytes, image.offsets[index]).map_err(|e| named(e.to_string()))?;
-            let pixels = decode_chunk(image, size, halvings, &bytes).map_err(named)?;
-            Ok(Arc::new(pixels))
+            let bytes = self.compressed(level, index);
+            let pixels = bytes.and_then(|bytes| decode_chunk(image, size, halvings, &bytes));
+            pixels.map(Arc::new).map_err(|what| self.bad_tile(level, column, row, what))
         };
         let Size { width, height } = size.halved(halvings);
         let key = TileKey { reader: self.id, image: level, halvings, index };
@@ -329,12 +335,33 @@ impl TiffReader {
     }
 }
 
+impl TiffReader {
+    /// The stored bytes of a tile.
+    fn compressed(&self, level: usize, index: usize) -> std::result::Result<Vec<u8>, String> {
+        let image = &self.images[level];
+        let mut bytes = vec![0; image.lengths[index].min(MAX_CHUNK_BYTES) as usize];
+        self.file.read_exact_at(&mut bytes, image.offsets[index]).map_err(|e| e.to_string())?;
+        Ok(bytes)
+    }
+
+    fn bad_tile(&self, level: usize, column: u32, row: u32, what: String) -> Error {
+        let image = self.names[level].as_ref().map_or(format!("level {level}"), |name| format!("image `{name}`"));
+        Error::bad(&self.path, format!("{image}, tile (column {column}, row {row}): {what}"))
+    }
+}
+
+/// A JPEG tile with its tables, and the colour model that the directory states, in `stream`.
+fn splice(image: &Directory, bytes: &[u8], stream: &mut Vec<u8>) -> std::result::Result<jpeg::Frame, String> {
+    let color = if image.photometric == 2 { ColorModel::Rgb } else { ColorModel::YCbCr };
+    stream.reserve(bytes.len() + image.jpeg_tables.len() + 16);
+    jpeg::splice(&image.jpeg_tables, bytes, color, stream).map_err(|e| e.to_string())
+}
+
 /// The RGB pixels of one chunk of `size` pixels, halved `halvings` times.
 fn decode_chunk(image: &Directory, size: Size, halvings: u8, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
     if image.compression == JPEG {
-        let color = if image.photometric == 2 { ColorModel::Rgb } else { ColorModel::YCbCr };
-        let mut stream = Vec::with_capacity(bytes.len() + image.jpeg_tables.len() + 16);
-        let frame = jpeg::splice(&image.jpeg_tables, bytes, color, &mut stream).map_err(|e| e.to_string())?;
+        let mut stream = Vec::new();
+        let frame = splice(image, bytes, &mut stream)?;
         if frame.width != size.width as usize || frame.height != size.height as usize {
             let (Size { width, height }, jpeg::Frame { width: w, height: h }) = (size, frame);
             return Err(format!("its JPEG has {w} x {h} px, the directory says {width} x {height}"));
