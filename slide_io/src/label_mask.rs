@@ -109,7 +109,8 @@ impl LabelMask {
         let size = Size::new(columns.weights.len() as u32, rows.weights.len() as u32);
         let pixels = self.mask.read_at(0, columns.first.into(), rows.first.into(), size)?;
         let areas = areas(&pixels, &columns.weights, &rows.weights);
-        if let Some(value) = (0..=255u8).find(|&value| areas[usize::from(value)] > 0.0 && !self.labels.contains(&value)) {
+        if let Some(value) = (0..=255u8).find(|&value| areas[usize::from(value)] > 0.0 && !self.labels.contains(&value))
+        {
             return Err(self.no_label(value, &pixels, &columns, &rows));
         }
         let whole: f64 = areas.iter().sum();

@@ -153,11 +153,8 @@ impl Regions {
     /// no ring touches itself, the exterior's signed area (shoelace formula, y as it is) is positive and that of holes
     /// negative, as RFC 7946 asks.
     pub fn trace(mask: &TissueMask) -> Self {
-        let annotation = |polygon| Annotation {
-            class: Some(TISSUE.to_owned()),
-            color: Some(TISSUE_COLOR),
-            polygons: vec![polygon],
-        };
+        let annotation =
+            |polygon| Annotation { class: Some(TISSUE.to_owned()), color: Some(TISSUE_COLOR), polygons: vec![polygon] };
         Self { annotations: trace::polygons(mask).into_iter().map(annotation).collect(), ignored: Vec::new() }
     }
 

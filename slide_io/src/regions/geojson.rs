@@ -122,7 +122,13 @@ fn add(regions: &mut Regions, object: Object, name: &str) -> std::result::Result
 fn no_region(properties: &Properties, id: Option<&Value>) -> Option<String> {
     let kind = properties.object_type.as_ref().or(id).and_then(Value::as_str)?;
     match kind {
-        "detection" | "cell" | "tile" | "root" | "PathDetectionObject" | "PathCellObject" | "PathTileObject"
+        "detection"
+        | "cell"
+        | "tile"
+        | "root"
+        | "PathDetectionObject"
+        | "PathCellObject"
+        | "PathTileObject"
         | "PathRootObject" => Some(format!("it is no annotation but a {kind}")),
         _ if properties.is_missing.as_ref().and_then(Value::as_bool) == Some(true) => {
             Some("it is a core that is missing".to_owned())
@@ -184,7 +190,8 @@ fn polygon(rings: &Nested) -> std::result::Result<Option<Polygon>, String> {
     if matches!(rings.first(), Some(Nested::Many(points)) if points.is_empty()) {
         return Ok(None);
     }
-    let mut rings = rings.iter().zip(1..).map(|(points, number)| ring(points).map_err(|e| format!("ring {number}: {e}")));
+    let mut rings =
+        rings.iter().zip(1..).map(|(points, number)| ring(points).map_err(|e| format!("ring {number}: {e}")));
     let Some(exterior) = rings.next() else { return Ok(None) };
     Ok(Some(Polygon { exterior: exterior?, holes: rings.collect::<std::result::Result<_, _>>()? }))
 }

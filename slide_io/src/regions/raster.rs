@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn what_lies_outside_is_cut_off() {
         let (size, slide) = (Size::new(4, 3), Size::new(400, 300));
-        let far = Polygon { exterior: rectangle(-1e9, -1e9, 1e9, 150.0), holes: Vec::new() };
+        let far = Polygon { exterior: rectangle(-1e9, -1e9, 1e9, 160.0), holes: Vec::new() };
         assert_eq!(filled(&far, size, slide), [[true; 4], [true; 4], [false; 4]].concat()[..]);
         let beside = Polygon { exterior: rectangle(500.0, 0.0, 900.0, 300.0), holes: Vec::new() };
         assert!(!filled(&beside, size, slide).contains(&true));
