@@ -88,6 +88,10 @@ pub struct SettingsArgs {
     /// csv with one row per slide (data.labels).
     #[arg(long, value_name = "CSV")]
     labels: Option<String>,
+    /// A folder of regions somebody drew, <slide id>.geojson or .png, in place of the tissue mask (data.roi). What `tile`
+    /// found lies in contours_geojson/ of the run folder: edit it in QuPath and give it back.
+    #[arg(long, value_name = "FOLDER")]
+    roi: Option<String>,
     /// Magnification of the patches, where you think in it: 20 is grid.mpp = 0.5, 40 is 0.25. Every slide is resampled to
     /// it by its true scale.
     #[arg(long, value_name = "X", value_parser = magnification)]
@@ -107,6 +111,7 @@ impl SettingsArgs {
             text("data.slides", &self.slides),
             text("data.images", &self.images),
             text("data.labels", &self.labels),
+            text("data.roi", &self.roi),
             self.mpp.map(|mpp| format!("data.mpp={mpp:?}")),
             self.mag.map(|mag| format!("grid.mpp={:?}", MPP_TIMES_MAGNIFICATION / mag)),
         ];

@@ -42,7 +42,7 @@ pub struct Experiment {
 }
 
 /// Where the slides or images are. Paths are relative to the working directory.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
     /// A folder of slides, or a glob (`slides/**/*.svs`). Empty when `images` is used.
@@ -53,8 +53,35 @@ pub struct Data {
     pub columns: Columns,
     /// µm/px of level 0 for every slide, overriding the files; 0 believes the files.
     pub mpp: f64,
+    /// A folder with what somebody drew, `<slide id>.geojson` or `.png`: it takes the place of the tissue mask. Empty for
+    /// none.
+    pub roi: PathBuf,
+    /// Whether only the tissue inside the drawn regions counts.
+    pub roi_within_tissue: bool,
+    /// A folder with label masks, `<slide id>_mask.tiff` as in PANDA: the share of every class in every patch is stored
+    /// with the coordinates. Empty for none.
+    pub label_masks: PathBuf,
+    /// Values that the pixels of the label masks may have.
+    pub mask_labels: Vec<u8>,
     /// An image folder (`<class>/<image>`), or a folder holding `train/` and `test/` (or `val/`) of that layout.
     pub images: PathBuf,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            slides: String::new(),
+            labels: PathBuf::new(),
+            columns: Columns::default(),
+            mpp: 0.0,
+            roi: PathBuf::new(),
+            roi_within_tissue: false,
+            label_masks: PathBuf::new(),
+            // PANDA's at Radboud; Karolinska's are 0, 1, 2.
+            mask_labels: slide_io::label_mask::RADBOUD.to_vec(),
+            images: PathBuf::new(),
+        }
+    }
 }
 
 /// Column names of the labels csv; an empty name means there is none.

@@ -14,6 +14,9 @@
 //! | `patch_level`, `downsample`, `level_dim`, `downsampled_level_dim`, `save_path` | the level the patches are read from | CLAM |
 //! | `level0_mpp`, `target_mpp`, `min_tissue` | the exact scales, µm/px, and the smallest share of tissue | gensis |
 //!
+//! A coordinates file of a slide with a label mask also holds `label_fractions` (N, classes) float32, the share of every
+//! class in each patch; its attribute `labels` lists the classes' values.
+//!
 //! The root attribute `gensis` is a JSON header chosen by the caller: a stage is done only if [`is_current`] finds exactly
 //! that header. A file is written beside its place and renamed when it is complete, and the same input gives the same bytes.
 
@@ -40,6 +43,17 @@ pub struct Coordinates {
     pub origins: Vec<Point>,
     /// What a patch is; `None` where the file does not say (features files of CLAM).
     pub geometry: Option<Geometry>,
+    /// What a label mask says of the patches, where there is one.
+    pub labels: Option<LabelFractions>,
+}
+
+/// The share of every class of a label mask in each patch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelFractions {
+    /// Values of the mask's pixels, one for each column.
+    pub labels: Vec<u8>,
+    /// `origins.len() x labels.len()` shares, row-major, 0 to 1.
+    pub values: Vec<f32>,
 }
 
 /// Scale and size of the patches of one slide.
@@ -77,7 +91,7 @@ impl Coordinates {
             level,
             level_shape: levels.get(level).copied(),
         };
-        Self { name: name.into(), origins: grid.origins.clone(), geometry: Some(geometry) }
+        Self { name: name.into(), origins: grid.origins.clone(), geometry: Some(geometry), labels: None }
     }
 }
 

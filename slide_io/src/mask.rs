@@ -42,6 +42,22 @@ impl Mask {
         Self::new(Size::square(1), slide, vec![true]).expect("one pixel for a size of one")
     }
 
+    /// What is set in both of two masks of one size.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for masks of different sizes.
+    pub fn and(&self, other: &Self) -> Result<Self> {
+        if self.size != other.size {
+            return Err(Error::Usage(format!(
+                "a mask of {:?} px and one of {:?} px have nothing in common",
+                self.size, other.size
+            )));
+        }
+        let data: Vec<bool> = self.data.iter().zip(&other.data).map(|(a, b)| *a && *b).collect();
+        let integral = filter::integral(&data, self.size.width as usize, self.size.height as usize);
+        Ok(Self { data, integral, ..*self })
+    }
+
     /// Pixels of the mask.
     pub fn size(&self) -> Size {
         self.size
@@ -102,6 +118,14 @@ mod tests {
         assert_eq!(mask.fraction(-10.0, 0.0, 20.0, 10.0), 0.5);
         assert_eq!(mask.fraction(30.0, 30.0, 5.0, 5.0), 0.0);
         assert_eq!(mask.fraction(0.0, 0.0, 0.0, 5.0), 0.0);
+    }
+
+    #[test]
+    fn both_is_both() {
+        let mask = |data: [bool; 4]| Mask::new(Size::new(4, 1), Size::new(8, 2), data.to_vec()).unwrap();
+        let both = mask([true, true, false, false]).and(&mask([true, false, true, false])).unwrap();
+        assert_eq!(both, mask([true, false, false, false]));
+        assert!(both.and(&Mask::full(Size::new(8, 2))).is_err());
     }
 
     #[test]

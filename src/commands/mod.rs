@@ -7,6 +7,7 @@ mod doctor;
 mod embed;
 mod evaluate;
 mod inspect;
+mod pack;
 mod pretrain;
 mod progress;
 mod report;

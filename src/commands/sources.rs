@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use slide_io::manifest::{ColumnNames, Split};
 use slide_io::pack::{self, PackedPatches, PackedSlide};
-use slide_io::{Cohort, ImageFolder, Mpp, PatchSource, SlidePatches, SlideRecord, folder, h5};
+use slide_io::{
+    Cohort, Error, ImageFolder, Mpp, PatchSource, SlidePatches, SlideRecord, folder, h5, label_mask, regions,
+};
 
 use super::Run;
 use crate::config::Data;
@@ -89,7 +91,43 @@ pub(super) fn coordinates_header(run: &Run, record: &SlideRecord) -> Value {
         "grid": run.experiment.grid,
         "tissue": run.experiment.tissue,
         "quality": run.experiment.quality,
+        "annotations": annotations_header(run, record),
     })
+}
+
+/// What somebody drew on a slide, by the content of the files; nothing where nobody did.
+fn annotations_header(run: &Run, record: &SlideRecord) -> Value {
+    let data = &run.experiment.data;
+    let content = |file: slide_io::Result<Option<PathBuf>>| file.ok().flatten().and_then(|path| digest(run, &path));
+    json!({
+        "roi": content(roi(data, record)),
+        "within_tissue": !data.roi.as_os_str().is_empty() && data.roi_within_tissue,
+        "label_mask": content(label_mask(data, record)),
+        "labels": (!data.label_masks.as_os_str().is_empty()).then_some(&data.mask_labels),
+    })
+}
+
+/// The file with the regions drawn on a slide, where the experiment asks for them.
+///
+/// # Errors
+/// A slide without one: whether all or nothing of it is meant cannot be told.
+pub(super) fn roi(data: &Data, record: &SlideRecord) -> slide_io::Result<Option<PathBuf>> {
+    if data.roi.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let missing = || {
+        let place = data.roi.join(format!("{}.geojson", record.id));
+        Error::Usage(format!("no regions are drawn on it: there is neither {} nor a .png", place.display()))
+    };
+    regions::for_slide(&data.roi, &record.id)?.ok_or_else(missing).map(Some)
+}
+
+/// The label mask of a slide, where the experiment asks for them and there is one.
+pub(super) fn label_mask(data: &Data, record: &SlideRecord) -> slide_io::Result<Option<PathBuf>> {
+    match data.label_masks.as_os_str().is_empty() {
+        true => Ok(None),
+        false => label_mask::for_slide(&data.label_masks, &record.id),
+    }
 }
 
 /// [`ends`] of a slide, read once a run; nothing for a file that cannot be read.

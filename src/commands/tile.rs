@@ -9,15 +9,18 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use slide_io::jpeg::ColorModel;
+use slide_io::label_mask::LabelMask;
 use slide_io::quality::{self, Artefacts, DropCounts};
+use slide_io::regions::{self, Regions};
 use slide_io::thumbnail::{GridColours, draw_grid, thumbnail};
 use slide_io::{
-    DropReason, Error, Grid, Mpp, Overview, Point, RgbImage, Slide, SlideRecord, TissueMask, atomic_file, h5, pack,
+    DropReason, Error, Grid, Mpp, Overview, Point, RgbImage, Slide, SlideRecord, TissueMask, atomic_file, h5,
 };
 
 use super::Run;
+use super::pack;
 use super::progress::Progress;
-use super::sources::{Input, coordinates_header, coordinates_path, pack_header};
+use super::sources::{Input, coordinates_header, coordinates_path, label_mask, roi};
 use crate::data::prefetch::panic_message;
 use crate::run_dir::{Failure, StageRecord, remove};
 
@@ -94,7 +97,7 @@ pub(super) fn tile(run: &Run) -> Result<()> {
         })
         .collect();
     let rows = rows.into_iter().collect::<Result<Vec<_>>>()?;
-    let unpacked = if run.experiment.pack.enabled { pack_slides(run, &cohort.slides)? } else { vec![] };
+    let unpacked = if run.experiment.pack.enabled { pack::pack_slides(run, &cohort.slides)? } else { vec![] };
 
     let failed = |row: &TiledSlide| {
         row.failure.clone().or(row.problem.clone()).map(|reason| Failure {
@@ -159,6 +162,7 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     };
     let written = h5::write_coordinates(&path, &cut.coordinates, &header);
     written.with_context(|| format!("cannot write the coordinates of {}", record.id))?;
+    cut.contours.write(&run.dir.file(&format!("contours_geojson/{}.geojson", record.id))?)?;
     write_dropped(&run.dir.root().join(dropped_path(run, &record.id)), &cut.dropped)?;
     let job = h5::job_folder(&run.experiment.grid);
     write_jpeg(&run.dir.file(&format!("thumbnails/{}.jpg", record.id))?, &cut.picture)?;
@@ -172,44 +176,6 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     Ok((serde_json::from_slice(&stored)?, false))
 }
 
-/// Packs the patches of every slide that has some, slide after slide on all threads; returns those that cannot be read.
-fn pack_slides(run: &Run, slides: &[SlideRecord]) -> Result<Vec<Failure>> {
-    let progress = Progress::new("pack", slides.len() as u64, "slides");
-    let mut failures = Vec::new();
-    let (mut patches, mut copied) = (0, 0);
-    for slide in slides.iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
-        let index = pack_slide(run, slide).with_context(|| format!("cannot pack the patches of {}", slide.id))?;
-        patches += index.patches.len();
-        copied += index.copied;
-        failures.extend(index.unreadable.into_iter().map(|(Point { x, y }, reason)| {
-            progress.line(&format!("pack: {}: {reason}", slide.id));
-            Failure { stage: "tile".into(), item: format!("{} (x {x}, y {y})", slide.id), reason }
-        }));
-        progress.advance(1);
-    }
-    progress.finish(&format!("{patches} patches, {copied} of them stored tiles of their slides"));
-    Ok(failures)
-}
-
-/// The packed patches of one slide, packed now unless they are current.
-fn pack_slide(run: &Run, record: &SlideRecord) -> Result<pack::Index> {
-    let (grid, header) = (&run.experiment.grid, pack_header(run, record));
-    let tar = pack::path(run.dir.root(), grid, &record.id);
-    if let Some(index) = pack::current_index(&tar, &header) {
-        return Ok(index);
-    }
-    let coordinates = h5::read_coordinates(&coordinates_path(run, &record.id))?;
-    let mpp = coordinates.geometry.and_then(|geometry| geometry.mpp).context("its coordinates lack the µm/px")?;
-    let slide = Slide::open(&record.path)?;
-    Ok(pack::write(
-        &tar,
-        (&record.id, &slide, mpp),
-        (grid, &coordinates.origins),
-        run.experiment.pack.quality,
-        &header,
-    )?)
-}
-
 /// A decoder that panics on one slide must not end the cohort.
 pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
@@ -221,6 +187,8 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, S
 /// What one slide leaves.
 struct Cut {
     coordinates: h5::Coordinates,
+    /// Outlines of the tissue.
+    contours: Regions,
     /// Positions that gave no patch for another reason than background.
     dropped: Vec<(Point, DropReason)>,
     picture: RgbImage,
@@ -237,7 +205,14 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     let mpp = mpp.ok_or_else(|| Error::NoScale { path: record.path.clone() })?;
     let experiment = &run.experiment;
     let overview = Overview::read(&slide, mpp, &experiment.tissue)?;
-    let mask = TissueMask::from_rgb(&overview.image, slide.size(), mpp, &experiment.tissue)?;
+    let found = TissueMask::from_rgb(&overview.image, slide.size(), mpp, &experiment.tissue)?;
+    let mask = match roi(&experiment.data, record)? {
+        None => found,
+        Some(path) => {
+            let drawn = regions::read_mask(&path, found.size(), slide.size())?;
+            if experiment.data.roi_within_tissue { drawn.and(&found)?.into() } else { drawn }
+        }
+    };
     let artefacts = Artefacts::find(&overview, slide.size(), mpp, &mask, &experiment.quality)?;
     let mut grid = Grid::new(slide.size(), mpp, &experiment.grid, &mask)?;
     quality::sort_out(&mut grid, &slide, mpp, &mask, &artefacts, &experiment.quality)?;
@@ -254,11 +229,18 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
             table.display()
         ));
     }
+    let mut coordinates = h5::Coordinates::new(&record.id, slide.levels(), mpp, &grid);
+    if let Some(path) = label_mask(&experiment.data, record)? {
+        let labels = LabelMask::open(&path, slide.size(), &experiment.data.mask_labels)?;
+        let values = labels.all_fractions(&grid.origins, grid.side_level0)?.concat();
+        coordinates.labels = Some(h5::LabelFractions { labels: labels.labels().to_vec(), values });
+    }
     let picture = thumbnail(&slide, PICTURE_SIDE)?;
     let mut grid_picture = picture.clone();
     draw_grid(&mut grid_picture, slide.size(), Some(&mask), &grid, &GridColours::default());
     Ok(Cut {
-        coordinates: h5::Coordinates::new(&record.id, slide.levels(), mpp, &grid),
+        coordinates,
+        contours: Regions::trace(&mask),
         dropped: grid.dropped.iter().filter(|(_, reason)| *reason != DropReason::Background).copied().collect(),
         picture,
         grid_picture,

@@ -12,10 +12,12 @@
 //! | `labels` | what can be wrong with a csv, given splits, groups |
 //! | `configuration` | mistakes in configurations and on the command line; `config`, `inspect`, `doctor` |
 //! | `images` | image folders instead of slides |
+//! | `annotations` | regions that people draw, label masks |
 //! | `packing` | patches packed for training |
 
 #![allow(clippy::unwrap_used)]
 
+mod annotations;
 mod bad_slides;
 mod changed_settings;
 mod cohort;

@@ -10,13 +10,16 @@ use hdf5::types::{FixedAscii, FixedUnicode, TypeDescriptor, VarLenAscii, VarLenU
 use hdf5::{Dataset, File, H5Type, Location};
 use serde_json::Value;
 
-use super::{Coordinates, Features, Geometry};
+use super::{Coordinates, Features, Geometry, LabelFractions};
 use crate::atomic_file;
 use crate::error::{Error, Result};
 use crate::geometry::{Level, Mpp, Point, Size};
 
 /// Root attribute with the header.
 const HEADER: &str = "gensis";
+
+/// Dataset with the shares of the classes of a label mask.
+const FRACTIONS: &str = "label_fractions";
 
 type H5<T> = hdf5::Result<T>;
 
@@ -28,6 +31,11 @@ pub(super) fn write(path: &Path, coordinates: &Coordinates, features: Option<&Fe
             let what = format!("{values} values are not {rows} features of width {}", features.dim);
             return Err(Error::Usage(format!("{}: {what}", path.display())));
         }
+    }
+    if let Some(LabelFractions { labels, values }) = &coordinates.labels
+        && values.len() != coordinates.origins.len() * labels.len()
+    {
+        return Err(Error::Usage(format!("{}: {} shares are not a row a patch", path.display(), values.len())));
     }
     // HDF5 names neither the file nor the cause in a way that helps; the path does.
     atomic_file::replace(path, |temporary| {
@@ -52,6 +60,10 @@ fn fill(
         text(&coords, "savetodir", &folder)?;
         if let Some(geometry) = &coordinates.geometry {
             describe(&coords, geometry, &folder)?;
+        }
+        if let Some(fractions) = &coordinates.labels {
+            let values = dataset(&file, FRACTIONS, &fractions.values, fractions.labels.len())?;
+            list(&values, "labels", &fractions.labels)?;
         }
         if let Some(features) = features {
             let values = dataset(&file, "features", &features.values, features.dim)?;
@@ -178,7 +190,18 @@ fn coordinates(file: &File, path: &Path) -> Said<Coordinates> {
     let origins = values.chunks_exact(2).map(|xy| Point::new(xy[0], xy[1])).collect();
     let stem = || PathBuf::from(path).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let name = string(&coords, "name").unwrap_or_else(|| stem().trim_end_matches("_patches").to_owned());
-    Ok(Coordinates { name, origins, geometry: geometry(&coords)? })
+    let labels = label_fractions(file, values.len() / 2)?;
+    Ok(Coordinates { name, origins, geometry: geometry(&coords)?, labels })
+}
+
+fn label_fractions(file: &File, patches: usize) -> Said<Option<LabelFractions>> {
+    let Ok(dataset) = file.dataset(FRACTIONS) else { return Ok(None) };
+    let labels = numbers(&dataset, "labels").unwrap_or_default();
+    if rows(&dataset, FRACTIONS)? != (patches, labels.len()) {
+        return Err(format!("`{FRACTIONS}` does not have a row a patch and a column a label"));
+    }
+    let values = dataset.read_raw().map_err(|e| format!("`{FRACTIONS}`: {e}"))?;
+    Ok(Some(LabelFractions { labels: labels.into_iter().map(|label| label as u8).collect(), values }))
 }
 
 fn features(file: &File, path: &Path) -> Said<Features> {

@@ -66,6 +66,23 @@ fn a_slide_without_patches_is_a_file_too() {
 }
 
 #[test]
+fn shares_of_a_label_mask_lie_beside_the_coordinates() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("s1_patches.h5");
+    let mut coordinates = sample();
+    let values = (0..coordinates.origins.len()).flat_map(|i| [1.0 - i as f32 * 1e-3, 0.0, i as f32 * 1e-3]).collect();
+    coordinates.labels = Some(LabelFractions { labels: vec![0, 1, 5], values });
+    write_coordinates(&path, &coordinates, &header()).unwrap();
+    assert_eq!(read_coordinates(&path).unwrap(), coordinates);
+    let empty = LabelFractions { labels: vec![0, 1], values: vec![] };
+    let none = Coordinates { origins: vec![], labels: Some(empty.clone()), ..sample() };
+    write_coordinates(&path, &none, &header()).unwrap();
+    assert_eq!(read_coordinates(&path).unwrap(), none);
+    let short = Coordinates { labels: Some(empty), ..sample() };
+    assert!(matches!(write_coordinates(&path, &short, &header()), Err(Error::Usage(_))));
+}
+
+#[test]
 fn features_come_back_as_they_went() {
     let root = tempfile::tempdir().unwrap();
     let features = sample_features();
