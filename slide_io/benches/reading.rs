@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench -p slide_io --bench reading -- make SOURCE.svs OUT_FOLDER   slides of 20,000 x 20,000 px of real tissue
 //! cargo bench -p slide_io --bench reading -- read SLIDE...                patches/s, one line of JSON a measurement
+//! cargo bench -p slide_io --bench reading -- random SLIDE OUT_FOLDER      patches/s in random order: from the slide, packed
 //! ```
 
 use std::os::unix::fs::FileExt;
@@ -10,9 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use slide_io::jpeg::ColorModel;
-use slide_io::patch::read_patch;
+use slide_io::pack::{self, PackedPatches, PackedSlide};
+use slide_io::patch::{SlideGrid, read_patch};
 use slide_io::pyramid::{PyramidSpec, write_pyramid};
-use slide_io::{Grid, GridSpec, Mpp, Region, Rgb, RgbImage, Size, Slide, TissueMask, TissueParams, Walk};
+use slide_io::{
+    Grid, GridSpec, Mpp, PatchSource, Region, Rgb, RgbImage, Size, Slide, SlidePatches, TissueMask, TissueParams, Walk,
+};
 use tiff::tags::Tag;
 
 /// Side of the slides that are made, px.
@@ -23,9 +27,10 @@ fn main() {
     let paths = || arguments[1..].iter().map(PathBuf::from);
     match arguments.first().map(String::as_str) {
         Some("make") if arguments.len() == 3 => make(Path::new(&arguments[1]), Path::new(&arguments[2])),
+        Some("random") if arguments.len() == 3 => random(Path::new(&arguments[1]), Path::new(&arguments[2])),
         Some("read") => paths().for_each(|path| read(&path)),
         // `cargo test --benches` and a bare `cargo bench` come here.
-        _ => eprintln!("give `make SOURCE OUT` or `read SLIDE...`; see benches/compare.py"),
+        _ => eprintln!("give `make SOURCE OUT`, `read SLIDE...` or `random SLIDE OUT`; see benches/compare.py"),
     }
 }
 
@@ -78,6 +83,59 @@ fn read(path: &Path) {
     let cut = Grid::new(fresh.size(), native, &GridSpec { mpp: native, ..GridSpec::default() }, &mask).expect("a grid");
     report(path, "open, tissue mask and grid (slides)", 0, (1, start.elapsed().as_secs_f64()));
     assert!(cut.kept() > 0);
+}
+
+/// Random order, as training reads: straight from the slide, and from its packed patches, at level 0's own scale (where
+/// patches may be stored tiles) and at 1.1 times it (where every patch is resampled and encoded).
+fn random(path: &Path, out: &Path) {
+    let slide = Slide::open(path).expect("the slide opens");
+    let native = slide.mpp().unwrap_or(Mpp(0.5));
+    for factor in [1.0, 1.1] {
+        let spec = GridSpec { mpp: Mpp(native.0 * factor), min_tissue: 0.0, ..GridSpec::default() };
+        let grid = Grid::new(slide.size(), native, &spec, &TissueMask::full(slide.size())).expect("a grid fits");
+        let cut = SlideGrid {
+            id: "slide".into(),
+            path: path.to_owned(),
+            mpp: native,
+            label: None,
+            spec: spec.clone(),
+            origins: grid.origins.clone(),
+        };
+        let tar = out.join(format!("packed_{factor}.tar"));
+        let start = Instant::now();
+        let index = pack::write(&tar, ("slide", &slide, native), (&spec, &grid.origins), 90, &serde_json::Value::Null);
+        let index = index.expect("the patches are packed");
+        let what = format!("packing at {factor} times its µm/px ({} copied, {} MB)", index.copied, index.bytes >> 20);
+        report(path, &what, 2, (grid.kept(), start.elapsed().as_secs_f64()));
+        let packed = PackedSlide { id: "slide".into(), tar, label: None, patches: index.patches };
+        let straight = SlidePatches::new(vec![cut], vec![]).expect("patches");
+        let packed = PackedPatches::new(vec![packed], vec![]).expect("patches");
+        // A step that shares no factor with the number of patches visits all of them, far from each other.
+        let count = grid.kept();
+        let step = (count * 618 / 1000..).find(|&step| gcd(step, count) == 1).expect("there is one");
+        let order: Vec<usize> = (0..count).map(|place| place * step % count).collect();
+        for threads in [1, 2] {
+            for (from, source) in [("the slide", &straight as &dyn PatchSource), ("the pack", &packed)] {
+                let start = Instant::now();
+                std::thread::scope(|scope| {
+                    for part in order.chunks(count.div_ceil(threads)) {
+                        scope.spawn(move || {
+                            for &index in part {
+                                let patch = source.read(index).expect("a patch");
+                                assert_ne!(patch.image.get_pixel(0, 0), &Rgb([1, 2, 3]));
+                            }
+                        });
+                    }
+                });
+                let what = format!("random patches from {from} at {factor} times its µm/px");
+                report(path, &what, threads, (count, start.elapsed().as_secs_f64()));
+            }
+        }
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Every stored tile of level 0 through libjpeg-turbo into one buffer, with colour conversion: (tiles, seconds).
