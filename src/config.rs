@@ -447,6 +447,9 @@ pub struct SlideLevel {
     pub max_patches: usize,
     /// Bootstrap resamples of the intervals.
     pub bootstrap: usize,
+    /// Folders of features made elsewhere, one HDF5 file a slide as TRIDENT or CLAM write them: each is scored beside the
+    /// trained encoder, or without one where there is none.
+    pub features: Vec<PathBuf>,
     /// What else to score, as a check that training helped: only `random`.
     pub baselines: Vec<Baseline>,
 }
@@ -470,6 +473,7 @@ impl Default for SlideLevel {
             accumulate: 8,
             max_patches: 0,
             bootstrap: 1000,
+            features: vec![],
             baselines: vec![],
         }
     }

@@ -177,6 +177,28 @@ pub fn read_features(path: &Path) -> Result<Features> {
     return missing(path, ());
 }
 
+/// What a features file holds, without reading the features.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeaturesShape {
+    /// Number of patches.
+    pub patches: usize,
+    /// Width of a feature.
+    pub dim: usize,
+    /// Name of the encoder; empty where the file does not say.
+    pub encoder: String,
+}
+
+/// The shape of a features file of this program, of TRIDENT or of CLAM.
+///
+/// # Errors
+/// [`Error::BadFile`](crate::Error::BadFile) if it is damaged or holds no features.
+pub fn features_shape(path: &Path) -> Result<FeaturesShape> {
+    #[cfg(feature = "hdf5")]
+    return store::features_shape(path);
+    #[cfg(not(feature = "hdf5"))]
+    return missing(path, ());
+}
+
 /// The header of a file; `None` if there is no such file, or another program wrote it.
 ///
 /// # Errors

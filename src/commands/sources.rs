@@ -131,7 +131,7 @@ pub(super) fn label_mask(data: &Data, record: &SlideRecord) -> slide_io::Result<
 }
 
 /// [`ends`] of a slide, read once a run; nothing for a file that cannot be read.
-fn digest(run: &Run, path: &Path) -> Option<String> {
+pub(super) fn digest(run: &Run, path: &Path) -> Option<String> {
     let known = |digests: &HashMap<PathBuf, Option<String>>| digests.get(path).cloned();
     if let Some(digest) = known(&run.digests.lock().unwrap_or_else(PoisonError::into_inner)) {
         return digest;

@@ -104,6 +104,37 @@ fn scores_of_another_encoder_or_of_other_embeddings_are_not_given() {
     assert_same(&results(&run), &results(&REFERENCE.run));
 }
 
+/// Features of another tool beside a csv: neither slides nor an encoder are needed.
+#[test]
+fn features_made_elsewhere_are_scored_as_our_own_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let [features, out] = ["features_uni_v1", "scored"].map(|name| folder.path().join(name));
+    crate::folder::copy(&REFERENCE.run.join(JOB).join("features_dino"), &features);
+    let (config, slides) = (REFERENCE.cohort.experiment(), features.join("*.h5"));
+    let setting = format!("evaluate.slide.features=[{features:?}]");
+    let line = ["evaluate", "slide", "--config", config.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let more = ["--slides", slides.to_str().unwrap(), "--set", &setting];
+    let evaluate = || gensis(line.into_iter().chain(more));
+    evaluate().with_code(0).saying(["only features made elsewhere"]);
+    let figures = |run: &std::path::Path| -> Vec<_> {
+        let rows = table(&run.join("results/results.csv"));
+        rows.into_iter()
+            .map(|row| ["head", "metric", "fold", "seed", "value", "low", "high", "n"].map(|c| row[c].clone()))
+            .collect()
+    };
+    assert_eq!(figures(&out), figures(&REFERENCE.run));
+    let rows = table(&out.join("results/results.csv"));
+    assert!(rows.iter().all(|row| row["encoder"] == "uni_v1"), "{:?}", rows[0]);
+    // One that is damaged is left out and listed; a folder of nothing is an error.
+    fs::write(features.join("s03.h5"), b"not HDF5").unwrap();
+    evaluate().with_code(3);
+    assert!(failures(&out).iter().any(|(stage, item, _)| stage == "evaluate" && item == "s03"));
+    assert!(table(&out.join("results/results.csv")).iter().any(|row| row["n"] == "11"));
+    let wrong = format!("evaluate.slide.features=[{:?}]", folder.path());
+    gensis(line.into_iter().chain(["--slides", slides.to_str().unwrap(), "--update", "--set", &wrong]))
+        .with_error(["evaluate.slide.features", "holds no <slide id>.h5"]);
+}
+
 #[test]
 fn resuming_needs_something_to_resume() {
     let (folder, run) = finished();

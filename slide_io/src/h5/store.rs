@@ -10,7 +10,7 @@ use hdf5::types::{FixedAscii, FixedUnicode, TypeDescriptor, VarLenAscii, VarLenU
 use hdf5::{Dataset, File, H5Type, Location};
 use serde_json::Value;
 
-use super::{Coordinates, Features, Geometry, LabelFractions};
+use super::{Coordinates, Features, FeaturesShape, Geometry, LabelFractions};
 use crate::atomic_file;
 use crate::error::{Error, Result};
 use crate::geometry::{Level, Mpp, Point, Size};
@@ -152,6 +152,14 @@ pub(super) fn read_coordinates(path: &Path) -> Result<Coordinates> {
 pub(super) fn read_features(path: &Path) -> Result<Features> {
     let file = open(path)?;
     features(&file, path).map_err(|what| Error::bad(path, what))
+}
+
+pub(super) fn features_shape(path: &Path) -> Result<FeaturesShape> {
+    let file = open(path)?;
+    let bad = |what: String| Error::bad(path, what);
+    let dataset = file.dataset("features").map_err(|_| bad("it holds no dataset `features`".into()))?;
+    let (patches, dim) = rows(&dataset, "features").map_err(bad)?;
+    Ok(FeaturesShape { patches, dim, encoder: string(&dataset, "encoder").unwrap_or_default() })
 }
 
 pub(super) fn read_header(path: &Path) -> Result<Option<Value>> {

@@ -171,6 +171,8 @@ fn files_of_trident_are_read() {
     assert_eq!((read.origins.len(), read.name.as_str()), (0, "trident_batch_empty"));
     let geometry = read.geometry.unwrap();
     assert_eq!((geometry.size, geometry.stride, geometry.side_level0), (256, 224, 512.0));
+    let shape = features_shape(&Path::new(GOLDEN).join("trident_features.h5")).unwrap();
+    assert_eq!(shape, FeaturesShape { patches: 3, dim: 2, encoder: "uni_v1".into() });
     let read = read_features(&Path::new(GOLDEN).join("trident_features.h5")).unwrap();
     assert_eq!((read.encoder.as_str(), read.dim, read.values), ("uni_v1", 2, vec![0.0, 0.5, 1.0, 1.5, 2.0, 2.5]));
 }
@@ -182,6 +184,8 @@ fn files_of_clam_are_read() {
     let geometry = read.geometry.unwrap();
     assert_eq!((geometry.mpp, geometry.level, geometry.side_level0), (None, 1, 1024.0));
     assert!((geometry.spec(Mpp(0.25)).mpp.0 - 1.0).abs() < 1e-12);
+    let shape = features_shape(&Path::new(GOLDEN).join("clam_features.h5")).unwrap();
+    assert_eq!(shape, FeaturesShape { patches: 2, dim: 3, encoder: String::new() });
     let read = read_features(&Path::new(GOLDEN).join("clam_features.h5")).unwrap();
     assert_eq!((read.dim, read.values, read.coordinates.geometry), (3, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], None));
     assert_eq!(read.coordinates.origins, [Point::new(100, 200), Point::new(1124, 200)]);
