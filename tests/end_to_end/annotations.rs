@@ -37,12 +37,12 @@ fn contours_given_back_give_the_same_patches() {
     assert_eq!(text(&second.join("contours_geojson")), text(&roi));
 }
 
-/// A folder with a square of level-0 px from 200 to 456 as the region of `s00`, in QuPath's manner, and a class.
+/// A folder with a square of level-0 px from 210 to 456 as the region of `s00`, in QuPath's manner, and a class.
 fn square(folder: &Path, class: Option<&str>) -> PathBuf {
     let roi = folder.join("drawn");
     fs::create_dir_all(&roi).unwrap();
     let class = class.map_or(String::new(), |name| format!(r#","classification":{{"name":"{name}"}}"#));
-    let ring = "[[200,200],[456,200],[456,456],[200,456],[200,200]]";
+    let ring = "[[210,210],[456,210],[456,456],[210,456],[210,210]]";
     let text = format!(
         r#"{{"type":"FeatureCollection","features":[{{"type":"Feature","geometry":{{"type":"Polygon","coordinates":[{ring}]}},"properties":{{"objectType":"annotation"{class}}}}}]}}"#
     );
@@ -57,7 +57,7 @@ fn drawn_regions_take_the_place_of_the_tissue_mask() {
     let roi = square(folder.path(), None);
     let all = ["--roi", roi.to_str().unwrap(), "--set", "grid.min_tissue=1.0", "--set", "grid.stride=64"];
     let said = tile(&run, &all).with_code(3).stderr;
-    // Squares of 128 px within 200..456, in steps of 64: 256 and 320 along each side.
+    // Squares of 128 px within 208..464 (a pixel of the mask is 16 px), in steps of 64: 256 and 320 along each side.
     let corners: Vec<Point> = [(256, 256), (320, 256), (256, 320), (320, 320)].map(|(x, y)| Point::new(x, y)).into();
     let job = "20x_128px_64px_overlap";
     let read = |run: &Path| h5::read_coordinates(&run.join(job).join("patches/s00_patches.h5")).unwrap().origins;

@@ -84,6 +84,6 @@ fn a_patch_that_cannot_be_packed_is_listed_each_time() {
         let failed = failures(&run);
         assert!(failed.iter().any(|(stage, item, _)| stage == "tile" && item.starts_with("s00 (x ")), "{failed:?}");
         let reason = &failed[0].2;
-        assert!(failed.len() == 1 && reason.contains("column 3, row 3"), "{failed:?}");
+        assert!(failed.len() == 1 && reason.contains("patch at (384, 384)"), "{failed:?}");
     }
 }
