@@ -23,6 +23,11 @@ pub enum Command {
     /// Show levels, µm/px, vendor and tissue share of a slide, or a table of a folder.
     #[command(after_help = "Example:\n  gensis inspect slides/ --json > slides.json")]
     Inspect(InspectArgs),
+    /// Find slides or images that show the same thing, and whether a split separates them.
+    #[command(after_help = "Exit code 3 also where copies lie in different splits.\n\n\
+        Example:\n  gensis duplicates --slides slides/ --labels labels.csv --out duplicates\n  \
+        gensis run configs/mosaic.toml --labels duplicates/groups.csv --set data.columns.group=duplicate_group")]
+    Duplicates(DuplicatesArgs),
     /// Find tissue and write patch coordinates at an exact µm/px (TRIDENT and CLAM layout).
     #[command(after_help = "Example:\n  gensis tile --slides 'slides/*.svs' --set grid.mpp=0.5 --out runs/mine")]
     Tile(StageArgs),
@@ -112,15 +117,62 @@ pub struct StageArgs {
 impl StageArgs {
     /// All settings of the command line, shorthands first.
     pub fn all_settings(&self) -> Vec<String> {
-        // JSON strings are TOML basic strings, so quotes and backslashes in a path stay as they are.
-        let text =
-            |key: &str, value: &Option<String>| value.as_ref().map(|v| format!("{key}={}", serde_json::json!(v)));
         let shorthands = [
             text("data.slides", &self.slides),
             text("data.images", &self.images),
             text("data.labels", &self.labels),
             self.mpp.map(|mpp| format!("data.mpp={mpp:?}")),
             self.mag.map(|mag| format!("grid.mpp={:?}", MPP_TIMES_MAGNIFICATION / mag)),
+        ];
+        shorthands.into_iter().flatten().chain(self.settings.iter().cloned()).collect()
+    }
+}
+
+/// The setting that a shorthand stands for.
+fn text(key: &str, value: &Option<String>) -> Option<String> {
+    // JSON strings are TOML basic strings, so quotes and backslashes in a path stay as they are.
+    value.as_ref().map(|value| format!("{key}={}", serde_json::json!(value)))
+}
+
+/// Options of `duplicates`.
+#[derive(Debug, Clone, Args)]
+pub struct DuplicatesArgs {
+    /// Experiment file, of which [data] and [tissue] count.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Change one setting, for example --set data.columns.label=isup_grade. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// A folder of slides or a quoted glob (data.slides).
+    #[arg(long, value_name = "FOLDER|GLOB", conflicts_with = "images")]
+    pub slides: Option<String>,
+    /// A folder of images, or one holding train/, val/ and test/ (data.images).
+    #[arg(long, value_name = "FOLDER")]
+    pub images: Option<String>,
+    /// csv with one row per slide: classes, patients, splits (data.labels).
+    #[arg(long, value_name = "CSV")]
+    pub labels: Option<String>,
+    /// Smallest similarity of a pair, 0 to 1: less finds sections further apart, and more pairs that are none.
+    #[arg(long, value_name = "X", default_value_t = slide_io::duplicates::Criteria::default().min_similarity)]
+    pub min_similarity: f32,
+    /// The folder for pairs.csv, groups.csv and failures.csv.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Replace what the folder holds of another comparison.
+    #[arg(long)]
+    pub update: bool,
+    /// Threads that read; 0 takes all cores. Results do not depend on it.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+impl DuplicatesArgs {
+    /// All settings of the command line, shorthands first.
+    pub fn all_settings(&self) -> Vec<String> {
+        let shorthands = [
+            text("data.slides", &self.slides),
+            text("data.images", &self.images),
+            text("data.labels", &self.labels),
         ];
         shorthands.into_iter().flatten().chain(self.settings.iter().cloned()).collect()
     }

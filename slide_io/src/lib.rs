@@ -10,12 +10,14 @@
 //! 6. [`SlidePatches`](patch::SlidePatches) and [`ImageFolder`](folder::ImageFolder): patches for training and
 //!    embedding behind one trait, [`PatchSource`](patch::PatchSource); a [`Walk`](walk::Walk) reads a whole slide with
 //!    every stored tile decoded once.
+//! 7. [`duplicates`]: which slides or images show the same thing, so that no split separates them.
 //!
 //! Units: positions are level-0 pixels, sizes are pixels of the level they are read from, scales are µm/px.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod atomic_file;
+pub mod duplicates;
 pub mod error;
 pub mod folder;
 pub mod format;
