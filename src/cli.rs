@@ -169,11 +169,8 @@ pub struct DuplicatesArgs {
 impl DuplicatesArgs {
     /// All settings of the command line, shorthands first.
     pub fn all_settings(&self) -> Vec<String> {
-        let shorthands = [
-            text("data.slides", &self.slides),
-            text("data.images", &self.images),
-            text("data.labels", &self.labels),
-        ];
+        let shorthands =
+            [text("data.slides", &self.slides), text("data.images", &self.images), text("data.labels", &self.labels)];
         shorthands.into_iter().flatten().chain(self.settings.iter().cloned()).collect()
     }
 }

@@ -120,10 +120,8 @@ fn images(folder: &Path, every: usize) {
     others(&files, &originals);
     let chosen: Vec<usize> = (0..files.len()).step_by(every).collect();
     for (name, copy) in COPIES {
-        let copies: Vec<_> = chosen
-            .par_iter()
-            .map(|&at| print(&copy(&read_image(&files[at]).expect("it was read before"))))
-            .collect();
+        let copies: Vec<_> =
+            chosen.par_iter().map(|&at| print(&copy(&read_image(&files[at]).expect("it was read before")))).collect();
         let originals: Vec<_> = chosen.iter().map(|&at| originals[at].clone()).collect();
         found(name, &originals, &copies);
     }
@@ -175,7 +173,10 @@ fn search(count: u32) {
         let begun = Instant::now();
         let found = pairs(&files, &prints, &criteria).expect("few pairs").len();
         let (seconds, threads) = (begun.elapsed().as_secs_f64(), rayon::current_num_threads());
-        println!("{count} pictures, distance up to {}: {seconds:.2} s, {threads} threads, {found} pairs", criteria.max_distance);
+        println!(
+            "{count} pictures, distance up to {}: {seconds:.2} s, {threads} threads, {found} pairs",
+            criteria.max_distance
+        );
     }
 }
 
@@ -200,8 +201,7 @@ fn found(name: &str, originals: &[Option<Fingerprint>], copies: &[Option<Fingerp
     let loosest = Criteria { max_distance: 63, min_similarity: -1.0 };
     let by_hash = Criteria { min_similarity: -1.0, ..Criteria::default() };
     let count = |criteria: &Criteria| both.par_iter().filter(|(a, b)| a.compare(b, criteria).is_some()).count();
-    let mut alike: Vec<f32> =
-        both.par_iter().filter_map(|(a, b)| Some(a.compare(b, &loosest)?.similarity)).collect();
+    let mut alike: Vec<f32> = both.par_iter().filter_map(|(a, b)| Some(a.compare(b, &loosest)?.similarity)).collect();
     alike.sort_by(f32::total_cmp);
     println!(
         "{name:22} {} of {} found; by the hash alone {}; similarity: least {:.3}, 5 % {:.3}, median {:.3}",

@@ -45,10 +45,7 @@ pub struct Criteria {
 
 impl Default for Criteria {
     fn default() -> Self {
-        Self {
-            max_distance: 18,
-            min_similarity: 0.5,
-        }
+        Self { max_distance: 18, min_similarity: 0.5 }
     }
 }
 
@@ -132,7 +129,9 @@ fn near_pairs(fingerprints: &[Option<Fingerprint>], criteria: &Criteria) -> Resu
     let views: Vec<(usize, &View)> = fingerprints
         .iter()
         .enumerate()
-        .flat_map(|(picture, print)| print.iter().flat_map(move |print| print.views.iter().map(move |view| (picture, view))))
+        .flat_map(|(picture, print)| {
+            print.iter().flat_map(move |print| print.views.iter().map(move |view| (picture, view)))
+        })
         .collect();
     // Apart from the pictures, so that the search runs through little memory.
     let hashes: Vec<Hash> = views.iter().map(|(_, view)| view.hash).collect();

@@ -193,7 +193,17 @@ enum Problem {
 
 /// Columns of `pairs.csv`: the fields of [`Row`].
 const COLUMNS: [&str; 12] = [
-    "a", "b", "kind", "similarity", "orientation", "label_a", "label_b", "split_a", "split_b", "group_a", "group_b",
+    "a",
+    "b",
+    "kind",
+    "similarity",
+    "orientation",
+    "label_a",
+    "label_b",
+    "split_a",
+    "split_b",
+    "group_a",
+    "group_b",
     "problem",
 ];
 

@@ -109,8 +109,7 @@ impl View {
         if Detail::new(&small).contrast() < PLAIN {
             return Ok(None);
         }
-        let picture: Vec<f32> =
-            grey.resized(frame, hash::PICTURE as u32)?.into_iter().map(f32::from).collect();
+        let picture: Vec<f32> = grey.resized(frame, hash::PICTURE as u32)?.into_iter().map(f32::from).collect();
         let aspect = ((frame.right - frame.left) / (frame.bottom - frame.top)).ln() as f32;
         Ok(Some(Self { hash: Hash::new(&picture), grey: small, aspect }))
     }
@@ -207,8 +206,7 @@ impl Grey {
     /// The frame at `side` x `side`, as Pillow's Lanczos filter resizes it.
     fn resized(&self, frame: Frame, side: u32) -> Result<Vec<u8>> {
         let failed = |error: &dyn std::fmt::Display| Error::Usage(format!("cannot resample a picture: {error}"));
-        let source =
-            ImageRef::new(self.width, self.height, &self.values, PixelType::U8).map_err(|e| failed(&e))?;
+        let source = ImageRef::new(self.width, self.height, &self.values, PixelType::U8).map_err(|e| failed(&e))?;
         let mut target = Image::new(side, side, PixelType::U8);
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3)).crop(
             frame.left,

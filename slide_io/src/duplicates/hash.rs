@@ -132,8 +132,7 @@ mod tests {
     /// `tests/golden/duplicates`: the transform is SciPy's; with the median for a threshold the bits are imagehash's.
     #[test]
     fn the_coefficients_are_those_of_imagehash() {
-        let golden: Golden =
-            serde_json::from_str(include_str!("../../../tests/golden/duplicates/cases.json")).unwrap();
+        let golden: Golden = serde_json::from_str(include_str!("../../../tests/golden/duplicates/cases.json")).unwrap();
         assert_eq!(golden.cases.len(), 5);
         for case in golden.cases {
             let found = coefficients(&case.grey);

@@ -167,8 +167,9 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as f32 / (1 << 24) as f32
         };
-        let spots: Vec<[f32; 4]> =
-            (0..120).map(|_| [80.0 * random() - 8.0, 80.0 * random() - 8.0, 2.0 + 3.0 * random(), random() - 0.5]).collect();
+        let spots: Vec<[f32; 4]> = (0..120)
+            .map(|_| [80.0 * random() - 8.0, 80.0 * random() - 8.0, 2.0 + 3.0 * random(), random() - 0.5])
+            .collect();
         let centre = (SIDE - 1) as f32 / 2.0;
         let value = |x: f32, y: f32| {
             let (x, y) = ((x - centre) / zoom + centre - shift, (y - centre) / zoom + centre + shift / 2.0);
@@ -217,7 +218,9 @@ mod tests {
         grey[20 * SIDE + 20] = 91;
         let detail = without_local_mean(&grey);
         // 5 x 5 at the corner, 9 x 9 inside.
-        for (x, y, expected) in [(0, 0, 24.0), (4, 4, -1.0 / 81.0 * 25.0), (20, 20, 80.0), (24, 16, -1.0), (25, 20, 0.0)] {
+        for (x, y, expected) in
+            [(0, 0, 24.0), (4, 4, -1.0 / 81.0 * 25.0), (20, 20, 80.0), (24, 16, -1.0), (25, 20, 0.0)]
+        {
             let found = detail[y * SIDE + x];
             assert!((found - expected).abs() < 1e-4, "({x}, {y}): {found}, expected {expected}");
         }

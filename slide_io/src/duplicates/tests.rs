@@ -127,8 +127,7 @@ fn pairs_are_exact_or_near_and_do_not_depend_on_the_order() {
     };
     let forth = found(&[0, 1, 2, 3, 4, 5, 6]);
     let brief: Vec<_> = forth.iter().map(|pair| (pair.a, pair.b, pair.kind, pair.orientation.name())).collect();
-    let expected =
-        [(0, 2, Kind::Near, "rotate_90"), (1, 4, Kind::Exact, "none"), (3, 5, Kind::Exact, "none")];
+    let expected = [(0, 2, Kind::Near, "rotate_90"), (1, 4, Kind::Exact, "none"), (3, 5, Kind::Exact, "none")];
     assert_eq!(brief, expected);
     let back = found(&[6, 5, 4, 3, 2, 1, 0]);
     let mut turned: Vec<_> =
