@@ -5,7 +5,7 @@
 //! A [`Fingerprint`] is taken of every picture (of a slide its tissue, wherever it lies on the glass), [`pairs`] compares
 //! them all, [`groups`] says what must stay together.
 //!
-//! Pairs are found in two steps. A perceptual hash of 63 bits ([`Hash`]) proposes: every pair is compared in all eight
+//! Pairs are found in two steps. A perceptual hash of 63 bits proposes: every pair is compared in all eight
 //! orientations, which for 11,000 slides is 5e8 bit counts, FIXME s on one core. Then the fine detail of two pictures of
 //! 64 x 64 px is correlated, after the best small shift and zoom, and decides: coarse shades alone would make all needle
 //! biopsies copies of each other.
@@ -27,7 +27,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 pub use fingerprint::Fingerprint;
 use fingerprint::View;
-pub use hash::Hash;
+use hash::Hash;
 pub use orientation::Orientation;
 use similarity::Detail;
 

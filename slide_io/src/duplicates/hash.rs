@@ -25,7 +25,7 @@ const ROUNDING: f64 = 1e-6;
 /// Signs of 63 coefficients, and the same of the transposed picture. Bit `8 v + u` belongs to the frequency `u` along x and
 /// `v` along y.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hash {
+pub(super) struct Hash {
     bits: u64,
     transposed: u64,
 }
@@ -44,13 +44,13 @@ impl Hash {
     }
 
     /// Bits that differ when `other` is brought into `orientation`, 0 to 63.
-    pub fn distance(self, other: Self, orientation: Orientation) -> u32 {
+    pub(super) fn distance(self, other: Self, orientation: Orientation) -> u32 {
         let bits = if orientation.transposed { other.transposed } else { other.bits };
         (self.bits ^ bits ^ flips(orientation)).count_ones()
     }
 
     /// The smallest [`distance`](Self::distance) over the eight orientations.
-    pub fn smallest_distance(self, other: Self) -> u32 {
+    pub(super) fn smallest_distance(self, other: Self) -> u32 {
         Orientation::ALL.iter().map(|&orientation| self.distance(other, orientation)).min().unwrap_or(0)
     }
 }

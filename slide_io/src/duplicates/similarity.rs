@@ -1,15 +1,22 @@
 //! How alike two small grey pictures are, fine detail counted, after the best shift and zoom.
 //!
 //! Two pictures of different tissue may agree in their coarse shades: bars of tissue on glass all look the same from afar.
-//! So the local mean is taken out first, and what remains is compared by normalised cross-correlation, which does not
-//! depend on brightness and contrast. A cut border moves and stretches a picture by some per cent, which would ruin the
+//! So the local mean is taken out first, what remains is divided by its local strength, since one flame in the dark would
+//! outweigh everything else, and the rest is compared by normalised cross-correlation, which does not depend on brightness
+//! and contrast. A cut border moves and stretches a picture by some per cent, which would ruin the
 //! correlation of details; so a few zooms and shifts are tried, first at half size, then around the best at full size.
 
 /// Side of the pictures that are compared.
 pub(super) const SIDE: usize = 64;
 
-/// Half the side of the window whose mean is taken out, px.
-const LOCAL: usize = 4;
+/// Half the side of the window whose mean is taken out, and of that whose strength is divided by, px.
+const MEAN_WINDOW: usize = 4;
+const STRENGTH_WINDOW: usize = 7;
+
+/// What is added to the local strength (variance), so that flat parts are not blown up: this share of the picture's own,
+/// and one grey level.
+const GLOBAL_SHARE: f32 = 0.25;
+const GREY_LEVEL: f32 = 1.0;
 
 /// Zooms tried at half size, and the steps around the best at full size.
 const ZOOMS: [f32; 5] = [0.90, 0.95, 1.0, 1.05, 1.10];
@@ -21,38 +28,50 @@ const SHIFT: isize = 3;
 /// A pair that agrees less than this at half size is not looked at closer.
 const HOPELESS: f32 = 0.25;
 
-/// A square picture of [`SIDE`] px without its local mean, and the same at half size.
+/// A square picture of [`SIDE`] px without its local mean and strength, and the same at half size.
 pub(super) struct Detail {
     full: Vec<f32>,
     half: Vec<f32>,
+    contrast: f32,
 }
 
 impl Detail {
     /// Of grey values, row-major.
     pub(super) fn new(grey: &[u8]) -> Self {
-        let full = without_local_mean(grey);
+        let detail = without_local_mean(grey);
+        let energy: Vec<f32> = detail.iter().map(|value| value * value).collect();
+        let variance = energy.iter().sum::<f32>() / energy.len() as f32;
+        let local = local_means(&energy, STRENGTH_WINDOW);
+        let strength = |local: &f32| (local + GLOBAL_SHARE * variance + GREY_LEVEL).sqrt();
+        let full: Vec<f32> = detail.iter().zip(&local).map(|(value, local)| value / strength(local)).collect();
         let half = halved(&full);
-        Self { full, half }
+        Self { full, half, contrast: variance.sqrt() }
     }
 
-    /// Standard deviation of the detail, grey levels.
+    /// Standard deviation of the detail before it was divided, grey levels.
     pub(super) fn contrast(&self) -> f32 {
-        (self.full.iter().map(|v| v * v).sum::<f32>() / self.full.len() as f32).sqrt()
+        self.contrast
     }
 
-    /// The largest normalised cross-correlation with `other`, -1 to 1, over small shifts and zooms of it.
+    /// The largest normalised cross-correlation, -1 to 1, over small shifts and zooms of the one or the other. The order
+    /// of the two changes it by no more than rounding.
     pub(super) fn similarity(&self, other: &Self) -> f32 {
-        let centre = (0.0, 0, 0);
-        let coarse = best(&self.half, &other.half, &ZOOMS, centre, SHIFT);
-        if coarse.similarity < HOPELESS {
-            return coarse.similarity;
+        let (there, back) = (self.coarse(other), other.coarse(self));
+        let coarse = there.similarity.max(back.similarity);
+        if coarse < HOPELESS {
+            return coarse;
         }
-        let fine = |a: &Self, b: &Self, zoom: f32, (dx, dy): (isize, isize)| {
-            best(&a.full, &b.full, &FINE_ZOOMS.map(|step| zoom + step), (zoom, 2 * dx, 2 * dy), 1).similarity
-        };
-        // Both ways, since only one of the two is moved: so the order does not matter.
-        let there = fine(self, other, coarse.zoom, (coarse.dx, coarse.dy));
-        there.max(fine(other, self, 1.0 / coarse.zoom, (-coarse.dx, -coarse.dy)))
+        self.fine(other, there).max(other.fine(self, back))
+    }
+
+    fn coarse(&self, moved: &Self) -> Fit {
+        let from = Fit { similarity: -1.0, zoom: 1.0, dx: 0, dy: 0 };
+        best(&self.half, &moved.half, &ZOOMS, SHIFT, from)
+    }
+
+    fn fine(&self, moved: &Self, coarse: Fit) -> f32 {
+        let from = Fit { similarity: -1.0, dx: 2 * coarse.dx, dy: 2 * coarse.dy, ..coarse };
+        best(&self.full, &moved.full, &FINE_ZOOMS.map(|step| coarse.zoom + step), 1, from).similarity
     }
 }
 
@@ -65,19 +84,19 @@ struct Fit {
     dy: isize,
 }
 
-/// The best of `zooms` of `b`, and of shifts up to `reach` around (`dx`, `dy`).
-fn best(a: &[f32], b: &[f32], zooms: &[f32], (zoom, dx, dy): (f32, isize, isize), reach: isize) -> Fit {
+/// The best of `zooms` of `b`, and of shifts up to `reach` px around those of `from`.
+fn best(a: &[f32], b: &[f32], zooms: &[f32], reach: isize, from: Fit) -> Fit {
     let side = a.len().isqrt();
     // Room for the furthest shift there can be: 3 px at half size, and one step more at full size.
     let margin = side / 2 * 7 / 32;
-    let window = normalised(a, side, margin, 0, 0);
-    let mut best = Fit { similarity: -1.0, zoom, dx, dy };
+    let window = normalised(a, side, margin);
+    let mut best = from;
     for &zoom in zooms {
         let zoomed = zoomed(b, side, zoom);
-        for dy in dy - reach..=dy + reach {
-            for dx in dx - reach..=dx + reach {
-                let other = normalised(&zoomed, side, margin, dx, dy);
-                let similarity = window.iter().zip(&other).map(|(a, b)| a * b).sum();
+        for dy in from.dy - reach..=from.dy + reach {
+            for dx in from.dx - reach..=from.dx + reach {
+                let corner = (margin.saturating_add_signed(dx), margin.saturating_add_signed(dy));
+                let similarity = correlation(&window, &zoomed, side, corner);
                 if similarity > best.similarity {
                     best = Fit { similarity, zoom, dx, dy };
                 }
@@ -87,19 +106,55 @@ fn best(a: &[f32], b: &[f32], zooms: &[f32], (zoom, dx, dy): (f32, isize, isize)
     best
 }
 
-/// The window `margin` px from the border, shifted, with mean 0 and length 1.
-fn normalised(values: &[f32], side: usize, margin: usize, dx: isize, dy: isize) -> Vec<f32> {
-    let (left, top) = (margin.saturating_add_signed(dx), margin.saturating_add_signed(dy));
+/// The square `margin` px from the border with mean 0 and length 1, row-major.
+fn normalised(values: &[f32], side: usize, margin: usize) -> Vec<f32> {
     let width = side - 2 * margin;
     let mut window: Vec<f32> =
-        (top..top + width).flat_map(|y| &values[y * side + left..y * side + left + width]).copied().collect();
+        rows(values, side, (margin, margin), width).flat_map(|row| row.iter().copied()).collect();
     let mean = window.iter().sum::<f32>() / window.len() as f32;
     window.iter_mut().for_each(|value| *value -= mean);
-    let length = window.iter().map(|value| value * value).sum::<f32>().sqrt();
-    // Nothing but one grey agrees with nothing.
-    let factor = if length > 0.0 { 1.0 / length } else { 0.0 };
+    let factor = inverse_length(dot(&window, &window));
     window.iter_mut().for_each(|value| *value *= factor);
     window
+}
+
+/// For sums by [`dot`].
+const ONES: [f32; SIDE] = [1.0; SIDE];
+
+/// Normalised cross-correlation of a window of mean 0 and length 1 with the square of its size at `corner`.
+fn correlation(window: &[f32], values: &[f32], side: usize, corner: (usize, usize)) -> f32 {
+    let width = window.len().isqrt();
+    let (mut product, mut squares, mut sum) = (0.0, 0.0, 0.0);
+    for (row, other) in window.chunks_exact(width).zip(rows(values, side, corner, width)) {
+        product += dot(row, other);
+        squares += dot(other, other);
+        sum += dot(other, &ONES[..width]);
+    }
+    // The mean of the other square cancels in the product, since the window's is 0.
+    product * inverse_length(squares - sum * sum / window.len() as f32)
+}
+
+/// Nothing but one grey agrees with nothing.
+fn inverse_length(squares: f32) -> f32 {
+    if squares > f32::EPSILON { 1.0 / squares.sqrt() } else { 0.0 }
+}
+
+/// The rows of a square part of a picture.
+fn rows(values: &[f32], side: usize, (left, top): (usize, usize), width: usize) -> impl Iterator<Item = &[f32]> {
+    (top..top + width).map(move |y| &values[y * side + left..y * side + left + width])
+}
+
+/// The inner product, summed in eight lanes: in one, each addition would wait for the one before.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    let (a_blocks, b_blocks) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest: f32 = a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a_blocks.zip(b_blocks) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += a * b;
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
 }
 
 /// The picture magnified about its centre, bilinear; what lies outside repeats the border.
@@ -125,21 +180,31 @@ fn zoomed(values: &[f32], side: usize, zoom: f32) -> Vec<f32> {
     out
 }
 
-/// Grey minus the mean of the window around it, which is clipped at the border.
+/// Grey minus the mean of the window around it.
 fn without_local_mean(grey: &[u8]) -> Vec<f32> {
-    let side = grey.len().isqrt();
-    let columns = box_means(&grey.iter().map(|&v| f32::from(v)).collect::<Vec<_>>(), side);
-    let means = box_means(&columns, side);
-    grey.iter().zip(&means).map(|(&value, mean)| f32::from(value) - mean).collect()
+    let values: Vec<f32> = grey.iter().map(|&value| f32::from(value)).collect();
+    let means = local_means(&values, MEAN_WINDOW);
+    values.iter().zip(&means).map(|(value, mean)| value - mean).collect()
+}
+
+/// Means over squares that reach `radius` px to each side, clipped at the border.
+fn local_means(values: &[f32], radius: usize) -> Vec<f32> {
+    row_means(&row_means(values, radius), radius)
 }
 
 /// Means along each row, written as columns: twice gives the means over squares, the right way round.
-fn box_means(values: &[f32], side: usize) -> Vec<f32> {
+fn row_means(values: &[f32], radius: usize) -> Vec<f32> {
+    let side = values.len().isqrt();
     let mut out = vec![0.0; values.len()];
+    // In double precision, since differences of these sums are taken.
+    let mut sums = vec![0.0f64; side + 1];
     for (y, row) in values.chunks_exact(side).enumerate() {
+        for (x, &value) in row.iter().enumerate() {
+            sums[x + 1] = sums[x] + f64::from(value);
+        }
         for x in 0..side {
-            let window = &row[x.saturating_sub(LOCAL)..(x + LOCAL + 1).min(side)];
-            out[x * side + y] = window.iter().sum::<f32>() / window.len() as f32;
+            let (start, end) = (x.saturating_sub(radius), (x + radius + 1).min(side));
+            out[x * side + y] = ((sums[end] - sums[start]) / (end - start) as f64) as f32;
         }
     }
     out
@@ -203,7 +268,7 @@ mod tests {
             let found = similarity(&picture, &moved);
             // Zooms are tried in steps of 0.02: at the border of the window that is a third of a pixel.
             assert!(found > 0.9, "zoom {zoom}, shift {shift}: {found}");
-            assert!((found - similarity(&moved, &picture)).abs() < 0.02, "zoom {zoom}, shift {shift}");
+            assert_eq!(found, similarity(&moved, &picture), "zoom {zoom}, shift {shift}");
         }
         for seed in 3..40 {
             let found = similarity(&picture, &blotches(seed, 1.0, 0.0));
