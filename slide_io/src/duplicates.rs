@@ -45,7 +45,7 @@ pub struct Criteria {
 
 impl Default for Criteria {
     fn default() -> Self {
-        Self { max_distance: 18, min_similarity: 0.5 }
+        Self { max_distance: 18, min_similarity: 0.6 }
     }
 }
 
