@@ -78,6 +78,11 @@ fn magnification(text: &str) -> Result<f64, String> {
     number.filter(|mag| (0.1..=200.0).contains(mag)).ok_or_else(|| "give a magnification such as 20".to_owned())
 }
 
+fn similarity(text: &str) -> Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|number| (0.1..=1.0).contains(number));
+    number.ok_or_else(|| "give a number from 0.1 to 1".to_owned())
+}
+
 /// Options of a single stage.
 #[derive(Debug, Clone, Args)]
 pub struct StageArgs {
@@ -153,7 +158,8 @@ pub struct DuplicatesArgs {
     #[arg(long, value_name = "CSV")]
     pub labels: Option<String>,
     /// Smallest similarity of a pair, 0 to 1: less finds sections further apart, and more pairs that are none.
-    #[arg(long, value_name = "X", default_value_t = slide_io::duplicates::Criteria::default().min_similarity)]
+    #[arg(long, value_name = "X", value_parser = similarity)]
+    #[arg(default_value_t = slide_io::duplicates::Criteria::default().min_similarity)]
     pub min_similarity: f32,
     /// The folder for pairs.csv, groups.csv and failures.csv.
     #[arg(short, long, value_name = "FOLDER")]

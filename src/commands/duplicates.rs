@@ -2,6 +2,7 @@
 //!
 //! Before anything is trained: the table says which pairs to look at, `groups.csv` which slides must stay together.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -274,7 +275,7 @@ fn summary(pictures: &[Picture], group: &[usize], pairs: usize, leaks: usize, un
 /// Which pictures must stay together, as a csv of labels: `slide_id,duplicate_group`, with what else is known. Copies have
 /// one group, and so have the slides of a patient, and those of two patients with copies of each other.
 fn write_groups(path: &Path, pictures: &[Picture], links: impl Iterator<Item = (usize, usize)>) -> Result<()> {
-    let mut first_of_group = std::collections::HashMap::new();
+    let mut first_of_group = HashMap::new();
     let given: Vec<(usize, usize)> = pictures
         .iter()
         .enumerate()
@@ -293,7 +294,7 @@ fn write_groups(path: &Path, pictures: &[Picture], links: impl Iterator<Item = (
     table.write_record(["slide_id", "duplicate_group"].into_iter().chain(known.iter().map(|(name, _)| *name)))?;
     for (at, picture) in pictures.iter().enumerate() {
         let more = known.iter().map(|(_, values)| values[at].as_deref().unwrap_or_default());
-        table.write_record([picture.id.as_str(), &pictures[group[at]].id].into_iter().chain(more))?;
+        table.write_record([picture.id.as_str(), pictures[group[at]].id.as_str()].into_iter().chain(more))?;
     }
     Ok(atomic_file::write(path, &table.into_inner()?)?)
 }
