@@ -123,7 +123,7 @@ fn images(folder: &Path, every: usize) {
         let copies: Vec<_> =
             chosen.par_iter().map(|&at| print(&copy(&read_image(&files[at]).expect("it was read before")))).collect();
         let originals: Vec<_> = chosen.iter().map(|&at| originals[at].clone()).collect();
-        found(name, &originals, &copies);
+        found(name, &Criteria::IMAGES, &originals, &copies);
     }
 }
 
@@ -151,7 +151,7 @@ fn slides(files: &[PathBuf]) {
                 print(&path)
             })
             .collect();
-        found(name, &originals, &copies);
+        found(name, &Criteria::SLIDES, &originals, &copies);
     }
 }
 
@@ -169,7 +169,7 @@ fn search(count: u32) {
     let prints: Vec<_> =
         (1..=count).into_par_iter().map(|seed| Fingerprint::of_image(&noise(seed)).expect("an image")).collect();
     let files: Vec<PathBuf> = (0..count).map(|at| PathBuf::from(format!("no file {at}"))).collect();
-    for criteria in [Criteria { max_distance: 0, ..Criteria::default() }, Criteria::default()] {
+    for criteria in [Criteria { max_distance: 0, ..Criteria::IMAGES }, Criteria::IMAGES] {
         let begun = Instant::now();
         let found = pairs(&files, &prints, &criteria).expect("few pairs").len();
         let (seconds, threads) = (begun.elapsed().as_secs_f64(), rayon::current_num_threads());
@@ -182,7 +182,7 @@ fn search(count: u32) {
 
 /// Originals that are taken for copies of each other: their own copies, or mistakes.
 fn others(files: &[PathBuf], originals: &[Option<Fingerprint>]) {
-    let loose = Criteria { min_similarity: 0.3, ..Criteria::default() };
+    let loose = Criteria { min_similarity: 0.3, ..Criteria::IMAGES };
     let begun = Instant::now();
     let mut pairs = pairs(files, originals, &loose).expect("few pairs");
     let plain = originals.iter().filter(|print| print.is_none()).count();
@@ -196,16 +196,16 @@ fn others(files: &[PathBuf], originals: &[Option<Fingerprint>]) {
 }
 
 /// One line: how many copies are found, by the hash and by both, and how alike the least alike are.
-fn found(name: &str, originals: &[Option<Fingerprint>], copies: &[Option<Fingerprint>]) {
+fn found(name: &str, criteria: &Criteria, originals: &[Option<Fingerprint>], copies: &[Option<Fingerprint>]) {
     let both: Vec<_> = originals.iter().zip(copies).filter_map(|(a, b)| a.as_ref().zip(b.as_ref())).collect();
     let loosest = Criteria { max_distance: 63, min_similarity: -1.0 };
-    let by_hash = Criteria { min_similarity: -1.0, ..Criteria::default() };
+    let by_hash = Criteria { min_similarity: -1.0, ..Criteria::IMAGES };
     let count = |criteria: &Criteria| both.par_iter().filter(|(a, b)| a.compare(b, criteria).is_some()).count();
     let mut alike: Vec<f32> = both.par_iter().filter_map(|(a, b)| Some(a.compare(b, &loosest)?.similarity)).collect();
     alike.sort_by(f32::total_cmp);
     println!(
         "{name:22} {} of {} found; by the hash alone {}; similarity: least {:.3}, 5 % {:.3}, median {:.3}",
-        count(&Criteria::default()),
+        count(criteria),
         both.len(),
         count(&by_hash),
         alike[0],

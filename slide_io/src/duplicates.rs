@@ -43,10 +43,11 @@ pub struct Criteria {
     pub min_similarity: f32,
 }
 
-impl Default for Criteria {
-    fn default() -> Self {
-        Self { max_distance: 18, min_similarity: 0.6 }
-    }
+impl Criteria {
+    /// For slides. Outlines are half of what is seen of them, and needle biopsies share those: hence stricter.
+    pub const SLIDES: Self = Self { max_distance: 18, min_similarity: 0.7 };
+    /// For images.
+    pub const IMAGES: Self = Self { max_distance: 18, min_similarity: 0.6 };
 }
 
 /// What two copies have in common.

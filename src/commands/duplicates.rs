@@ -26,8 +26,9 @@ const RECORD: &str = "duplicates.json";
 
 pub(super) fn duplicates(args: &DuplicatesArgs) -> Result<Outcome> {
     let experiment = Experiment::load(args.config.as_deref(), &args.all_settings())?;
-    let criteria = Criteria { min_similarity: args.min_similarity, ..Criteria::default() };
     let study = Study::open(&experiment.data)?;
+    let usual = if study.unit == SLIDES { Criteria::SLIDES } else { Criteria::IMAGES };
+    let criteria = Criteria { min_similarity: args.min_similarity.unwrap_or(usual.min_similarity), ..usual };
     start_threads(args.threads)?;
     let header = json!({
         "stage": "duplicates",
@@ -70,12 +71,15 @@ pub(super) fn duplicates(args: &DuplicatesArgs) -> Result<Outcome> {
     Ok(Outcome::of(leaks + failures.len()))
 }
 
+const SLIDES: &str = "slides";
+const IMAGES: &str = "images";
+
 /// What is compared.
 struct Study {
     pictures: Vec<Picture>,
     /// Rows without a slide and the like.
     problems: Vec<Failure>,
-    /// What a picture is called: `slides` or `images`.
+    /// What the pictures are called: [`SLIDES`] or [`IMAGES`].
     unit: &'static str,
 }
 
@@ -113,7 +117,7 @@ impl Study {
                 mpp: slide.mpp,
             })
             .collect();
-        Ok(Self { pictures, problems, unit: "slides" })
+        Ok(Self { pictures, problems, unit: SLIDES })
     }
 
     /// The images of a folder, or of the parts it is split into.
@@ -133,7 +137,7 @@ impl Study {
         } else {
             pictures = images(root, "", None)?;
         }
-        Ok(Self { pictures, problems: vec![], unit: "images" })
+        Ok(Self { pictures, problems: vec![], unit: IMAGES })
     }
 }
 
@@ -153,11 +157,11 @@ fn images(root: &Path, prefix: &str, split: Option<Split>) -> Result<Vec<Picture
     Ok((0..folder.len()).map(picture).collect())
 }
 
-/// The fingerprint of every picture, in parallel; none of those that cannot be read, which are listed, and of plain ones.
+/// The fingerprint of every picture, in parallel; none of plain ones and of those that cannot be read, which are listed.
 fn fingerprints(study: &Study, experiment: &Experiment) -> (Vec<Option<Fingerprint>>, Vec<Failure>) {
     let progress = Progress::new("duplicates", study.pictures.len() as u64, study.unit);
     let print = |picture: &Picture| match study.unit {
-        "slides" => Fingerprint::of_slide(&Slide::open(&picture.path)?, picture.mpp, &experiment.tissue),
+        SLIDES => Fingerprint::of_slide(&Slide::open(&picture.path)?, picture.mpp, &experiment.tissue),
         _ => Fingerprint::of_image(&folder::read_image(&picture.path)?),
     };
     let results: Vec<Result<Option<Fingerprint>, Failure>> = study
