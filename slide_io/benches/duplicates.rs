@@ -6,7 +6,8 @@
 //! cargo bench -p slide_io --bench duplicates -- search COUNT            time to compare COUNT pictures of noise
 //! ```
 //!
-//! The first two print what share of the altered copies is found, and which of the originals are taken for copies of each other.
+//! The first two print what share of the altered copies is found, and which of the originals are taken for copies of
+//! each other.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

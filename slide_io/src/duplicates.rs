@@ -1,14 +1,14 @@
-//! Which pictures of a cohort show the same thing: the same slide scanned again, its neighbouring section, a copy that is
-//! turned, mirrored, recompressed or cropped. A split that separates them leaks the test set into the training set.
+//! Which pictures of a cohort show the same thing: the same slide scanned again, its neighbouring section, a copy that
+//! is turned, mirrored, recompressed or cropped. A split that separates them leaks the test set into the training set.
 //!
-//! In the flow: after a [`Cohort`](crate::manifest::Cohort) or image folders are listed, before anything is split.
-//! A [`Fingerprint`] is taken of every picture (of a slide its tissue, wherever it lies on the glass), [`pairs`] compares
+//! In the flow: after a [`Cohort`](crate::manifest::Cohort) or image folders are listed, before anything is split. A
+//! [`Fingerprint`] is taken of every picture (of a slide its tissue, wherever it lies on the glass), [`pairs`] compares
 //! them all, [`groups`] says what must stay together.
 //!
 //! Pairs are found in two steps. A perceptual hash of 63 bits proposes: every pair is compared in all eight
-//! orientations, which for 11,000 slides is 5e8 bit counts, FIXME s on one core. Then the fine detail of two pictures of
-//! 64 x 64 px is correlated, after the best small shift and zoom, and decides: coarse shades alone would make all needle
-//! biopsies copies of each other.
+//! orientations, which for 11,000 slides is 5e8 bit counts, FIXME s on one core. Then the fine detail of two pictures
+//! of 64 x 64 px is correlated, after the best small shift and zoom, and decides: coarse shades alone would make all
+//! needle biopsies copies of each other.
 
 mod content;
 mod fingerprint;
@@ -93,8 +93,8 @@ impl Fingerprint {
     }
 }
 
-/// All pairs of pictures that are copies of each other, sorted. `files` and `fingerprints` belong together one by one; a
-/// picture without a fingerprint (unreadable, or too plain) is compared by its file's bytes only. The order of the
+/// All pairs of pictures that are copies of each other, sorted. `files` and `fingerprints` belong together one by one;
+/// a picture without a fingerprint (unreadable, or too plain) is compared by its file's bytes only. The order of the
 /// pictures changes nothing but the direction of the orientation.
 ///
 /// # Errors
@@ -194,8 +194,8 @@ impl<'a> Turned<'a> {
 
 fn too_many<T>() -> Result<T> {
     Err(Error::Usage(format!(
-        "more than {MAX_PAIRS} pairs of pictures are copies of each other: most of them show the same; look at a few of \
-         them first"
+        "more than {MAX_PAIRS} pairs of pictures are copies of each other: most of them show the same; look at a few \
+         of them first"
     )))
 }
 

@@ -157,7 +157,8 @@ fn images(root: &Path, prefix: &str, split: Option<Split>) -> Result<Vec<Picture
     Ok((0..folder.len()).map(picture).collect())
 }
 
-/// The fingerprint of every picture, in parallel; none of plain ones and of those that cannot be read, which are listed.
+/// The fingerprint of every picture, in parallel; none of plain ones and of those that cannot be read, which are
+/// listed.
 fn fingerprints(study: &Study, experiment: &Experiment) -> (Vec<Option<Fingerprint>>, Vec<Failure>) {
     let progress = Progress::new("duplicates", study.pictures.len() as u64, study.unit);
     let print = |picture: &Picture| match study.unit {
@@ -276,8 +277,8 @@ fn summary(pictures: &[Picture], group: &[usize], pairs: usize, leaks: usize, un
     format!("{} in {} among {} {unit}; {leaks}", plural(pairs, "pair"), plural(together, "group"), pictures.len())
 }
 
-/// Which pictures must stay together, as a csv of labels: `slide_id,duplicate_group`, with what else is known. Copies have
-/// one group, and so have the slides of a patient, and those of two patients with copies of each other.
+/// Which pictures must stay together, as a csv of labels: `slide_id,duplicate_group`, with what else is known. Copies
+/// have one group, and so have the slides of a patient, and those of two patients with copies of each other.
 fn write_groups(path: &Path, pictures: &[Picture], links: impl Iterator<Item = (usize, usize)>) -> Result<()> {
     let mut first_of_group = HashMap::new();
     let given: Vec<(usize, usize)> = pictures
@@ -327,8 +328,8 @@ fn open_folder(folder: &Path, header: &Value, update: bool) -> Result<std::fs::F
     let record: Value = serde_json::from_slice(&record).unwrap_or_default();
     if record["header"] != run_dir::as_stored(header) && !update {
         bail!(
-            "{} holds the comparison of other data or with other settings ({RECORD}). Choose another folder with --out, or \
-             add --update to replace it",
+            "{} holds the comparison of other data or with other settings ({RECORD}). Choose another folder with --out, \
+             or add --update to replace it",
             folder.display()
         );
     }

@@ -1,5 +1,5 @@
-//! Files with equal bytes. Only files of equal length are opened, and only those with equal ends are read whole: a cohort
-//! of gigabytes costs two small reads a file.
+//! Files with equal bytes. Only files of equal length are opened, and only those with equal ends are read whole: a
+//! cohort of gigabytes costs two small reads a file.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,9 +1,9 @@
 //! The perceptual hash: which way the lowest frequencies of a small grey picture swing.
 //!
-//! pHash (Zauner 2010), with one change: a bit tells whether a coefficient of the discrete cosine transform is positive,
-//! not whether it is above the median of the 64. The hash of a turned or mirrored picture then is the same bits permuted
-//! and inverted, so eight orientations cost eight bit counts and no second transform, and the distance is symmetric. The
-//! two rules find the same copies (see the figures in [`duplicates`](super)).
+//! pHash (Zauner 2010), with one change: a bit tells whether a coefficient of the discrete cosine transform is
+//! positive, not whether it is above the median of the 64. The hash of a turned or mirrored picture then is the same
+//! bits permuted and inverted, so eight orientations cost eight bit counts and no second transform, and the distance is
+//! symmetric. The two rules find the same copies (see the figures in [`duplicates`](super)).
 
 use super::orientation::Orientation;
 
@@ -13,17 +13,17 @@ pub(super) const PICTURE: usize = 32;
 /// Side of the block of coefficients that is kept.
 const KEPT: usize = 8;
 
-/// Bits of odd columns and of odd rows: the coefficients that change sign when the picture is mirrored. The first bit is
-/// the mean of the picture, always positive and left out.
+/// Bits of odd columns and of odd rows: the coefficients that change sign when the picture is mirrored. The first bit
+/// is the mean of the picture, always positive and left out.
 const ODD_COLUMNS: u64 = 0xAAAA_AAAA_AAAA_AAAA;
 const ODD_ROWS: u64 = 0xFF00_FF00_FF00_FF00;
 
-/// Coefficients up to this are zero but for rounding: they belong to neither side. A grey level more in one corner of the
-/// picture changes them by about 1.
+/// Coefficients up to this are zero but for rounding: they belong to neither side. A grey level more in one corner of
+/// the picture changes them by about 1.
 const ROUNDING: f64 = 1e-6;
 
-/// Signs of 63 coefficients, and the same of the transposed picture. Bit `8 v + u` belongs to the frequency `u` along x and
-/// `v` along y.
+/// Signs of 63 coefficients, and the same of the transposed picture. Bit `8 v + u` belongs to the frequency `u` along x
+/// and `v` along y.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hash {
     bits: u64,
@@ -112,7 +112,8 @@ mod tests {
         let dark = Hash::new(&picture(|x, y| 2.0 * x + y));
         assert_eq!(dark, Hash { bits: 0, transposed: 0 });
         assert_eq!(ramp.distance(dark, Orientation::ALL[0]), 8);
-        // A half turn inverts the 32 bits with one odd index: 8 of them as they should be, 24 of waves that neither has.
+        // A half turn inverts the 32 bits with one odd index: 8 of them as they should be, 24 of waves that neither
+        // has.
         assert_eq!(ramp.distance(dark, Orientation::ALL[3]), 24);
     }
 

@@ -1,9 +1,9 @@
 //! How alike two small grey pictures are, fine detail counted, after the best shift and zoom.
 //!
-//! Two pictures of different tissue may agree in their coarse shades: bars of tissue on glass all look the same from afar.
-//! So the local mean is taken out first, what remains is divided by its local strength, since one flame in the dark would
-//! outweigh everything else, and the rest is compared by normalised cross-correlation, which does not depend on brightness
-//! and contrast. A cut border moves and stretches a picture by some per cent, which would ruin the
+//! Two pictures of different tissue may agree in their coarse shades: bars of tissue on glass all look the same from
+//! afar. So the local mean is taken out first, what remains is divided by its local strength, since one flame in the
+//! dark would outweigh everything else, and the rest is compared by normalised cross-correlation, which does not depend
+//! on brightness and contrast. A cut border moves and stretches a picture by some per cent, which would ruin the
 //! correlation of details; so a few zooms and shifts are tried, first at half size, then around the best at full size.
 
 /// Side of the pictures that are compared.
@@ -13,8 +13,8 @@ pub(super) const SIDE: usize = 64;
 const MEAN_WINDOW: usize = 4;
 const STRENGTH_WINDOW: usize = 7;
 
-/// What is added to the local strength (variance), so that flat parts are not blown up: this share of the picture's own,
-/// and one grey level.
+/// What is added to the local strength (variance), so that flat parts are not blown up: this share of the picture's
+/// own, and one grey level.
 const GLOBAL_SHARE: f32 = 0.25;
 const GREY_LEVEL: f32 = 1.0;
 
@@ -53,8 +53,8 @@ impl Detail {
         self.contrast
     }
 
-    /// The largest normalised cross-correlation, -1 to 1, over small shifts and zooms of the one or the other. The order
-    /// of the two changes it by no more than rounding.
+    /// The largest normalised cross-correlation, -1 to 1, over small shifts and zooms of the one or the other. The
+    /// order of the two changes it by no more than rounding.
     pub(super) fn similarity(&self, other: &Self) -> f32 {
         let (there, back) = (self.coarse(other), other.coarse(self));
         let coarse = there.similarity.max(back.similarity);
