@@ -23,6 +23,11 @@ pub enum Command {
     /// Show levels, µm/px, vendor and tissue share of a slide, or a table of a folder.
     #[command(after_help = "Example:\n  gensis inspect slides/ --json > slides.json")]
     Inspect(InspectArgs),
+    /// Find slides or images that show the same thing, and whether a split separates them.
+    #[command(after_help = "Exit code 3 also where copies lie in different splits.\n\n\
+        Example:\n  gensis duplicates --slides slides/ --labels labels.csv --out duplicates\n  \
+        gensis run configs/mosaic.toml --labels duplicates/groups.csv --set data.columns.group=duplicate_group")]
+    Duplicates(DuplicatesArgs),
     /// Find tissue and write patch coordinates at an exact µm/px (TRIDENT and CLAM layout).
     #[command(after_help = "Example:\n  gensis tile --slides 'slides/*.svs' --set grid.mpp=0.5 --out runs/mine")]
     Tile(TileArgs),
@@ -71,6 +76,11 @@ const MPP_TIMES_MAGNIFICATION: f64 = 10.0;
 fn magnification(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix(['x', 'X']).unwrap_or(text).parse::<f64>().ok();
     number.filter(|mag| (0.1..=200.0).contains(mag)).ok_or_else(|| "give a magnification such as 20".to_owned())
+}
+
+fn similarity(text: &str) -> Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|number| (0.1..=1.0).contains(number));
+    number.ok_or_else(|| "give a number from 0.1 to 1".to_owned())
 }
 
 /// What to work on and what to change: settings by name, and shorthands for those that every user needs.
@@ -161,6 +171,30 @@ pub struct PretrainArgs {
     /// The stage's options.
     #[command(flatten)]
     pub stage: StageArgs,
+}
+
+/// Options of `duplicates`.
+#[derive(Debug, Clone, Args)]
+pub struct DuplicatesArgs {
+    /// Experiment file, of which [data] and [tissue] count.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to compare.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    /// Smallest similarity of a pair, 0.1 to 1 [default: 0.7 for slides, 0.6 for images]. Less finds sections that lie
+    /// further apart, and more pairs that are none.
+    #[arg(long, value_name = "X", value_parser = similarity)]
+    pub min_similarity: Option<f32>,
+    /// The folder for pairs.csv, groups.csv and failures.csv.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Replace what the folder holds of another comparison.
+    #[arg(long)]
+    pub update: bool,
+    /// Threads that read; 0 takes all cores. Results do not depend on it.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
 }
 
 /// Options of `evaluate`.

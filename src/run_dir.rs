@@ -58,11 +58,7 @@ impl RunDir {
     /// A folder that is not empty and not gensis's, one of another experiment, or one in use.
     pub fn open(root: &Path, experiment: &Experiment, update: bool) -> Result<Self> {
         let recorded = root.join("experiment.toml");
-        if !recorded.exists() && holds_foreign_files(root) {
-            bail!("{} holds files that gensis did not write; choose an empty or new folder with --out", root.display());
-        }
-        fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
-        let lock = lock(root)?;
+        let lock = if recorded.exists() { lock(root)? } else { new_folder(root)? };
         if recorded.exists() {
             let differences = Self::experiment(root)?.differences(experiment)?;
             if !differences.is_empty() && !update {
@@ -179,7 +175,23 @@ pub fn as_stored(header: &Value) -> Value {
     serde_json::from_str(&header.to_string()).unwrap_or_default()
 }
 
-fn lock(root: &Path) -> Result<File> {
+/// Makes and locks the folder `root`, or takes one without files.
+///
+/// # Errors
+/// A folder that holds files of others, or is in use.
+pub fn new_folder(root: &Path) -> Result<File> {
+    if holds_foreign_files(root) {
+        bail!("{} holds files that gensis did not write; choose an empty or new folder with --out", root.display());
+    }
+    fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
+    lock(root)
+}
+
+/// Keeps every other gensis process out of the folder until the returned file is closed.
+///
+/// # Errors
+/// A folder that is in use.
+pub fn lock(root: &Path) -> Result<File> {
     let file = File::options().create(true).append(true).open(root.join(LOCK))?;
     match file.try_lock() {
         Ok(()) => Ok(file),

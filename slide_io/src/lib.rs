@@ -10,6 +10,7 @@
 //! 6. [`SlidePatches`](patch::SlidePatches) and [`ImageFolder`](folder::ImageFolder): patches for training and
 //!    embedding behind one trait, [`PatchSource`](patch::PatchSource); a [`Walk`](walk::Walk) reads a whole slide with
 //!    every stored tile decoded once.
+//! 7. [`duplicates`]: which slides or images show the same thing, so that no split separates them.
 //!
 //! 7. [`pack`]: the patches of a slide in one file, for training that reads them many times.
 //!
@@ -18,6 +19,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod atomic_file;
+pub mod duplicates;
 pub mod error;
 pub mod folder;
 pub mod format;

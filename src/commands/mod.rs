@@ -4,6 +4,7 @@
 mod config;
 mod demo;
 mod doctor;
+mod duplicates;
 mod embed;
 mod evaluate;
 mod inspect;
@@ -70,14 +71,7 @@ impl Run {
     fn open(experiment: Experiment, out: &Path, update: bool, compute: &ComputeArgs) -> Result<Self> {
         // Probing first: a run without its device should leave no folder behind.
         crate::device::open(compute.device)?;
-        let threads = match compute.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()
-            .context("cannot start the worker threads")?;
+        let threads = start_threads(compute.threads)?;
         let dir = RunDir::open(out, &experiment, update)?;
         let provenance = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -123,6 +117,7 @@ fn unreadable(stage: &str, failure: &ReadFailure) -> Failure {
 pub fn dispatch(cli: Cli) -> Result<Outcome> {
     match cli.command {
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Duplicates(args) => duplicates::duplicates(&args),
         Command::Tile(args) => {
             let packed = if args.pack { &["pack.enabled=true"][..] } else { &[] };
             stage(&args.stage, packed, tile::tile)
@@ -136,6 +131,16 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Config(args) => config::config(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }
+}
+
+/// Starts the worker threads, 0 for one per core, and returns how many there are.
+fn start_threads(threads: usize) -> Result<usize> {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the worker threads")?;
+    Ok(threads)
 }
 
 /// Runs one stage with the settings of the command line and `more`.

@@ -11,6 +11,7 @@
 //! | `bad_slides` | damaged files and slides without scale or tissue; the real slides |
 //! | `labels` | what can be wrong with a csv, given splits, groups |
 //! | `configuration` | mistakes in configurations and on the command line; `config`, `inspect`, `doctor` |
+//! | `duplicates` | copies among slides and images, leaks across splits |
 //! | `images` | image folders instead of slides |
 //! | `annotations` | regions that people draw, label masks |
 //! | `packing` | patches packed for training |
@@ -22,6 +23,7 @@ mod bad_slides;
 mod changed_settings;
 mod cohort;
 mod configuration;
+mod duplicates;
 mod folder;
 mod images;
 mod interruption;
