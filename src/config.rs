@@ -8,6 +8,7 @@ mod load;
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
+use slide_io::stain::StainParams;
 use slide_io::{GridSpec, TissueParams};
 use std::path::PathBuf;
 
@@ -23,6 +24,8 @@ pub struct Experiment {
     pub tissue: TissueParams,
     /// Patch grid.
     pub grid: GridSpec,
+    /// Stain normalisation.
+    pub stain: StainParams,
     /// Encoder.
     pub model: Model,
     /// DINO projection head.

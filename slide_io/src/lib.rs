@@ -27,6 +27,7 @@ pub mod manifest;
 pub mod patch;
 pub mod pyramid;
 pub mod slide;
+pub mod stain;
 pub mod thumbnail;
 pub mod tissue;
 pub mod walk;

@@ -131,6 +131,7 @@ impl Experiment {
         // Each part knows its own rules best.
         self.tissue.check().context("configuration: [tissue]")?;
         self.grid.check().context("configuration: [grid]")?;
+        self.stain.check().context("configuration: [stain]")?;
         self.model.resolve().context("configuration: [model]")?;
         augment::check(&self.crops).context("configuration: [crops]")?;
         mil_config(&self.evaluate.slide).check().context("configuration: [evaluate.slide]")

@@ -12,6 +12,7 @@
 //! | `labels` | what can be wrong with a csv, given splits, groups |
 //! | `configuration` | mistakes in configurations and on the command line; `config`, `inspect`, `doctor` |
 //! | `images` | image folders instead of slides |
+//! | `stain` | stain normalisation of slides and images |
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,4 +25,5 @@ mod images;
 mod interruption;
 mod labels;
 mod program;
+mod stain;
 mod whole_run;
