@@ -8,6 +8,7 @@ mod load;
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
+use slide_io::stain::StainParams;
 use slide_io::{GridSpec, PackSpec, QualityParams, TissueParams};
 use std::path::PathBuf;
 
@@ -27,6 +28,8 @@ pub struct Experiment {
     pub quality: QualityParams,
     /// Patches packed for training.
     pub pack: PackSpec,
+    /// Stain normalisation.
+    pub stain: StainParams,
     /// Encoder.
     pub model: Model,
     /// DINO projection head.

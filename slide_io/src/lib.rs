@@ -37,6 +37,7 @@ pub mod pyramid;
 pub mod quality;
 pub mod regions;
 pub mod slide;
+pub mod stain;
 pub mod thumbnail;
 pub mod tissue;
 pub mod walk;

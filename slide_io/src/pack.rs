@@ -268,6 +268,14 @@ impl PatchSource for PackedPatches {
         &self.classes
     }
 
+    fn slide_ends(&self) -> &[usize] {
+        &self.ends
+    }
+
+    fn prefers_few_slides(&self) -> bool {
+        false
+    }
+
     fn read(&self, index: usize) -> Result<Patch> {
         let (number, slide, packed) = self.locate(index);
         let io = |error| Error::io(&slide.tar, error);

@@ -59,10 +59,14 @@ pub trait PatchSource: Send + Sync {
     /// Names of the classes, by class index; empty where there are no labels.
     fn classes(&self) -> &[String];
 
-    /// Where the patches of each slide end, one slide after the other: reading few slides at a time is faster. Empty
-    /// where any order is as good.
+    /// Where the patches of each slide end, one slide after the other; empty where there are no slides.
     fn slide_ends(&self) -> &[usize] {
         &[]
+    }
+
+    /// Whether reading few slides at a time is faster than any order: where slides must be opened.
+    fn prefers_few_slides(&self) -> bool {
+        !self.slide_ends().is_empty()
     }
 
     /// Reads and decodes patch `index`.

@@ -9,11 +9,13 @@ use std::thread;
 use anyhow::{Context, Result};
 use evaluation::embeddings::EmbeddingTable;
 use serde_json::{Value, json};
+use slide_io::stain::Normalized;
 use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, SlideRecord, atomic_file, h5};
 
 use super::pretrain::require_encoder;
 use super::progress::Progress;
 use super::sources::{self, ENCODER_NAME, ImageSets, Input, UNTRAINED_NAME};
+use super::tile::guarded;
 use super::{Run, unreadable};
 use crate::config::{Baseline, Embed};
 use crate::data::{EvalLoader, ReadFailure};
@@ -115,6 +117,7 @@ pub(super) fn workers(run: &Run) -> usize {
 fn embed_slides(run: &Run, name: &str, encoder: &Encoder, cohort: &Cohort) -> Result<Vec<Failure>> {
     let all: Vec<_> = cohort.slides.iter().collect();
     let patches = Arc::new(sources::slide_patches(run, &all, &cohort.classes)?);
+    let normalized = sources::normalized(run, patches.clone())?;
     remove_features_of_others(run, name, cohort, &patches)?;
     let workers = workers(run);
     let stage = SlideEmbedding {
@@ -124,6 +127,7 @@ fn embed_slides(run: &Run, name: &str, encoder: &Encoder, cohort: &Cohort) -> Re
         records: cohort.slides.iter().map(|slide| (slide.id.as_str(), slide)).collect(),
         progress: Progress::new("embed", patches.len() as u64, "patches"),
         patches,
+        normalized,
         decoders: (run.threads / workers).max(1),
         next: AtomicUsize::new(0),
         reused: AtomicUsize::new(0),
@@ -164,6 +168,8 @@ struct SlideEmbedding<'a> {
     name: &'a str,
     encoder: &'a Encoder,
     patches: Arc<SlidePatches>,
+    /// The patches with another stain, where that is asked for.
+    normalized: Option<Arc<Normalized>>,
     records: HashMap<&'a str, &'a SlideRecord>,
     /// Threads that decode one slide.
     decoders: usize,
@@ -203,27 +209,48 @@ impl SlideEmbedding<'_> {
             self.reused.fetch_add(1, Ordering::SeqCst);
             return Ok(serde_json::from_str(&text).unwrap_or_default());
         }
-        let advance = |count| progress.advance(count as u64);
-        let threads = (self.decoders, 1);
-        // A slide that does not open gives its reason with every patch.
-        let order = patches.reading_order(slide).unwrap_or_else(|_| range.clone().collect());
-        let embedded = features(encoder, patches.clone(), order, &run.experiment.embed, threads, advance)?;
-        let mut failures: Vec<Failure> = embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect();
-        if embedded.indices.is_empty() {
-            remove(&path)?;
-            let reason = format!("none of its {} patches can be read: {}", range.len(), failures[0].reason);
-            failures = vec![Failure { stage: "embed".into(), item: id.clone(), reason }];
-        } else {
-            let mut kept = h5::read_coordinates(&sources::coordinates_path(run, id))?;
-            kept.origins = embedded.indices.iter().map(|&index| kept.origins[index - range.start]).collect();
-            let (encoder, dim) = ((*name).to_owned(), encoder.dim());
-            let features = h5::Features { encoder, dim, values: embedded.values, coordinates: kept };
-            h5::write_features(&path, &features, &header)
-                .with_context(|| format!("cannot write the features of {id}"))?;
-        }
+        let failures = match self.features_of(slide)? {
+            Err(reason) => {
+                remove(&path)?;
+                vec![Failure { stage: "embed".into(), item: id.clone(), reason }]
+            }
+            Ok(embedded) => {
+                let mut kept = h5::read_coordinates(&sources::coordinates_path(run, id))?;
+                kept.origins = embedded.indices.iter().map(|&index| kept.origins[index - range.start]).collect();
+                let (encoder, dim) = ((*name).to_owned(), encoder.dim());
+                let features = h5::Features { encoder, dim, values: embedded.values, coordinates: kept };
+                h5::write_features(&path, &features, &header)
+                    .with_context(|| format!("cannot write the features of {id}"))?;
+                embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect::<Vec<_>>()
+            }
+        };
         failures.iter().for_each(|failure| progress.line(&format!("embed: {}: {}", failure.item, failure.reason)));
         atomic_file::write(&failures_path, &serde_json::to_vec_pretty(&failures)?)?;
         Ok(failures)
+    }
+
+    /// Embeds a slide that has patches; the inner error is a slide of which nothing can be embedded.
+    fn features_of(&self, slide: usize) -> Result<Result<Embedded, String>> {
+        let patches = &self.patches;
+        let source: Arc<dyn PatchSource> = match &self.normalized {
+            None => patches.clone(),
+            // Before the walk begins, since the sample is not read in its order.
+            Some(normalized) => match guarded(|| normalized.estimate_slide(slide)) {
+                Ok(()) => normalized.clone(),
+                Err(reason) => return Ok(Err(reason)),
+            },
+        };
+        let range = patches.range(slide);
+        // A slide that does not open gives its reason with every patch.
+        let order = patches.reading_order(slide).unwrap_or_else(|_| range.clone().collect());
+        let advance = |count| self.progress.advance(count as u64);
+        let settings = &self.run.experiment.embed;
+        let embedded = features(self.encoder, source, order, settings, (self.decoders, 1), advance)?;
+        if embedded.indices.is_empty() {
+            let reason = unreadable("embed", &embedded.failures[0]).reason;
+            return Ok(Err(format!("none of its {} patches can be read: {reason}", range.len())));
+        }
+        Ok(Ok(embedded))
     }
 }
 
@@ -232,19 +259,20 @@ fn embed_images(run: &Run, encoders: &[(&str, &Encoder)], images: &ImageSets) ->
     let parts = [("train", Some(&images.train)), ("test", images.test.as_ref())];
     let mut failures = Vec::new();
     for (part, folder) in parts.into_iter().filter_map(|(part, folder)| folder.map(|folder| (part, folder))) {
+        let source = sources::images(run, folder)?;
         for (name, encoder) in encoders {
             let header = sources::table_header(run, &encoder.hash, folder);
             embed_folder(run, part, name, folder, header, &mut failures, |progress| {
                 let (all, settings) = ((0..folder.len()).collect(), &run.experiment.embed);
                 let advance = |count| progress.advance(count as u64);
-                let embedded = features(encoder, folder.clone(), all, settings, (run.threads, workers(run)), advance)?;
+                let embedded = features(encoder, source.clone(), all, settings, (run.threads, workers(run)), advance)?;
                 Ok((embedded, encoder.dim()))
             })?;
         }
         if run.experiment.evaluate.knn.baselines.contains(&Baseline::Pixels) {
             let header = sources::table_header(run, "pixels", folder);
             embed_folder(run, part, "pixels", folder, header, &mut failures, |progress| {
-                pixels(run, encoders[0].1, folder, progress)
+                pixels(run, encoders[0].1, source.clone(), progress)
             })?;
         }
     }
@@ -301,13 +329,18 @@ fn embed_folder(
 const PIXELS_SIDE: u32 = 64;
 
 /// The normalised pixels themselves as an embedding, after the evaluation transform at [`PIXELS_SIDE`] or less.
-fn pixels(run: &Run, encoder: &Encoder, folder: &Arc<ImageFolder>, progress: &Progress) -> Result<(Embedded, usize)> {
+fn pixels(
+    run: &Run,
+    encoder: &Encoder,
+    source: Arc<dyn PatchSource>,
+    progress: &Progress,
+) -> Result<(Embedded, usize)> {
     let (mean, std) = (encoder.config.mean, encoder.config.std);
     let Embed { batch, resize, crop } = run.experiment.embed;
     let side = if crop == 0 { PIXELS_SIDE } else { crop.min(PIXELS_SIDE) };
     let shrunk = if crop == 0 { side } else { (u64::from(resize) * u64::from(side) / u64::from(crop)) as u32 };
     let settings = Embed { batch, resize: shrunk, crop: side };
-    let loader = EvalLoader::new(folder.clone(), &settings, mean, std, run.threads, AHEAD)?;
+    let loader = EvalLoader::new(source, &settings, mean, std, run.threads, AHEAD)?;
     let mut embedded = Embedded { indices: vec![], values: vec![], failures: vec![] };
     let mut dim = 0;
     for batch in loader.batches() {

@@ -7,11 +7,14 @@ use anyhow::{Context, Result, ensure};
 use evaluation::embeddings::EmbeddingTable;
 use evaluation::knn::{KnnConfig, classify};
 use evaluation::metric::Metric;
+use rayon::prelude::*;
 use serde_json::{Value, json};
+use slide_io::stain::Normalized;
 use slide_io::{PatchSource, atomic_file};
 
 use super::progress::Progress;
 use super::sources::{self, Input};
+use super::tile::guarded;
 use super::{Run, embed, unreadable};
 use crate::config::Pretrain;
 use crate::data::{CropLoader, ReadFailure};
@@ -37,7 +40,7 @@ pub(super) fn pretrain(run: &Run, must_resume: bool) -> Result<()> {
         eprintln!("pretrain: up to date");
         return Ok(());
     }
-    let source = training_patches(run, input)?;
+    let (source, unusable) = training_patches(run, input)?;
     ensure!(
         !must_resume || folder.join(CHECKPOINT).exists(),
         "there is nothing to resume: {} holds no checkpoint. Leave out --resume to begin",
@@ -71,7 +74,7 @@ pub(super) fn pretrain(run: &Run, must_resume: bool) -> Result<()> {
     let seconds = progress.finish(&format!("{epochs} epochs of {} patches{loss}", source.len()));
     run.dir
         .log("pretrained", json!({ "seconds": seconds, "patches_shown": shown, "device": run.device.to_string() }))?;
-    let failures = unreadable.failures;
+    let failures = unusable.into_iter().chain(unreadable.failures).collect();
     let summary = json!({ "encoder": encoder.hash, "patches": source.len(), "last": last });
     run.dir.finish("pretrain", &StageRecord { header, failures, summary })
 }
@@ -88,7 +91,8 @@ fn header(run: &Run, input: &Input) -> Result<Value> {
         Input::Slides(cohort) => sources::slides_fingerprint(run, cohort),
         Input::Images(images) => sources::images_fingerprint(&images.train),
     };
-    Ok(json!({ "stage": "pretrain", "format": sources::FORMAT, "settings": settings, "data": data }))
+    let header = json!({ "stage": "pretrain", "format": sources::FORMAT, "settings": settings, "data": data });
+    Ok(sources::with_stain(run, header))
 }
 
 /// The encoder's file and hash, if it was trained with these settings on these patches.
@@ -132,12 +136,42 @@ fn last_metrics(path: &Path) -> Value {
     lines.into_iter().find(|line| line.get("loss").is_some()).unwrap_or_default()
 }
 
-/// Every patch the encoder may learn from; their labels are not looked at.
-fn training_patches(run: &Run, input: Input) -> Result<Arc<dyn PatchSource>> {
-    Ok(match input {
-        Input::Images(images) => images.train,
-        Input::Slides(cohort) => sources::training_patches(run, &sources::training_slides(&cohort), &cohort.classes)?,
-    })
+/// Every patch the encoder may learn from, and slides whose stain cannot be normalised; labels are not looked at.
+fn training_patches(run: &Run, input: Input) -> Result<(Arc<dyn PatchSource>, Vec<Failure>)> {
+    let cohort = match input {
+        Input::Images(images) => return Ok((sources::images(run, &images.train)?, vec![])),
+        Input::Slides(cohort) => cohort,
+    };
+    let mut slides = sources::training_slides(&cohort);
+    let patches = sources::training_patches(run, &slides, &cohort.classes)?;
+    let Some(normalized) = sources::normalized(run, patches.clone())? else { return Ok((patches, vec![])) };
+    let failures = without_stain(&*patches, &normalized);
+    if failures.is_empty() {
+        return Ok((normalized, vec![]));
+    }
+    slides.retain(|slide| failures.iter().all(|failure| failure.item != slide.id));
+    let left = sources::training_patches(run, &slides, &cohort.classes);
+    let left = left.with_context(|| format!("after leaving out {} slides without stain statistics", failures.len()))?;
+    // The statistics are estimated again as patches are read: few cohorts come here.
+    let normalized = sources::normalized(run, left)?.context("there is a stain to normalise to")?;
+    Ok((normalized, failures))
+}
+
+/// Estimates the stain of every slide, and says which have none.
+fn without_stain(patches: &dyn PatchSource, normalized: &Normalized) -> Vec<Failure> {
+    let ends = patches.slide_ends();
+    let progress = Progress::new("stain", ends.len() as u64, "slides");
+    let failed = |slide: usize| {
+        let estimated = guarded(|| normalized.estimate_slide(slide));
+        progress.advance(1);
+        // A slide without patches needs no statistics, so one that failed has a last patch.
+        let item = || patches.key(ends[slide] - 1).item;
+        estimated.err().map(|reason| Failure { stage: "pretrain".into(), item: item(), reason })
+    };
+    let failures: Vec<Failure> = (0..ends.len()).into_par_iter().filter_map(failed).collect();
+    failures.iter().for_each(|failure| progress.line(&format!("pretrain: {}: {}", failure.item, failure.reason)));
+    progress.finish(&format!("{} slides, {} failure(s)", ends.len(), failures.len()));
+    failures
 }
 
 /// Patches that could not be read, on disk as soon as they are met: an interruption does not forget them.

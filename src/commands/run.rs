@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use slide_io::stain::Target;
 
 use super::sources::Input;
 use super::{Outcome, Run, embed, evaluate, pretrain, report, tile};
@@ -29,6 +30,8 @@ pub(super) fn stages(run: &Run) -> Result<Outcome> {
 
 fn work(run: &Run) -> Result<()> {
     evaluate::check_folds(run)?;
+    // A reference that cannot be read should not be found out after hours of tiling.
+    Target::new(&run.experiment.stain)?;
     tile::tile(run)?;
     pretrain::pretrain(run, false)?;
     embed::embed(run)?;

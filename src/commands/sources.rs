@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use slide_io::manifest::{ColumnNames, Split};
 use slide_io::pack::{self, PackedPatches, PackedSlide};
+use slide_io::stain::{Method, Normalized, Target};
 use slide_io::{
     Cohort, Error, ImageFolder, Mpp, PatchSource, SlidePatches, SlideRecord, folder, h5, label_mask, regions,
 };
@@ -163,24 +164,54 @@ pub(super) fn pack_header(run: &Run, record: &SlideRecord) -> Value {
 
 /// Everything a slide's features depend on.
 pub(super) fn features_header(run: &Run, encoder_hash: &str, record: &SlideRecord) -> Value {
-    json!({
+    let header = json!({
         "stage": "embed",
         "format": FORMAT,
         "encoder": encoder_hash,
         "embed": run.experiment.embed,
         "coordinates": coordinates_header(run, record),
+    });
+    with_stain(run, header)
+}
+
+/// The header of what is made of patches, with how their stain was normalised. Without normalisation it stays as it is,
+/// so that older outputs stay current. The reference is known by its content.
+pub(super) fn with_stain(run: &Run, mut header: Value) -> Value {
+    let stain = &run.experiment.stain;
+    if stain.normalize != Method::None {
+        header["stain"] = json!(stain);
+        header["stain"]["reference"] = json!(digest(run, &stain.reference));
+    }
+    header
+}
+
+/// `source` with the stain that the experiment asks for; `None` where it asks for none.
+///
+/// # Errors
+/// A reference image that cannot be read, or has too little tissue.
+pub(super) fn normalized(run: &Run, source: Arc<dyn PatchSource>) -> Result<Option<Arc<Normalized>>> {
+    let target = Target::new(&run.experiment.stain)?;
+    Ok(target.map(|target| Arc::new(Normalized::new(source, target))))
+}
+
+/// The images of a folder, with the stain that the experiment asks for.
+pub(super) fn images(run: &Run, folder: &Arc<ImageFolder>) -> Result<Arc<dyn PatchSource>> {
+    Ok(match normalized(run, folder.clone())? {
+        Some(normalized) => normalized,
+        None => folder.clone(),
     })
 }
 
 /// Everything the embeddings of an image folder depend on; `encoder` is a weights hash, or `pixels`.
 pub(super) fn table_header(run: &Run, encoder: &str, folder: &ImageFolder) -> Value {
-    json!({
+    let header = json!({
         "stage": "embed",
         "format": FORMAT,
         "encoder": encoder,
         "embed": run.experiment.embed,
         "data": images_fingerprint(folder),
-    })
+    });
+    with_stain(run, header)
 }
 
 /// The patches of those `slides` that `tile` cut, with their class and footprint from the coordinates files.

@@ -133,6 +133,7 @@ impl Experiment {
         self.grid.check().context("configuration: [grid]")?;
         self.quality.check().context("configuration: [quality]")?;
         self.pack.check().context("configuration: [pack]")?;
+        self.stain.check().context("configuration: [stain]")?;
         self.model.resolve().context("configuration: [model]")?;
         augment::check(&self.crops).context("configuration: [crops]")?;
         mil_config(&self.evaluate.slide).check().context("configuration: [evaluate.slide]")

@@ -8,7 +8,7 @@ use crate::folder::{assert_same, failures, results, table};
 use crate::program::{Ended, Stopped, gensis, holds_file, kill_when};
 
 /// Eight training and four test images of each of two classes, PNG and JPEG, 64 px.
-fn draw(root: &Path) {
+pub fn draw(root: &Path) {
     for (class, stripes) in [("dots", false), ("stripes", true)] {
         for (part, count) in [("train", 8), ("test", 4)] {
             let folder = root.join(part).join(class);
@@ -23,7 +23,8 @@ fn draw(root: &Path) {
     }
 }
 
-fn run(images: &Path, out: &Path, more: &[&str]) -> Ended {
+/// `gensis run` of an experiment on them.
+pub fn run(images: &Path, out: &Path, more: &[&str]) -> Ended {
     let file = images.with_extension("toml");
     fs::write(&file, format!("[data]\nimages = {images:?}\n{EXPERIMENT}")).unwrap();
     let baselines = r#"evaluate.knn.baselines=["random", "pixels"]"#;

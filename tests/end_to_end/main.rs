@@ -15,6 +15,7 @@
 //! | `images` | image folders instead of slides |
 //! | `annotations` | regions that people draw, label masks |
 //! | `packing` | patches packed for training |
+//! | `stain` | stain normalisation of slides and images |
 
 #![allow(clippy::unwrap_used)]
 
@@ -30,4 +31,5 @@ mod interruption;
 mod labels;
 mod packing;
 mod program;
+mod stain;
 mod whole_run;

@@ -63,7 +63,7 @@ impl CropLoader {
             len: source.len(),
             per_epoch: patches_per_epoch,
             seed,
-            slide_ends: source.slide_ends().to_vec(),
+            slide_ends: if source.prefers_few_slides() { source.slide_ends().to_vec() } else { vec![] },
             open_slides: slide_io::patch::OPEN_SLIDES,
         };
         ensure!(batch > 0, "a batch needs at least one patch");
