@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 
 use slide_io::regions::{Regions, read_mask};
-use slide_io::{Error, Mpp, Result, Slide, TissueMask, TissueParams};
+use slide_io::{Error, Result, Slide, TissueMask, TissueParams};
 
 fn main() -> Result<()> {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -16,7 +16,8 @@ fn main() -> Result<()> {
         return Err(Error::Usage("give a slide and a GeoJSON file".to_owned()));
     };
     let slide = Slide::open(slide)?;
-    let tissue = TissueMask::compute(&slide, slide.mpp().unwrap_or(Mpp(0.5)), &TissueParams::default())?;
+    let mpp = slide.mpp().ok_or_else(|| Error::NoScale { path: slide.path().to_owned() })?;
+    let tissue = TissueMask::compute(&slide, mpp, &TissueParams::default())?;
     if edited.is_empty() {
         let found = Regions::trace(&tissue);
         println!("{} pieces of tissue, {:.1} % of the slide", found.annotations.len(), 100.0 * tissue.share());

@@ -40,15 +40,31 @@ impl LabelMask {
     /// Opens the mask of a slide of `slide` level-0 pixels, whose pixels are to be among `labels` (such as [`RADBOUD`]).
     ///
     /// The mask has the slide's size, or a whole fraction of it: each side divided by the same whole number up to 64, then
-    /// rounded up or down. TIFFs of every kind that [`Slide`] reads will do, and PNGs of 8 bits; values are those of the
-    /// red channel, or of the only one. One that is compressed with losses is taken at first, since flat areas often
-    /// survive: see [`is_lossy`](Self::is_lossy).
+    /// rounded up or down. TIFFs of every kind that [`Slide`] reads without losses will do, and PNGs of 8 bits; values are
+    /// those of the red channel, or of the only one.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another size (both are named), tiles that are not stored, and a PNG that holds colours
-    /// of a palette or other than 8 bits instead of class numbers; [`Error::Usage`] if there are no labels or one is
-    /// there twice; errors of opening the file.
+    /// [`Error::Unsupported`] for another size (both are named), a mask that is compressed with losses (JPEG), tiles that
+    /// are not stored, and a PNG that holds colours of a palette or other than 8 bits instead of class numbers;
+    /// [`Error::Usage`] if there are no labels or one is there twice; errors of opening the file.
     pub fn open(path: &Path, slide: Size, labels: &[u8]) -> Result<Self> {
+        let mask = Self::open_lossy(path, slide, labels)?;
+        match mask.lossy {
+            // At quality 70 a flat area of 0 comes back as 1, which is another class: nothing in the file tells.
+            true => Err(Error::unsupported(
+                path,
+                "no label mask: it is compressed with losses (JPEG), which turns labels into others. Use a lossless copy",
+            )),
+            false => Ok(mask),
+        }
+    }
+
+    /// Opens a mask as [`open`](Self::open) does, and also one that is compressed with losses, for masks that exist in no
+    /// other form. Shares may then be wrong; only values that are no label are noticed.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), losses aside.
+    pub fn open_lossy(path: &Path, slide: Size, labels: &[u8]) -> Result<Self> {
         if labels.is_empty() || labels.iter().enumerate().any(|(place, label)| labels[..place].contains(label)) {
             return Err(Error::Usage(format!("{labels:?} are no labels of a mask: name each value once")));
         }
@@ -85,8 +101,7 @@ impl LabelMask {
         self.factor
     }
 
-    /// Whether the mask is compressed with losses (JPEG), which may turn one label into another at borders. A value that
-    /// is no label is an error either way.
+    /// Whether the mask is compressed with losses (JPEG), which may turn one label into another.
     pub fn is_lossy(&self) -> bool {
         self.lossy
     }
@@ -180,7 +195,7 @@ impl Covered {
     /// Under `start..start + length` on an axis of `limit` pixels; `None` if there are none.
     fn new(start: f64, length: f64, limit: u32) -> Option<Self> {
         let (from, to) = (start.max(0.0), (start + length).min(f64::from(limit)));
-        if from.is_nan() || to.is_nan() || from >= to {
+        if length.is_nan() || from >= to {
             return None;
         }
         let (first, end) = (from.floor() as u32, to.ceil() as u32);

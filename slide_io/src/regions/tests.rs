@@ -1,6 +1,7 @@
 use std::fs;
 
 use ::image::{GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
+use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::*;
@@ -236,7 +237,7 @@ fn damaged_files_say_where() {
     damaged(r#"{"type":"Feature","geometry":{"type":"Circle"}}"#, "feature 1: \"Circle\" is no geometry");
     damaged(r#"{"type":"FeatureCollection"}"#, "without `features`");
     damaged("", "EOF");
-    damaged(&"[".repeat(100_000), "recursion limit");
+    damaged(&second(&"[".repeat(100_000)), "recursion limit");
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(Regions::read(&folder.path().join("gone.geojson")), Err(Error::Io { .. })));
 }
@@ -384,4 +385,27 @@ fn images_that_are_no_mask_of_the_slide_are_refused() {
     GrayImage::new(60, 40).save(&path).unwrap();
     fs::write(&path, &fs::read(&path).unwrap()[..60]).unwrap();
     assert!(matches!(at_disc_scale(&path), Err(Error::BadFile { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_file_makes_it_panic(
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<proptest::sample::Index>()), 1..6),
+        cut in any::<proptest::sample::Index>(),
+    ) {
+        // Characters that mean something in JSON, put where they do not belong.
+        let mut text: Vec<u8> = format!("[{},{}]", feature(0, r#"{"classification":"exclude"}"#), feature(3, "{}")).into();
+        let letters = b"[]{},:\"0123456789.eE-nN";
+        for (place, letter) in changes {
+            let place = place.index(text.len());
+            text[place] = letters[letter.index(letters.len())];
+        }
+        text.truncate(text.len() - cut.index(text.len()) / 20);
+        if let Ok(regions) = parse(std::str::from_utf8(&text).unwrap()) {
+            let mask = regions.mask(Size::new(20, 10), Size::new(40, 20)).unwrap();
+            prop_assert_eq!(mask.data().len(), 200);
+        }
+    }
 }
