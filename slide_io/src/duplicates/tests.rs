@@ -204,7 +204,7 @@ fn altered_copies_of_real_tiles_are_found_and_other_tiles_are_not() {
                 .as_ref()
                 .unwrap()
                 .compare(&copy, &Criteria::IMAGES)
-                .is_none_or(|found| found.orientation.name() != "rotate_90")
+                .is_none_or(|found| found.orientation.name() != "rotate_270")
         })
         .map(|(_, file)| file)
         .collect();
