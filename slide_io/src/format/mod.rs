@@ -24,6 +24,7 @@ use ::image::RgbImage;
 use crate::error::{Error, Result};
 use crate::geometry::{Level, Mpp, Size};
 
+mod chunk;
 mod directory;
 mod image;
 mod metadata;

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod agreement;
+mod breadth;
 mod damage;
+mod layout;
 mod lossless;
+mod mutation;
 mod real;
 mod sample;
