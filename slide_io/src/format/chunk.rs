@@ -12,7 +12,7 @@ use tiff::encoder::TiffEncoder;
 use tiff::tags::Tag;
 
 use super::directory::Directory;
-use super::tile_cache;
+use super::{jpeg2000, tile_cache};
 use crate::geometry::Size;
 use crate::jpeg::{self, ColorModel};
 
@@ -84,11 +84,13 @@ pub(super) fn check_decodable(directory: &Directory) -> Result<(), String> {
     }
     let pixel = u64::from(samples).max(3) * u64::from(bits / 8);
     let bytes = u64::from(chunk.width).saturating_mul(u64::from(chunk.height)).saturating_mul(pixel);
-    if bytes > MAX_CHUNK_BYTES {
+    let limit = match compression {
+        JPEG_2000 | JPEG_2000_YCBCR | JPEG_2000_RGB => jpeg2000::MAX_BYTES,
+        _ => MAX_CHUNK_BYTES,
+    };
+    if bytes > limit {
         let Size { width, height } = chunk;
-        return Err(format!(
-            "tiles or strips of {width} x {height} px are above the native limit of {MAX_CHUNK_BYTES} bytes"
-        ));
+        return Err(format!("tiles or strips of {width} x {height} px are above the native limit of {limit} bytes"));
     }
     Ok(())
 }
@@ -132,8 +134,8 @@ pub(super) fn decode(image: &Directory, size: Size, halvings: u8, planes: &[Vec<
             let planes = planes.iter().map(|bytes| Ok(gray(bytes)?.into_iter().step_by(3).collect()));
             Ok(interleave(&planes.collect::<Result<Vec<Vec<u8>>, String>>()?))
         }
-        (JPEG_2000 | JPEG_2000_RGB, [whole]) => jpeg2000(whole, size, false),
-        (JPEG_2000_YCBCR, [whole]) => jpeg2000(whole, size, true),
+        (JPEG_2000 | JPEG_2000_RGB, [whole]) => jpeg2000::decode(whole, size, false),
+        (JPEG_2000_YCBCR, [whole]) => jpeg2000::decode(whole, size, true),
         (_, [whole]) => Ok(colors(image, samples(image, size, whole)?)),
         _ => {
             let planes = planes.iter().map(|bytes| samples(image, size, bytes));
@@ -158,41 +160,6 @@ fn jpeg(image: &Directory, size: Size, halvings: u8, color: ColorModel, bytes: &
     let Size { width, height } = size.halved(halvings);
     let mut pixels = tile_cache::shared().buffer(width as usize * height as usize * 3);
     jpeg::decode_frame(&stream, frame, halvings, &mut pixels).map_err(|e| e.to_string())?;
-    Ok(pixels)
-}
-
-/// The RGB pixels of a JPEG 2000 code stream, whose three components are RGB or, as the TIFF says and the stream does
-/// not, YCbCr.
-fn jpeg2000(stream: &[u8], size: Size, ycbcr: bool) -> Result<Vec<u8>, String> {
-    use hayro_jpeg2000::{DecodeSettings, DecoderContext, Image};
-    let settings = DecodeSettings { strict: true, ..DecodeSettings::default() };
-    let image = Image::new(stream, &settings).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
-    // Before any memory is spent on it.
-    if image.width() != size.width || image.height() != size.height || image.color_space().num_channels() != 3 {
-        let (w, h, channels) = (image.width(), image.height(), image.color_space().num_channels());
-        let Size { width, height } = size;
-        return Err(format!(
-            "its JPEG 2000 has {w} x {h} px of {channels} components, the directory says {width} x {height} of 3"
-        ));
-    }
-    let mut context = DecoderContext::default();
-    let decoded = image.decode(&mut context).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
-    let components = decoded.components();
-    let whole = size.width as usize * size.height as usize;
-    if components.len() != 3 || components.iter().any(|component| component.samples().len() != whole) {
-        return Err("its JPEG 2000 components are not of one size".to_owned());
-    }
-    let mut pixels = decoded.data_u8();
-    if ycbcr {
-        for pixel in pixels.as_chunks_mut::<3>().0 {
-            // ITU-R BT.601, full range (JFIF 1.02).
-            let [y, blue, red] = pixel.map(f32::from);
-            let (blue, red) = (blue - 128.0, red - 128.0);
-            let rgb = [y + 1.402 * red, y - 0.344_136 * blue - 0.714_136 * red, y + 1.772 * blue];
-            // The cast saturates.
-            *pixel = rgb.map(|value| (value + 0.5) as u8);
-        }
-    }
     Ok(pixels)
 }
 
@@ -233,9 +200,8 @@ fn decompress(compression: u16, stored: &[u8], row: usize, rows: usize) -> Resul
         DEFLATE | DEFLATE_OLD => {
             let mut inflated = Vec::with_capacity(bytes + 1);
             // One byte more than needed, so that the end of the stream, and the checksum there, is met.
-            let stream = flate2::read::ZlibDecoder::new(stored).take(bytes as u64 + 1);
-            let read = { stream }.read_to_end(&mut inflated);
-            read.map_err(|e| format!("its deflate stream is damaged: {e}"))?;
+            let mut stream = flate2::read::ZlibDecoder::new(stored).take(bytes as u64 + 1);
+            stream.read_to_end(&mut inflated).map_err(|e| format!("its deflate stream is damaged: {e}"))?;
             if inflated.len() < bytes {
                 return Err(format!("its deflate stream ends after {} of {bytes} bytes", inflated.len()));
             }

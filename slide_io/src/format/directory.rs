@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use tiff::decoder::ifd::Value;
@@ -18,6 +19,8 @@ use crate::geometry::Size;
 
 /// More directories than this are a stack of planes, not a pyramid.
 pub(super) const MAX_DIRECTORIES: usize = 512;
+/// The version number of BigTIFF.
+const BIG: u8 = 43;
 /// Longest text or table of one tag, in bytes.
 const MAX_TAG_BYTES: u64 = 16 << 20;
 /// Most that all texts and tables of a file may take in memory, in bytes.
@@ -73,6 +76,12 @@ impl Directory {
 /// All directories of the file in their order, with the sub-directories of the first (where OME-TIFF keeps its levels).
 pub(super) fn read_directories(path: &Path, file: &File) -> Result<Vec<Directory>> {
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let mut header = [0; 16];
+    let read = file.read_at(&mut header, 0).map_err(|e| Error::io(path, e))?;
+    let first = if header[2..4].contains(&BIG) { 8..16 } else { 4..8 };
+    if read >= first.end && header[first].iter().all(|byte| *byte == 0) {
+        return Err(Error::bad(path, "it has no directory: whatever wrote it was stopped before the end"));
+    }
     let mut decoder = Decoder::new(BufReader::new(file)).map_err(|e| refused(path, "its first directory", e))?;
     // With whether its successor is to be read: sub-directories are all listed in their parent, chained or not.
     let mut waiting: Vec<(IfdPointer, bool)> = decoder.ifd_pointer().map(|first| (first, true)).into_iter().collect();

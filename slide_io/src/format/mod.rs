@@ -27,6 +27,7 @@ use crate::geometry::{Level, Mpp, Size};
 mod chunk;
 mod directory;
 mod image;
+mod jpeg2000;
 mod metadata;
 mod openslide;
 mod tiff;

@@ -16,6 +16,7 @@ const IMAGE_LENGTH: u16 = 257;
 const BITS: u16 = 258;
 const COMPRESSION: u16 = 259;
 const TILE_WIDTH: u16 = 322;
+const TILE_LENGTH: u16 = 323;
 const TILE_OFFSETS: u16 = 324;
 const TILE_LENGTHS: u16 = 325;
 
@@ -190,7 +191,7 @@ fn pointers_that_lead_nowhere() {
     }
     slab.put(next, 0);
     slab.put(4, 0);
-    refused(slab.open(), "it has no image");
+    refused(slab.open(), "it has no directory: whatever wrote it was stopped before the end");
 }
 
 /// What a copy that was broken off leaves on many file systems: a file of the right length that ends in nothing.
@@ -247,6 +248,28 @@ fn tiles_that_lie_elsewhere() {
     let slide = slab.open().unwrap();
     let error = slide.read(&region(0, 0, 0, 9, 9)).unwrap_err().to_string();
     assert!(error.contains("level 0, tile (column 0, row 0): it is not a JPEG stream"), "{error}");
+}
+
+/// Of one tile, so that the tables agree with the sizes.
+#[test]
+fn tiles_above_the_limits_are_refused_before_memory_is_spent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.tif");
+    for (kind, side) in [("deflate_tiles", 4730), ("jpeg_rgb_tiles", 65_535), ("jpeg2000_tiles", 1025)] {
+        let seed = crate::breadth::files().into_iter().find(|path| path.file_stem().unwrap() == kind).unwrap();
+        let mut layout = Layout::new(std::fs::read(seed).unwrap());
+        for tag in [IMAGE_WIDTH, IMAGE_LENGTH, TILE_WIDTH, TILE_LENGTH] {
+            let [_, _, value] = layout.fields(layout.entry(0, tag).unwrap());
+            layout.put(value, side);
+        }
+        for tag in [TILE_OFFSETS, TILE_LENGTHS] {
+            let [_, count, _] = layout.fields(layout.entry(0, tag).unwrap());
+            layout.put(count, 1);
+        }
+        std::fs::write(&path, &layout.bytes).unwrap();
+        let error = refused(Slide::open_as(&path, "tiff"), "px are above the native limit of");
+        assert!(matches!(error, Error::Unsupported { .. }), "another reader may have other limits: {error}");
+    }
 }
 
 #[test]
@@ -324,7 +347,7 @@ fn a_missing_tile_of_a_reduced_aperio_level_is_made_from_the_finer_one() {
     let folder = tempfile::tempdir().unwrap();
     let [path, missing] = ["whole.svs", "missing.svs"].map(|name| folder.path().join(name));
     let spec = PyramidSpec { tile: 48, levels: vec![1, 2], quality: 95, ..aperio() };
-    write_pyramid(&path, &tissue(205, 151, 5), &spec).unwrap();
+    write_pyramid(&path, &tissue(204, 150, 5), &spec).unwrap();
     let mut layout = Layout::new(std::fs::read(&path).unwrap());
     let lengths = [0, 1].map(|directory| layout.values(layout.entry(directory, TILE_LENGTHS).unwrap()));
     // Of 3 across: the first, and the last, which the level's edge cuts; of the finer level what lies below the last.
@@ -342,7 +365,7 @@ fn a_missing_tile_of_a_reduced_aperio_level_is_made_from_the_finer_one() {
     assert!(mean(&stored, &made) < 3.0, "JPEG 95 of the mean and mean of JPEG 95: {}", mean(&stored, &made));
     let last = slide.read(&region(1, 196, 100, 4, 25)).unwrap();
     assert!(last.iter().all(|value| *value == 255), "no level has anything there");
-    assert!(slide.read(&region(0, 0, 0, 205, 151)).is_ok() && slide.read(&region(1, 0, 0, 102, 75)).is_ok());
+    assert!(slide.read(&region(0, 0, 0, 204, 150)).is_ok() && slide.read(&region(1, 0, 0, 102, 75)).is_ok());
     #[cfg(feature = "openslide")]
     {
         let theirs = Slide::open_as(&missing, "openslide").unwrap().read(&region(1, 8, 8, 40, 40)).unwrap();

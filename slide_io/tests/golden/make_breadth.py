@@ -61,6 +61,8 @@ shutil.rmtree(OUT, ignore_errors=True)
 OUT.mkdir()
 Image.fromarray(RGB).save(OUT / "rgb.png", optimize=True)
 TILE, STRIP = {"tile": (32, 32)}, {"rowsperstrip": 20}
+# "photometric" is then what the picture is, and this what the file will hold.
+YCBCR = {"level": 90, "outcolorspace": "ycbcr"}
 DEFLATE, LZW, PREDICTED = {"compression": "zlib"}, {"compression": "lzw"}, {"predictor": 2}
 
 # Layout and byte order.
@@ -107,7 +109,7 @@ write("grey_alpha_deflate_tiles", np.dstack([GREY, ALPHA]), GREY_COMPOSED, photo
 
 # JPEG: every tile with its own tables (no JPEGTables), every subsampling of YCbCr, RGB components, grey.
 for h, v in [(1, 1), (2, 1), (2, 2), (4, 1)]:
-    write_lossy(f"jpeg_ycbcr_{h}{v}_tiles", photometric="ycbcr", compression="jpeg", subsampling=(h, v), compressionargs={"level": 90}, **TILE)
+    write_lossy(f"jpeg_ycbcr_{h}{v}_tiles", compression="jpeg", subsampling=(h, v), compressionargs=YCBCR, **TILE)
 # tifffile does not write this one; here the tag says 2, 2 and the streams know better.
 for name, kind in [("12", "440")]:
     tiles = [
@@ -118,7 +120,7 @@ for name, kind in [("12", "440")]:
     options = {"shape": RGB.shape, "dtype": RGB.dtype, "photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2)}
     write(f"jpeg_ycbcr_{name}_tiles", iter(tiles), **options, **TILE)
     write(f"jpeg_ycbcr_{name}_tiles", iter(tiles), decoded(f"jpeg_ycbcr_{name}_tiles"), **options, **TILE)
-write_lossy("jpeg_ycbcr_22_strips", photometric="ycbcr", compression="jpeg", subsampling=(2, 2), compressionargs={"level": 90}, rowsperstrip=16)
+write_lossy("jpeg_ycbcr_22_strips", compression="jpeg", subsampling=(2, 2), compressionargs=YCBCR, rowsperstrip=16)
 write_lossy("jpeg_rgb_tiles", compression="jpeg", compressionargs={"level": 90, "outcolorspace": "rgb"}, **TILE)
 write_lossy("jpeg_grey_tiles", GREY, photometric="minisblack", compression="jpeg", compressionargs={"level": 90}, **TILE)
 
@@ -137,7 +139,7 @@ write("jpeg2000_aperio_ycbcr_tiles", YCC, BACK.round().clip(0, 255).astype(np.ui
 # Pyramids: levels as sub-directories (OME) and as directories.
 for name, options in [("ome_sub_directories", {"ome": True}), ("directories", {})]:
     with tifffile.TiffWriter(OUT / f"pyramid_{name}.tif", bigtiff=True, **options) as tiff:
-        common = {"photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2), "compressionargs": {"level": 90}, "software": False} | TILE
+        common = {"photometric": "rgb", "compression": "jpeg", "subsampling": (2, 2), "compressionargs": YCBCR, "software": False} | TILE
         ome = {"metadata": {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm"}}
         tiff.write(RGB, **({"subifds": 1} | ome if options else {"metadata": None}), **common)
         tiff.write(RGB[::2, ::2].copy(), subfiletype=1, **({} if options else {"metadata": None}), **common)
@@ -173,7 +175,7 @@ XML = (
 )
 philips = Path(__file__).with_name("philips.tif")
 with tifffile.TiffWriter(philips) as tiff:
-    common = {"photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2), "metadata": None} | TILE
+    common = {"photometric": "rgb", "compression": "jpeg", "subsampling": (2, 2), "compressionargs": YCBCR, "metadata": None} | TILE
     tiff.write(np.pad(RGB, ((0, 8), (0, 24), (0, 0)), "edge"), description=XML, software="Philips DP v1.0", **common)
     tiff.write(np.pad(RGB[::2, ::2], ((0, 4), (0, 28), (0, 0)), "edge"), subfiletype=1, software=False, **common)
 with tifffile.TiffFile(philips, mode="r+b") as tiff:
