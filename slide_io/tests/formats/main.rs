@@ -6,6 +6,7 @@ mod agreement;
 mod breadth;
 mod damage;
 mod layout;
+mod limits;
 mod lossless;
 mod mutation;
 mod real;
