@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use slide_io::{Mpp, RgbImage, Slide};
 
+use crate::layout::{Layout, Number};
 use crate::sample::{name, region};
 
 /// The files that `golden/make_breadth.py` wrote, sorted.
@@ -88,6 +89,24 @@ fn what_openslide_reads_is_equal() {
         equal += usize::from(difference == 0);
     }
     assert!(equal >= 20, "{equal} files are equal");
+}
+
+/// As libtiff, and so OpenSlide, takes it.
+#[test]
+fn a_fourth_sample_of_which_nothing_is_said_is_alpha() {
+    const EXTRA_SAMPLES: u16 = 338;
+    let seed = file("alpha_multiplied_lzw_predicted_tiles");
+    let mut layout = Layout::new(std::fs::read(&seed).unwrap());
+    let at = layout.entry(0, EXTRA_SAMPLES).unwrap().at;
+    // A tag that nobody knows.
+    layout.put(Number { at, bytes: 2 }, 65_000);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("untold.tif");
+    std::fs::write(&path, &layout.bytes).unwrap();
+    for format in crate::sample::tiff_readers() {
+        let slide = Slide::open_as(&path, format.name).unwrap();
+        assert!(whole(&slide) == expected(&seed), "{}", format.name);
+    }
 }
 
 #[test]
