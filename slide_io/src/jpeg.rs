@@ -174,6 +174,8 @@ fn headers<'a>(stream: &'a [u8], mut visit: impl FnMut(u8, &'a [u8])) -> Result<
             [] | [0xFF] | [0xFF, EOI, ..] => return Ok(&[]),
             [0xFF, SOS, ..] => return Ok(rest),
             [0xFF, 0xFF, ..] => rest = &rest[1..],
+            // Markers without a length, which have no place here: libjpeg would go on behind them at once.
+            [0xFF, 0x01 | 0xD0..=0xD8, ..] => return Err(JpegError::Stream("a header segment is damaged")),
             [0xFF, marker, high, low, ..] => {
                 let length = 2 + usize::from(u16::from_be_bytes([high, low]));
                 let segment = rest.get(..length).ok_or(JpegError::Stream("a header segment is cut off"))?;

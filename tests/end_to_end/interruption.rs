@@ -62,6 +62,74 @@ fn killed_again_and_again_it_still_finishes() {
     assert_same(&results(&run), &results(&reference.run));
 }
 
+/// The arguments of `gensis tile` into `out`.
+fn tile(out: &Path) -> Vec<String> {
+    let experiment = REFERENCE.cohort.experiment();
+    let arguments = ["tile", "--config", experiment.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    arguments.map(str::to_owned).to_vec()
+}
+
+#[test]
+fn tiling_killed_at_every_slide_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+    gensis(tile(&whole)).with_code(0);
+    let patches = killed.join(JOB).join("patches");
+    let cut = || {
+        let names = patches.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.filter(|name| !name.to_string_lossy().starts_with('.')).count()
+    };
+    let mut kills = 0;
+    for slides in [0, 1, 2, 4, 6, 8, 10, 11] {
+        // Whatever was cut before the last kill counts too.
+        match kill_when(tile(&killed), |_| killed.exists() && cut() >= slides) {
+            Stopped::Killed => kills += 1,
+            Stopped::Ended(code) => assert_eq!(code, Some(0), "before {slides} slides were cut"),
+        }
+    }
+    assert!(kills >= 5, "killed {kills} times");
+    gensis(tile(&killed)).with_code(0);
+    assert_eq!(left_over(&killed), Vec::<String>::new());
+    assert_same(&results(&killed), &results(&whole));
+}
+
+#[test]
+fn of_two_tilers_in_one_folder_the_second_is_refused_and_the_first_unharmed() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, shared] = ["whole", "shared"].map(|name| folder.path().join(name));
+    gensis(tile(&whole)).with_code(0);
+    let mut refused = 0;
+    let first = kill_when(tile(&shared), |_| {
+        if refused == 0 && shared.join("experiment.toml").exists() {
+            let second =
+                gensis(tile(&shared)).with_error([shared.to_str().unwrap(), "is in use by another gensis process"]);
+            assert_eq!((second.stderr.lines().count(), second.stdout.as_str()), (1, ""), "{}", second.stderr);
+            refused += 1;
+        }
+        false
+    });
+    assert!(matches!(first, Stopped::Ended(Some(0))));
+    assert_eq!(refused, 1);
+    assert_same(&results(&shared), &results(&whole));
+}
+
+#[test]
+fn of_many_tilers_started_at_once_one_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, shared] = ["whole", "shared"].map(|name| folder.path().join(name));
+    gensis(tile(&whole)).with_code(0);
+    let all: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..4).map(|_| scope.spawn(|| gensis(tile(&shared)))).collect();
+        running.into_iter().map(|running| running.join().unwrap()).collect()
+    });
+    assert!(all.iter().any(|ended| ended.code == Some(0)));
+    for ended in all.into_iter().filter(|ended| ended.code != Some(0)) {
+        ended.with_error(["in use by another gensis process"]);
+    }
+    assert_eq!(left_over(&shared), Vec::<String>::new());
+    assert_same(&results(&shared), &results(&whole));
+}
+
 #[test]
 fn files_that_a_killed_writer_left_are_removed() {
     let reference = &*REFERENCE;

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use tiff::decoder::ifd::Value;
 use tiff::decoder::{Decoder, IfdDecoder};
-use tiff::tags::{IfdPointer, Tag, ValueBuffer};
+use tiff::tags::{ByteOrder, IfdPointer, Tag, ValueBuffer};
 use tiff::{Directory as Tags, TiffError};
 
 use crate::error::{Error, Result};
@@ -18,8 +19,12 @@ use crate::geometry::Size;
 
 /// More directories than this are a stack of planes, not a pyramid.
 pub(super) const MAX_DIRECTORIES: usize = 512;
+/// The version number of BigTIFF.
+const BIG: u8 = 43;
 /// Longest text or table of one tag, in bytes.
 const MAX_TAG_BYTES: u64 = 16 << 20;
+/// Most that all texts and tables of a file may take in memory, in bytes.
+const MAX_TAG_BYTES_IN_ALL: u64 = 256 << 20;
 
 /// One image of the file, cut into chunks: tiles, or strips as wide as the image.
 pub(super) struct Directory {
@@ -37,6 +42,14 @@ pub(super) struct Directory {
     pub bits: Vec<u16>,
     /// 1 for unsigned integers.
     pub sample_format: u16,
+    /// What the samples beyond the colours are: 1 and 2 for alpha, with the colours multiplied by it or not.
+    pub extra_samples: Option<Vec<u16>>,
+    /// Of a palette: red of all its entries, then green, then blue; empty where there is none.
+    pub color_map: Vec<u16>,
+    /// 2 where the bits of every byte are reversed.
+    pub fill_order: u16,
+    /// Whether numbers of several bytes have the highest first.
+    pub big_endian: bool,
     /// Bit 0: a reduced copy of another image. Bit 2: a mask.
     pub subfile: u32,
     pub jpeg_tables: Vec<u8>,
@@ -63,11 +76,19 @@ impl Directory {
 /// All directories of the file in their order, with the sub-directories of the first (where OME-TIFF keeps its levels).
 pub(super) fn read_directories(path: &Path, file: &File) -> Result<Vec<Directory>> {
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let mut header = [0; 16];
+    let read = file.read_at(&mut header, 0).map_err(|e| Error::io(path, e))?;
+    let first = if header[2..4].contains(&BIG) { 8..16 } else { 4..8 };
+    if read >= first.end && header[first].iter().all(|byte| *byte == 0) {
+        return Err(Error::bad(path, "it has no directory: whatever wrote it was stopped before the end"));
+    }
     let mut decoder = Decoder::new(BufReader::new(file)).map_err(|e| refused(path, "its first directory", e))?;
     // With whether its successor is to be read: sub-directories are all listed in their parent, chained or not.
     let mut waiting: Vec<(IfdPointer, bool)> = decoder.ifd_pointer().map(|first| (first, true)).into_iter().collect();
     let mut seen = Vec::new();
     let mut directories = Vec::new();
+    let big_endian = decoder.byte_order() == ByteOrder::BigEndian;
+    let mut spent = 0;
     while let Some((pointer, in_chain)) = waiting.pop() {
         if seen.contains(&pointer.0) {
             return Err(Error::bad(path, format!("its directories form a loop at byte {}", pointer.0)));
@@ -79,11 +100,12 @@ pub(super) fn read_directories(path: &Path, file: &File) -> Result<Vec<Directory
         let what = format!("directory {}", seen.len() - 1);
         let tags = decoder.read_directory(pointer).map_err(|e| refused(path, &what, e))?;
         waiting.extend(tags.next().filter(|_| in_chain).map(|next| (next, true)));
-        let mut reader = TagReader { path, what, length, tags: decoder.read_directory_tags(&tags) };
+        let mut reader = TagReader { path, what, length, big_endian, spent, tags: decoder.read_directory_tags(&tags) };
         if directories.is_empty() {
             waiting.extend(reader.sub_directories(&tags)?.into_iter().map(|sub| (sub, false)));
         }
         directories.push(reader.directory()?);
+        spent = reader.spent;
     }
     Ok(directories)
 }
@@ -110,6 +132,9 @@ struct TagReader<'a> {
     what: String,
     /// Of the file, bytes.
     length: u64,
+    big_endian: bool,
+    /// Bytes of memory that texts and tables took so far, those of earlier directories included.
+    spent: u64,
     tags: IfdDecoder<'a>,
 }
 
@@ -129,6 +154,7 @@ impl TagReader<'_> {
         let planar = self.number(Tag::PlanarConfiguration)?.unwrap_or(1);
         let planes = if planar == 2 { u64::from(samples) } else { 1 };
         let chunks = u64::from(size.width.div_ceil(chunk.width)) * u64::from(size.height.div_ceil(chunk.height));
+        let chunks = chunks.saturating_mul(planes);
         let (offsets, lengths) = match tiled {
             true => (Tag::TileOffsets, Tag::TileByteCounts),
             false => (Tag::StripOffsets, Tag::StripByteCounts),
@@ -137,8 +163,8 @@ impl TagReader<'_> {
             size,
             tiled,
             chunk,
-            offsets: self.table(offsets, chunks * planes)?,
-            lengths: self.table(lengths, chunks * planes)?,
+            offsets: self.table(offsets, chunks)?,
+            lengths: self.table(lengths, chunks)?,
             compression: self.number(Tag::Compression)?.unwrap_or(1),
             photometric: self.number(Tag::PhotometricInterpretation)?.unwrap_or(u16::MAX),
             predictor: self.number(Tag::Predictor)?.unwrap_or(1),
@@ -146,6 +172,10 @@ impl TagReader<'_> {
             samples,
             bits: self.numbers(Tag::BitsPerSample)?.unwrap_or_else(|| vec![1]),
             sample_format: self.numbers(Tag::SampleFormat)?.and_then(|all| all.first().copied()).unwrap_or(1),
+            extra_samples: self.numbers(Tag::ExtraSamples)?,
+            color_map: self.numbers(Tag::ColorMap)?.unwrap_or_default(),
+            fill_order: self.number(Tag::FillOrder)?.unwrap_or(1),
+            big_endian: self.big_endian,
             subfile: self.number(Tag::NewSubfileType)?.unwrap_or(0),
             jpeg_tables: self.bytes(Tag::JPEGTables)?.unwrap_or_default(),
             properties: self.properties()?,
@@ -223,12 +253,16 @@ impl TagReader<'_> {
     }
 
     fn number<T: TryFrom<u64>>(&mut self, tag: Tag) -> Result<Option<T>> {
-        self.check_length(tag)?;
+        let count = self.check_length(tag)?;
+        if count > 1 {
+            return Err(self.bad(&format!("{tag:?} has {count} values instead of one")));
+        }
         self.tags.find_tag_unsigned(tag).map_err(|e| refused(self.path, &self.what, e))
     }
 
     fn numbers<T: TryFrom<u64>>(&mut self, tag: Tag) -> Result<Option<Vec<T>>> {
-        self.check_length(tag)?;
+        let count = self.check_length(tag)?;
+        self.spend(tag, count.saturating_mul(size_of::<T>() as u64))?;
         self.tags.find_tag_unsigned_vec(tag).map_err(|e| refused(self.path, &self.what, e))
     }
 
@@ -238,9 +272,20 @@ impl TagReader<'_> {
             let what = format!("{}: {tag:?} of {count} bytes; the limit is {MAX_TAG_BYTES}", self.what);
             return Err(Error::limit(self.path, what));
         }
+        self.spend(tag, count)?;
         let mut buffer = ValueBuffer::empty(tiff::tags::Type::BYTE);
         let found = self.tags.find_tag_buf(tag, &mut buffer).map_err(|e| refused(self.path, &self.what, e))?;
         Ok(found.map(|_| buffer.as_bytes().to_vec()))
+    }
+
+    /// Counts the memory that a tag's values are about to take.
+    fn spend(&mut self, tag: Tag, bytes: u64) -> Result<()> {
+        self.spent = self.spent.saturating_add(bytes);
+        if self.spent > MAX_TAG_BYTES_IN_ALL {
+            let what = format!("{}, {tag:?}: the texts and tables of the file", self.what);
+            return Err(Error::limit(self.path, format!("{what} are above the limit of {MAX_TAG_BYTES_IN_ALL} bytes")));
+        }
+        Ok(())
     }
 
     /// Number of values of a tag, after checking that they fit the file (a value has at least one byte).

@@ -64,6 +64,27 @@ pub(super) fn aperio_pairs(description: &str) -> impl Iterator<Item = (&str, &st
         .map(|(key, value)| (key.trim(), value.trim()))
 }
 
+/// µm per pixel along `axis` (`X` or `Y`) of the first image of an OME-XML description.
+pub(super) fn ome_scale(description: &str, axis: char) -> Option<f64> {
+    let attribute = |name: &str| {
+        let (_, rest) = description.split_once(&format!("PhysicalSize{axis}{name}=\""))?;
+        rest.split_once('"').map(|(value, _)| value.trim())
+    };
+    if !description.contains("<OME") && !description.contains(":OME") {
+        return None;
+    }
+    let microns = match attribute("Unit") {
+        // The standard's default; the sign is often written as a character reference.
+        None | Some("µm" | "μm" | "um" | "&#181;m" | "&#xB5;m" | "&#xb5;m") => 1.0,
+        Some("nm") => 1e-3,
+        Some("mm") => 1e3,
+        Some("cm") => 1e4,
+        Some("m") => 1e6,
+        Some(_) => return None,
+    };
+    Some(attribute("")?.parse::<f64>().ok()? * microns)
+}
+
 /// Adds the properties by which OpenSlide describes the pyramid.
 pub(super) fn describe_levels(levels: &[Level], properties: &mut BTreeMap<String, String>) {
     properties.insert("openslide.level-count".to_owned(), levels.len().to_string());
@@ -116,6 +137,17 @@ mod tests {
         assert!((mpp.unwrap().0 - 0.6).abs() < 1e-12);
         assert!(properties[ANISOTROPY].starts_with("0.444"));
         assert!(!of(&[(MPP_X, "0.5"), (MPP_Y, "0.502")]).1.contains_key(ANISOTROPY), "under 1 %");
+    }
+
+    #[test]
+    fn ome_descriptions() {
+        let ome = |pixels: &str| ome_scale(&format!("<OME xmlns=\"a\"><Image><Pixels {pixels}/></Image></OME>"), 'X');
+        assert_eq!(ome("PhysicalSizeX=\"0.25\" PhysicalSizeXUnit=\"µm\" PhysicalSizeY=\"1\""), Some(0.25));
+        assert_eq!(ome("PhysicalSizeX=\"0.25\" PhysicalSizeY=\"1\""), Some(0.25), "µm is the default");
+        assert_eq!(ome("PhysicalSizeXUnit=\"nm\" PhysicalSizeX=\"500\""), Some(0.5));
+        assert_eq!(ome("PhysicalSizeXUnit=\"pixel\" PhysicalSizeX=\"1\""), None);
+        assert_eq!(ome("SizeX=\"9\""), None);
+        assert_eq!(ome_scale("PhysicalSizeX=\"0.25\"", 'X'), None, "not OME");
     }
 
     #[test]

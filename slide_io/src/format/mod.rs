@@ -24,8 +24,10 @@ use ::image::RgbImage;
 use crate::error::{Error, Result};
 use crate::geometry::{Level, Mpp, Size};
 
+mod chunk;
 mod directory;
 mod image;
+mod jpeg2000;
 mod metadata;
 mod openslide;
 mod tiff;

@@ -1,40 +1,32 @@
 //! The native reader of TIFF and BigTIFF pyramids: generic tiled TIFF, OME-TIFF, Aperio SVS, flat images in strips.
 //!
-//! Tiles of JPEG go through libjpeg-turbo, Aperio's of JPEG 2000 through hayro-jpeg2000, uncompressed, LZW, deflate and
-//! PackBits through the crate `tiff`. Bytes are read by position, so that threads share nothing but the cache of decoded
-//! tiles. What it does not read (planar or 16-bit samples, vendors with rules of their own) is left to the next format.
+//! This file finds the pyramid and puts regions together from tiles; [`directory`](super::directory) reads what the file
+//! says of itself, [`chunk`] decodes a tile. Bytes are read by position, so that threads share nothing but the cache of
+//! decoded tiles. What it does not read (vendors with rules of their own, rare kinds of samples) is left to the next
+//! format.
 //!
 //! Limits, each an error when passed: a tile of [`MAX_CHUNK_BYTES`], [`MAX_DIRECTORIES`](super::directory::MAX_DIRECTORIES)
-//! directories, and every table and tile must lie inside the file. A tile of length zero is background: white.
+//! directories, and every table and tile must lie inside the file. A tile of length zero is background: white
+//! (in a reduced level of Aperio, whatever a finer level has there).
 
 use std::fs::File;
-use std::io::Cursor;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use image::RgbImage;
-use tiff::TiffResult;
-use tiff::decoder::Decoder;
-use tiff::encoder::TiffEncoder;
-use tiff::tags::Tag;
+use image::{GenericImage, Rgb, RgbImage, imageops};
 
+use super::chunk::{self, JPEG, MAX_CHUNK_BYTES, PLANES_APART, check_decodable};
 use super::directory::{Directory, read_directories};
 use super::tile_cache::{self, ReaderId, Tile, TileKey};
 use super::{Area, Head, Info, Opened, Reader, Storage, metadata};
 use crate::error::{Error, Result};
 use crate::geometry::{Level, Size};
-use crate::jpeg::{self, ColorModel};
+use crate::jpeg;
+use crate::slide::Slide;
 
-/// Largest tile or strip, in bytes of RGB, and so also the most that one compressed tile may have.
-pub(super) const MAX_CHUNK_BYTES: u64 = 64 << 20;
-
-/// TIFF's compression number of JPEG.
-const JPEG: u16 = 7;
-/// Aperio's number of JPEG 2000 of YCbCr components.
-const JPEG_2000_YCBCR: u16 = 33003;
-/// Aperio's number of JPEG 2000 of RGB components.
-const JPEG_2000_RGB: u16 = 33005;
+/// Decoded tiles held at once for one region; what needs more is read in two halves.
+const MAX_HELD_BYTES: u64 = 256 << 20;
 
 const REDUCED: u32 = 1;
 const MASK: u32 = 4;
@@ -62,7 +54,8 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     let associated = if is_aperio(base) { aperio_associated(others) } else { Vec::new() };
     let info = info(&pyramid, &associated);
     let names = vec![None; pyramid.len()];
-    let mut reader = TiffReader { id: ReaderId::new(), path: path.to_owned(), file, names, images: pyramid };
+    let (id, fills_gaps) = (ReaderId::new(), is_aperio(base));
+    let mut reader = TiffReader { id, path: path.to_owned(), file, length, names, images: pyramid, fills_gaps };
     for (name, directory) in associated {
         reader.names.push(Some(name));
         reader.images.push(directory);
@@ -123,37 +116,14 @@ fn is_reduction(size: Size, base: Size) -> bool {
     w <= w0 && h <= h0 && (near(w, w0 * h / h0) || near(h, h0 * w / w0))
 }
 
-/// Why the pixels of a directory cannot be read here.
-fn check_decodable(directory: &Directory) -> std::result::Result<(), String> {
-    let Directory { samples, photometric, chunk, .. } = *directory;
-    if directory.bits.iter().any(|bits| *bits != 8) || directory.sample_format != 1 {
-        return Err(format!("samples of {:?} bits are not read natively, only 8", directory.bits));
-    }
-    if directory.planar != 1 && samples > 1 {
-        return Err("planes stored apart are not read natively".to_owned());
-    }
-    let colors_known = match directory.compression {
-        JPEG => matches!((samples, photometric), (1, 1) | (3, 2) | (3, 6)),
-        1 | 5 | 8 | 32773 | 32946 => matches!((samples, photometric), (1, 1) | (3, 2)),
-        JPEG_2000_YCBCR | JPEG_2000_RGB => samples == 3,
-        other => return Err(format!("TIFF compression {other} is not read natively")),
-    };
-    if !colors_known {
-        return Err(format!("{samples} samples of photometric kind {photometric} are not read natively"));
-    }
-    let bytes = u64::from(chunk.width) * u64::from(chunk.height) * 3;
-    if bytes > MAX_CHUNK_BYTES {
-        let Size { width, height } = chunk;
-        return Err(format!(
-            "tiles or strips of {width} x {height} px are above the native limit of {MAX_CHUNK_BYTES} bytes"
-        ));
-    }
-    Ok(())
-}
-
 /// Why the chunk tables do not fit the file.
 fn check_inside(directory: &Directory, length: u64) -> std::result::Result<(), String> {
+    /// Bytes of the shortest header.
+    const HEADER: u64 = 8;
     for (offset, bytes) in directory.offsets.iter().zip(&directory.lengths) {
+        if *bytes > 0 && *offset < HEADER {
+            return Err(format!("a tile is said to begin at byte {offset}, which is in the file's header"));
+        }
         let end = offset.saturating_add(*bytes);
         if *bytes > 0 && end > length {
             return Err(format!("tiles reach to byte {end}, but the file ends at {length}: it is cut off"));
@@ -204,6 +174,11 @@ fn info(pyramid: &[Directory], associated: &[(String, Directory)]) -> Info {
             properties.extend(same.iter().map(|name| (name.to_string(), value.to_owned())));
         }
     }
+    for (name, axis) in [(metadata::MPP_X, 'X'), (metadata::MPP_Y, 'Y')] {
+        if let Some(mpp) = metadata::ome_scale(description, axis) {
+            properties.insert(name.to_owned(), mpp.to_string());
+        }
+    }
     metadata::describe_levels(&levels, &mut properties);
     for (index, directory) in pyramid.iter().enumerate().filter(|(_, directory)| directory.tiled) {
         properties.insert(format!("openslide.level[{index}].tile-width"), directory.chunk.width.to_string());
@@ -236,10 +211,14 @@ struct TiffReader {
     id: ReaderId,
     path: PathBuf,
     file: File,
+    /// Of the file when it was opened, bytes.
+    length: u64,
     /// The levels, then the associated images.
     images: Vec<Directory>,
     /// Of the associated images; `None` for levels.
     names: Vec<Option<String>>,
+    /// Whether tiles that a reduced level does not store are made from a finer one, as for Aperio's files.
+    fills_gaps: bool,
 }
 
 impl Drop for TiffReader {
@@ -250,14 +229,64 @@ impl Drop for TiffReader {
 
 impl Reader for TiffReader {
     fn read(&self, area: Area) -> Result<RgbImage> {
+        self.compose(area, self.fills_gaps)
+    }
+
+    fn release(&self, level: usize, halvings: u8, column: u32, row: u32) {
+        let index = row as usize * self.images[level].across() as usize + column as usize;
+        tile_cache::shared().release(TileKey { reader: self.id, image: level, halvings, index });
+    }
+
+    fn stored_jpeg(&self, level: usize, column: u32, row: u32) -> Result<Option<Vec<u8>>> {
+        let image = &self.images[level];
+        let index = row as usize * image.across() as usize + column as usize;
+        let whole = image.tiled && image.planar != PLANES_APART;
+        if image.compression != JPEG || !whole || image.lengths[index] == 0 {
+            return Ok(None);
+        }
+        let stored = self.stored(image.offsets[index], image.lengths[index]);
+        let complete = stored.and_then(|bytes| chunk::complete_jpeg(image, &bytes));
+        complete.map(Some).map_err(|what| self.bad_tile(level, column, row, &what))
+    }
+
+    fn read_associated(&self, name: &str) -> Result<RgbImage> {
+        let level = self.names.iter().position(|known| known.as_deref() == Some(name));
+        let level = level.ok_or_else(|| Error::Usage(format!("no associated image `{name}`")))?;
+        let image = &self.images[level];
+        check_decodable(image).map_err(|what| Error::unsupported(&self.path, format!("image `{name}`: {what}")))?;
+        let Size { width, height } = image.size;
+        if u64::from(width) * u64::from(height) > Slide::MAX_REGION_PIXELS {
+            let limit = Slide::MAX_REGION_PIXELS;
+            return Err(Error::limit(
+                &self.path,
+                format!("image `{name}` of {width} x {height} px; the limit is {limit} px"),
+            ));
+        }
+        self.read(Area { level, halvings: 0, x: 0, y: 0, size: image.size })
+    }
+}
+
+/// Index of the first byte of a pixel in an RGB image `width` pixels wide.
+fn pixel(row: u32, column: u32, width: u32) -> usize {
+    (row as usize * width as usize + column as usize) * 3
+}
+
+impl TiffReader {
+    /// The pixels of an area; with `fill`, tiles that are not stored are made from a finer level where there is one.
+    fn compose(&self, area: Area, fill: bool) -> Result<RgbImage> {
         let Area { level, halvings, x, y, size } = area;
         let chunk = self.images[level].chunk.halved(halvings);
         let (right, bottom) = (x + size.width, y + size.height);
+        let across = right.div_ceil(chunk.width) - x / chunk.width;
+        let held = u64::from(across) * u64::from(chunk.width) * u64::from(chunk.height) * 3;
+        if held > MAX_HELD_BYTES && across > 1 {
+            return self.compose_halves(area, fill, (x / chunk.width + across / 2) * chunk.width - x);
+        }
         // Appended line by line, so that no byte is written twice.
         let mut pixels = Vec::with_capacity(size.width as usize * size.height as usize * 3);
         for row in y / chunk.height..bottom.div_ceil(chunk.height) {
             let columns = x / chunk.width..right.div_ceil(chunk.width);
-            let tiles = columns.clone().map(|column| self.tile(level, halvings, column, row));
+            let tiles = columns.clone().map(|column| self.tile(level, halvings, column, row, fill));
             let tiles = tiles.collect::<Result<Vec<_>>>()?;
             let top = row * chunk.height;
             for line in y.max(top)..bottom.min(top.saturating_add(chunk.height)) {
@@ -278,44 +307,27 @@ impl Reader for TiffReader {
         Ok(RgbImage::from_raw(size.width, size.height, pixels).expect("every line was appended"))
     }
 
-    fn release(&self, level: usize, halvings: u8, column: u32, row: u32) {
-        let index = row as usize * self.images[level].across() as usize + column as usize;
-        tile_cache::shared().release(TileKey { reader: self.id, image: level, halvings, index });
-    }
-
-    fn stored_jpeg(&self, level: usize, column: u32, row: u32) -> Result<Option<Vec<u8>>> {
-        let image = &self.images[level];
-        let index = row as usize * image.across() as usize + column as usize;
-        if image.compression != JPEG || !image.tiled || image.lengths[index] == 0 {
-            return Ok(None);
+    /// The two parts of an area `left` pixels from its left edge, one after the other.
+    fn compose_halves(&self, area: Area, fill: bool, left: u32) -> Result<RgbImage> {
+        let Size { width, height } = area.size;
+        let mut whole = RgbImage::new(width, height);
+        for (from, to) in [(0, left), (left, width)] {
+            let part = self.compose(Area { x: area.x + from, size: Size::new(to - from, height), ..area }, fill)?;
+            whole.copy_from(&part, from, 0).expect("the parts fill the whole");
         }
-        let mut stream = Vec::new();
-        let spliced = self.compressed(level, index).and_then(|bytes| splice(image, &bytes, &mut stream));
-        spliced.map_err(|what| self.bad_tile(level, column, row, what))?;
-        Ok(Some(stream))
+        Ok(whole)
     }
 
-    fn read_associated(&self, name: &str) -> Result<RgbImage> {
-        let level = self.names.iter().position(|known| known.as_deref() == Some(name));
-        let level = level.ok_or_else(|| Error::Usage(format!("no associated image `{name}`")))?;
-        check_decodable(&self.images[level])
-            .map_err(|what| Error::unsupported(&self.path, format!("image `{name}`: {what}")))?;
-        self.read(Area { level, halvings: 0, x: 0, y: 0, size: self.images[level].size })
-    }
-}
-
-/// Index of the first byte of a pixel in an RGB image `width` pixels wide.
-fn pixel(row: u32, column: u32, width: u32) -> usize {
-    (row as usize * width as usize + column as usize) * 3
-}
-
-impl TiffReader {
-    /// The decoded tile, `None` where none is stored.
-    fn tile(&self, level: usize, halvings: u8, column: u32, row: u32) -> Result<Option<Tile>> {
+    /// The decoded tile, `None` where it is background.
+    fn tile(&self, level: usize, halvings: u8, column: u32, row: u32, fill: bool) -> Result<Option<Tile>> {
         let image = &self.images[level];
         let index = row as usize * image.across() as usize + column as usize;
-        if image.lengths[index] == 0 {
-            return Ok(None);
+        // Where planes are stored apart, all chunks of one come before those of the next.
+        let planes = if image.planar == PLANES_APART { usize::from(image.samples) } else { 1 };
+        let stored = (0..planes).map(|plane| index + plane * (image.lengths.len() / planes));
+        let key = TileKey { reader: self.id, image: level, halvings, index };
+        if stored.clone().all(|index| image.lengths[index] == 0) {
+            return if fill { self.tile_from_finer(key, column, row) } else { Ok(None) };
         }
         // The last strip ends with the image; tiles are whole.
         let rows = if image.tiled {
@@ -325,119 +337,83 @@ impl TiffReader {
         };
         let size = Size::new(image.chunk.width, rows);
         let decode = || {
-            let bytes = self.compressed(level, index);
-            let pixels = bytes.and_then(|bytes| decode_chunk(image, size, halvings, &bytes));
-            pixels.map(Arc::new).map_err(|what| self.bad_tile(level, column, row, what))
+            let named = |what: String| self.bad_tile(level, column, row, &what);
+            let read = |index| self.stored(image.offsets[index], image.lengths[index]);
+            let planes = stored.clone().map(read).collect::<std::result::Result<Vec<_>, _>>().map_err(named)?;
+            Ok(Arc::new(chunk::decode(image, size, halvings, &planes).map_err(named)?))
         };
         let Size { width, height } = size.halved(halvings);
-        let key = TileKey { reader: self.id, image: level, halvings, index };
         tile_cache::shared().get(key, width as usize * height as usize * 3, decode).map(Some)
     }
-}
 
-impl TiffReader {
-    /// The stored bytes of a tile.
-    fn compressed(&self, level: usize, index: usize) -> std::result::Result<Vec<u8>, String> {
-        let image = &self.images[level];
-        let mut bytes = vec![0; image.lengths[index].min(MAX_CHUNK_BYTES) as usize];
-        self.file.read_exact_at(&mut bytes, image.offsets[index]).map_err(|e| e.to_string())?;
-        Ok(bytes)
+    /// A tile that is not stored, reduced from the same place of the nearest finer level that has anything there: Aperio's
+    /// encoder left out single tiles of reduced levels, and OpenSlide mends them so. `None` where no level has anything.
+    fn tile_from_finer(&self, key: TileKey, column: u32, row: u32) -> Result<Option<Tile>> {
+        if self.names[key.image].is_some() {
+            return Ok(None);
+        }
+        let image = &self.images[key.image];
+        let chunk = image.chunk;
+        let (x, y) = (column * chunk.width, row * chunk.height);
+        let inside = Size::new(chunk.width.min(image.size.width - x), chunk.height.min(image.size.height - y));
+        let sources = (0..key.image).rev().map(|level| self.enlarged(key.image, level, x, y, inside));
+        let Some(source) = sources.into_iter().find(|area| self.holds_anything(*area)) else { return Ok(None) };
+        let Size { width, height } = source.size;
+        if u64::from(width) * u64::from(height) * 3 > MAX_HELD_BYTES {
+            let what = format!("level {}, tile (column {column}, row {row})", key.image);
+            return Err(Error::limit(&self.path, format!("{what}: it is not stored, and too large to be made anew")));
+        }
+        let make = || {
+            let (whole, part) = (chunk.halved(key.halvings), inside.halved(key.halvings));
+            let reduced = imageops::thumbnail(&self.compose(source, false)?, part.width, part.height);
+            let mut tile = RgbImage::from_pixel(whole.width, whole.height, Rgb([255; 3]));
+            tile.copy_from(&reduced, 0, 0).expect("the part is no larger than the whole");
+            Ok(Arc::new(tile.into_raw()))
+        };
+        let Size { width, height } = chunk.halved(key.halvings);
+        tile_cache::shared().get(key, width as usize * height as usize * 3, make).map(Some)
     }
 
-    fn bad_tile(&self, level: usize, column: u32, row: u32, what: String) -> Error {
+    /// The area of a finer level that covers `size` pixels of level `coarse` at (`x`, `y`).
+    fn enlarged(&self, coarse: usize, level: usize, x: u32, y: u32, size: Size) -> Area {
+        let (from, to) = (self.images[coarse].size, self.images[level].size);
+        let span = |start: u32, length: u32, from: u32, to: u32| {
+            let scale = |position: u32| u64::from(position) * u64::from(to);
+            let first = scale(start) / u64::from(from);
+            let last = scale(start + length).div_ceil(u64::from(from));
+            (first as u32, (last - first) as u32)
+        };
+        let (x, width) = span(x, size.width, from.width, to.width);
+        let (y, height) = span(y, size.height, from.height, to.height);
+        Area { level, halvings: 0, x, y, size: Size::new(width, height) }
+    }
+
+    /// Whether any tile of an area is stored.
+    fn holds_anything(&self, area: Area) -> bool {
+        let image = &self.images[area.level];
+        let tiles = |start: u32, length: u32, side: u32| start / side..(start + length).div_ceil(side);
+        let mut rows = tiles(area.y, area.size.height, image.chunk.height);
+        rows.any(|row| {
+            let mut columns = tiles(area.x, area.size.width, image.chunk.width);
+            columns.any(|column| image.lengths[row as usize * image.across() as usize + column as usize] > 0)
+        })
+    }
+
+    fn bad_tile(&self, level: usize, column: u32, row: u32, what: &str) -> Error {
         let image = self.names[level].as_ref().map_or(format!("level {level}"), |name| format!("image `{name}`"));
         Error::bad(&self.path, format!("{image}, tile (column {column}, row {row}): {what}"))
     }
-}
 
-/// A JPEG tile with its tables, and the colour model that the directory states, in `stream`.
-fn splice(image: &Directory, bytes: &[u8], stream: &mut Vec<u8>) -> std::result::Result<jpeg::Frame, String> {
-    let color = if image.photometric == 2 { ColorModel::Rgb } else { ColorModel::YCbCr };
-    stream.reserve(bytes.len() + image.jpeg_tables.len() + 16);
-    jpeg::splice(&image.jpeg_tables, bytes, color, stream).map_err(|e| e.to_string())
-}
-
-/// The RGB pixels of one chunk of `size` pixels, halved `halvings` times.
-fn decode_chunk(image: &Directory, size: Size, halvings: u8, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
-    if image.compression == JPEG {
-        let mut stream = Vec::new();
-        let frame = splice(image, bytes, &mut stream)?;
-        if frame.width != size.width as usize || frame.height != size.height as usize {
-            let (Size { width, height }, jpeg::Frame { width: w, height: h }) = (size, frame);
-            return Err(format!("its JPEG has {w} x {h} px, the directory says {width} x {height}"));
+    /// The bytes of one chunk, and what is wrong where there are none.
+    fn stored(&self, offset: u64, length: u64) -> std::result::Result<Vec<u8>, String> {
+        // Also of associated images, whose tables are not checked when the file is opened.
+        if length == 0 || length > MAX_CHUNK_BYTES || offset.saturating_add(length) > self.length {
+            return Err(format!("{length} bytes at byte {offset} are not in the file, or none, or too many"));
         }
-        let Size { width, height } = size.halved(halvings);
-        let mut pixels = tile_cache::shared().buffer(width as usize * height as usize * 3);
-        jpeg::decode_frame(&stream, frame, halvings, &mut pixels).map_err(|e| e.to_string())?;
-        return Ok(pixels);
+        let mut bytes = vec![0; length as usize];
+        self.file.read_exact_at(&mut bytes, offset).map_err(|e| e.to_string())?;
+        Ok(bytes)
     }
-    if matches!(image.compression, JPEG_2000_YCBCR | JPEG_2000_RGB) {
-        return jpeg2000(bytes, size, image.compression == JPEG_2000_YCBCR);
-    }
-    let samples = decode_by_tiff(image, size, bytes).map_err(|e| e.to_string())?;
-    Ok(match image.samples {
-        1 => samples.into_iter().flat_map(|gray| [gray; 3]).collect(),
-        _ => samples,
-    })
-}
-
-/// The RGB pixels of a JPEG 2000 code stream, whose three components are RGB or, as the TIFF says and the stream does
-/// not, YCbCr.
-fn jpeg2000(stream: &[u8], size: Size, ycbcr: bool) -> std::result::Result<Vec<u8>, String> {
-    use hayro_jpeg2000::{DecodeSettings, DecoderContext, Image};
-    let settings = DecodeSettings { strict: true, ..DecodeSettings::default() };
-    let image = Image::new(stream, &settings).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
-    // Before any memory is spent on it.
-    if image.width() != size.width || image.height() != size.height || image.color_space().num_channels() != 3 {
-        let (w, h, channels) = (image.width(), image.height(), image.color_space().num_channels());
-        let Size { width, height } = size;
-        return Err(format!(
-            "its JPEG 2000 has {w} x {h} px of {channels} components, the directory says {width} x {height} of 3"
-        ));
-    }
-    let mut context = DecoderContext::default();
-    let decoded = image.decode(&mut context).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
-    let components = decoded.components();
-    let whole = size.width as usize * size.height as usize;
-    if components.len() != 3 || components.iter().any(|component| component.samples().len() != whole) {
-        return Err("its JPEG 2000 components are not of one size".to_owned());
-    }
-    let mut pixels = decoded.data_u8();
-    if ycbcr {
-        for pixel in pixels.as_chunks_mut::<3>().0 {
-            // ITU-R BT.601, full range (JFIF 1.02).
-            let [y, blue, red] = pixel.map(f32::from);
-            let (blue, red) = (blue - 128.0, red - 128.0);
-            let rgb = [y + 1.402 * red, y - 0.344_136 * blue - 0.714_136 * red, y + 1.772 * blue];
-            // The cast saturates.
-            *pixel = rgb.map(|value| (value + 0.5) as u8);
-        }
-    }
-    Ok(pixels)
-}
-
-/// Decodes a chunk as the only strip of a TIFF in memory: the crate `tiff` knows every compression and predictor, but
-/// as a reader of files it holds a position, which threads could not share.
-fn decode_by_tiff(image: &Directory, size: Size, bytes: &[u8]) -> TiffResult<Vec<u8>> {
-    let mut file = Cursor::new(Vec::with_capacity(bytes.len() + 256));
-    let mut encoder = TiffEncoder::new(&mut file)?;
-    let mut directory = encoder.image_directory()?;
-    let offset = directory.write_data(bytes)?;
-    directory.write_tag(Tag::ImageWidth, size.width)?;
-    directory.write_tag(Tag::ImageLength, size.height)?;
-    directory.write_tag(Tag::RowsPerStrip, size.height)?;
-    directory.write_tag(Tag::BitsPerSample, &image.bits[..])?;
-    directory.write_tag(Tag::SamplesPerPixel, image.samples)?;
-    directory.write_tag(Tag::Compression, image.compression)?;
-    directory.write_tag(Tag::Predictor, image.predictor)?;
-    directory.write_tag(Tag::PhotometricInterpretation, image.photometric)?;
-    directory.write_tag(Tag::StripOffsets, u32::try_from(offset)?)?;
-    directory.write_tag(Tag::StripByteCounts, u32::try_from(bytes.len())?)?;
-    directory.finish()?;
-    file.set_position(0);
-    let mut samples = vec![0; size.width as usize * size.height as usize * usize::from(image.samples)];
-    Decoder::new(file)?.read_chunk_bytes(0, &mut samples)?;
-    Ok(samples)
 }
 
 #[cfg(test)]

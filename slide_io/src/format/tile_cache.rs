@@ -66,8 +66,10 @@ struct State {
     spare: Vec<Vec<u8>>,
 }
 
-/// Buffers kept for reuse, at most.
+/// Buffers kept for reuse, at most, and the largest of them in bytes (a tile of 1024 x 1024 px): they come on top of the
+/// cache's limit.
 const SPARE: usize = 16;
+const SPARE_BYTES: usize = 3 << 20;
 
 impl State {
     fn drop_slot(&mut self, slot: Slot) {
@@ -76,6 +78,7 @@ impl State {
         // A tile that someone still reads from goes when they are done.
         if let Some(buffer) = tile.and_then(Arc::into_inner)
             && self.spare.len() < SPARE
+            && buffer.len() <= SPARE_BYTES
         {
             self.spare.push(buffer);
         }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use slide_io::{Error, Mpp, RgbImage, Slide};
-use tiff::encoder::colortype::{ColorType, Gray8, RGB8, RGB16, RGBA8};
+use tiff::encoder::colortype::{CMYK8, ColorType, Gray8, Gray32Float, RGB8, RGB32};
 use tiff::encoder::{Compression, DeflateLevel, TiffEncoder, TiffValue};
 
 use crate::sample::{region, tissue};
@@ -64,10 +64,12 @@ fn other_samples_are_refused_with_the_reason() {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
         error.to_string()
     };
-    flat::<RGB16>(&path, 10, &[1000; 300], Compression::Uncompressed);
+    flat::<RGB32>(&path, 10, &[1000; 300], Compression::Uncompressed);
     let text = refusal();
-    assert!(text.contains("tiff: level 0: samples of [16, 16, 16] bits"), "{text}");
+    assert!(text.contains("tiff: level 0: samples of [32, 32, 32] bits"), "{text}");
     assert!(text.to_lowercase().contains("openslide"), "the other reader is named too: {text}");
-    flat::<RGBA8>(&path, 10, &[100; 400], Compression::Uncompressed);
-    assert!(refusal().contains("4 samples of photometric kind 2 are not read natively"));
+    flat::<Gray32Float>(&path, 10, &[0.5; 100], Compression::Uncompressed);
+    assert!(refusal().contains("samples of [32] bits"));
+    flat::<CMYK8>(&path, 10, &[100; 400], Compression::Uncompressed);
+    assert!(refusal().contains("4 samples of photometric kind 5 are not read natively"));
 }

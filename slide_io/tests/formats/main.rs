@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod agreement;
+mod breadth;
 mod damage;
+mod layout;
+mod limits;
 mod lossless;
+mod mutation;
 mod real;
 mod sample;

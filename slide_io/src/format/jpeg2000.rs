@@ -1,0 +1,103 @@
+//! Tiles of JPEG 2000 through hayro-jpeg2000, bounded before they are decoded.
+
+use hayro_jpeg2000::{DecodeSettings, DecoderContext, Image};
+
+use crate::geometry::Size;
+
+/// Largest tile, in bytes of RGB (1024 x 1024 px): its stream may ask for a precinct around every pixel, each
+/// some hundred bytes of bookkeeping for the decoder.
+pub(super) const MAX_BYTES: u64 = 3 << 20;
+
+/// The RGB pixels of a JPEG 2000 code stream, whose three components are RGB or, as the TIFF says and the stream does
+/// not, YCbCr.
+pub(super) fn decode(stream: &[u8], size: Size, ycbcr: bool) -> Result<Vec<u8>, String> {
+    check_size(stream)?;
+    let settings = DecodeSettings { strict: true, ..DecodeSettings::default() };
+    let image = Image::new(stream, &settings).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
+    // Before any memory is spent on it.
+    if image.width() != size.width || image.height() != size.height || image.color_space().num_channels() != 3 {
+        let (w, h, channels) = (image.width(), image.height(), image.color_space().num_channels());
+        let Size { width, height } = size;
+        return Err(format!(
+            "its JPEG 2000 has {w} x {h} px of {channels} components, the directory says {width} x {height} of 3"
+        ));
+    }
+    let mut context = DecoderContext::default();
+    let decoded = image.decode(&mut context).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
+    let components = decoded.components();
+    let whole = size.width as usize * size.height as usize;
+    if components.len() != 3 || components.iter().any(|component| component.samples().len() != whole) {
+        return Err("its JPEG 2000 components are not of one size".to_owned());
+    }
+    let mut pixels = decoded.data_u8();
+    if ycbcr {
+        for pixel in pixels.as_chunks_mut::<3>().0 {
+            // ITU-R BT.601, full range (JFIF 1.02).
+            let [y, blue, red] = pixel.map(f32::from);
+            let (blue, red) = (blue - 128.0, red - 128.0);
+            let rgb = [y + 1.402 * red, y - 0.344_136 * blue - 0.714_136 * red, y + 1.772 * blue];
+            // The cast saturates.
+            *pixel = rgb.map(|value| (value + 0.5) as u8);
+        }
+    }
+    Ok(pixels)
+}
+
+/// Refuses a code stream that asks the decoder for far more bookkeeping than there are pixels: its SIZ segment (ISO 15444-1,
+/// A.5.1) may cut the image into tiles of its own of one pixel, on a grid up to 255 times as fine as the pixels.
+fn check_size(stream: &[u8]) -> Result<(), String> {
+    /// Start of code stream, then of the segment.
+    const START: [u8; 4] = [0xFF, 0x4F, 0xFF, 0x51];
+    const MAX_TILES: u64 = 1024;
+    const MAX_SUBSAMPLING: u8 = 4;
+    let is_start = |at: &usize| stream[*at..].starts_with(&START);
+    // In a JP2 container the code stream begins somewhere; every place where it may is held to the rule.
+    let ends = if stream.starts_with(&START) { 1 } else { stream.len() };
+    for at in (0..ends).filter(is_start) {
+        let cut_off = || "its JPEG 2000 header is cut off".to_owned();
+        let segment = stream[at + 4..].first_chunk::<47>().ok_or_else(cut_off)?;
+        let word =
+            |i: usize| u64::from(u32::from_be_bytes([segment[i], segment[i + 1], segment[i + 2], segment[i + 3]]));
+        let across =
+            |end: usize, tile: usize, start: usize| word(end).saturating_sub(word(start)).div_ceil(word(tile).max(1));
+        let tiles = across(4, 20, 28).saturating_mul(across(8, 24, 32));
+        if tiles > MAX_TILES {
+            return Err(format!("its JPEG 2000 is cut into {tiles} tiles of its own; the limit is {MAX_TILES}"));
+        }
+        let components = u16::from_be_bytes([segment[36], segment[37]]);
+        // Of every component: bits, then how often it is subsampled along x and y.
+        let subsampling = (38..47).filter(|i| i % 3 != 2).fold(0, |most, i| segment[i].max(most));
+        if components != 3 || subsampling > MAX_SUBSAMPLING {
+            return Err(format!("its JPEG 2000 has {components} components, subsampled by up to {subsampling}"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_may_not_be_cut_into_more_tiles_than_it_is_worth() {
+        let stream = |width: u32, tile: u32, components: u16, subsampling: u8| {
+            let mut stream = vec![0xFF, 0x4F, 0xFF, 0x51, 0, 47, 0, 0];
+            for word in [width, 32, 0, 0, tile, 32, 0, 0] {
+                stream.extend(word.to_be_bytes());
+            }
+            stream.extend(components.to_be_bytes());
+            (0..3).for_each(|_| stream.extend([7, subsampling, 1]));
+            stream
+        };
+        assert_eq!(check_size(&stream(256, 256, 3, 1)), Ok(()));
+        assert_eq!(check_size(&stream(1024, 1, 3, 2)), Ok(()));
+        let refused = |stream: &[u8], part: &str| assert!(check_size(stream).unwrap_err().contains(part));
+        refused(&stream(1025, 1, 3, 1), "cut into 1025 tiles of its own");
+        refused(&stream(u32::MAX, 0, 3, 1), "cut into 4294967295 tiles");
+        refused(&stream(256, 256, 16_384, 1), "16384 components");
+        refused(&stream(256, 256, 3, 255), "subsampled by up to 255");
+        refused(&stream(256, 256, 3, 1)[..40], "cut off");
+        let in_container = [&b"\0\0\0\x0cjP  \r\n"[..], &stream(5000, 1, 3, 1)].concat();
+        refused(&in_container, "cut into 5000 tiles");
+    }
+}
