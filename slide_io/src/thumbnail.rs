@@ -53,7 +53,7 @@ pub(crate) fn read_mended(slide: &Slide, out: Size) -> Result<(RgbImage, Vec<Dam
             result => return result,
         }
         let (image, cells) = read_around_damage(slide, resolution, (x, y), size)?;
-        for (corner, size, reason) in cells {
+        for Cell { corner, size, reason } in cells {
             lost.fetch_add(area(size), Ordering::Relaxed);
             let scaled = |pixels: f64| pixels * level.downsample;
             damaged.lock().unwrap_or_else(PoisonError::into_inner).push(Damaged {
@@ -84,13 +84,21 @@ pub(crate) struct Damaged {
     pub reason: String,
 }
 
+/// A tile of a resolution, or a part of one, that cannot be read.
+struct Cell {
+    /// In pixels of the resolution.
+    corner: (i64, i64),
+    size: Size,
+    reason: String,
+}
+
 /// A rectangle of a resolution read tile by tile: the damaged ones are white, and listed with their rectangles.
 fn read_around_damage(
     slide: &Slide,
     resolution: usize,
     (x, y): (i64, i64),
     size: Size,
-) -> Result<(RgbImage, Vec<((i64, i64), Size, String)>)> {
+) -> Result<(RgbImage, Vec<Cell>)> {
     let tile = slide.tile(resolution);
     let (right, bottom) = (x + i64::from(size.width), y + i64::from(size.height));
     let edges = |start: i64, end: i64, side: u32| {
@@ -105,7 +113,9 @@ fn read_around_damage(
             let cell = Size::new((columns[1] - columns[0]) as u32, (rows[1] - rows[0]) as u32);
             match slide.read_at(resolution, columns[0], rows[0], cell) {
                 Ok(part) => image::imageops::replace(&mut image, &part, columns[0] - x, rows[0] - y),
-                Err(Error::BadFile { what, .. }) => damaged.push(((columns[0], rows[0]), cell, what)),
+                Err(Error::BadFile { what, .. }) => {
+                    damaged.push(Cell { corner: (columns[0], rows[0]), size: cell, reason: what });
+                }
                 Err(error) => return Err(error),
             }
         }
