@@ -9,7 +9,7 @@
 //! 5. [`h5`]: coordinates and features files in the layout of TRIDENT and CLAM.
 //! 6. [`SlidePatches`](patch::SlidePatches) and [`ImageFolder`](folder::ImageFolder): patches for training and
 //!    embedding behind one trait, [`PatchSource`](patch::PatchSource); a [`Walk`](walk::Walk) reads a whole slide with
-//!    every stored tile decoded once.
+//!    every stored tile decoded once, and [`stain::Normalized`] gives patches the stain of a reference.
 //!
 //! Units: positions are level-0 pixels, sizes are pixels of the level they are read from, scales are µm/px.
 
