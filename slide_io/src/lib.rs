@@ -9,10 +9,11 @@
 //! 5. [`h5`]: coordinates and features files in the layout of TRIDENT and CLAM.
 //! 6. [`SlidePatches`](patch::SlidePatches) and [`ImageFolder`](folder::ImageFolder): patches for training and
 //!    embedding behind one trait, [`PatchSource`](patch::PatchSource); a [`Walk`](walk::Walk) reads a whole slide with
-//!    every stored tile decoded once.
-//! 7. [`duplicates`]: which slides or images show the same thing, so that no split separates them.
-//!
+//!    every stored tile decoded once, and [`stain::Normalized`] gives patches the stain of a reference.
 //! 7. [`pack`]: the patches of a slide in one file, for training that reads them many times.
+//!
+//! Beside it: [`regions`] and [`label_mask`], what people drew; [`duplicates`], which slides or images show the same
+//! thing, so that no split separates them.
 //!
 //! Units: positions are level-0 pixels, sizes are pixels of the level they are read from, scales are µm/px.
 

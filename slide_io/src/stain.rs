@@ -68,10 +68,11 @@ pub enum Method {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageStatistics {
-    /// Each image by itself; the folder's where an image has too little tissue, or tissue of one colour.
+    /// Each image by itself, since a folder mixes slides; the folder's where an image has too little tissue, or tissue of
+    /// one colour. What an image's mean colour says about its class is lost with its stain.
     #[default]
     Each,
-    /// The whole folder.
+    /// The whole folder: right where it holds one slide, or slides of one laboratory.
     Folder,
 }
 
