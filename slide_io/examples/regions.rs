@@ -1,8 +1,8 @@
 //! Tissue as GeoJSON for QuPath, and what a user makes of it as a mask again:
 //!
 //! ```text
-//! cargo run --release -p slide_io --example regions -- slide.svs tissue.geojson            writes the tissue that was found
-//! cargo run --release -p slide_io --example regions -- slide.svs tissue.geojson edited     says what is inside now
+//! cargo run --release -p slide_io --example regions -- slide.svs tissue.geojson          writes the tissue found
+//! cargo run --release -p slide_io --example regions -- slide.svs tissue.geojson edited   says what is inside now
 //! ```
 
 use std::path::PathBuf;

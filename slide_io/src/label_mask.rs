@@ -1,11 +1,12 @@
 //! Label masks: an image of a slide whose red channel holds a class number for every pixel, as in PANDA.
 //!
-//! From it comes the share of each class in a patch ([`LabelMask::fractions`]), which makes labels for patches where the
-//! slide's own label says too little. PANDA's Radboud masks hold 0 background, 1 stroma, 2 benign epithelium and 3, 4, 5
-//! for the Gleason patterns; Karolinska's 0 background, 1 benign and 2 cancer. In the flow it stands beside the grid.
+//! From it comes the share of each class in a patch ([`LabelMask::fractions`]), which makes labels for patches where
+//! the slide's own label says too little. PANDA's Radboud masks hold 0 background, 1 stroma, 2 benign epithelium and 3,
+//! 4, 5 for the Gleason patterns; Karolinska's 0 background, 1 benign and 2 cancer. In the flow it stands beside the
+//! grid.
 //!
-//! Class numbers cannot be averaged, so level 0 of the mask is read and nothing is resampled: the shares are areas, pixels
-//! cut by a patch's border counted in proportion.
+//! Class numbers cannot be averaged, so level 0 of the mask is read and nothing is resampled: the shares are areas,
+//! pixels cut by a patch's border counted in proportion.
 
 use std::path::{Path, PathBuf};
 
@@ -37,30 +38,30 @@ pub struct LabelMask {
 }
 
 impl LabelMask {
-    /// Opens the mask of a slide of `slide` level-0 pixels, whose pixels are to be among `labels` (such as [`RADBOUD`]).
+    /// Opens the mask of a slide of `slide` level-0 pixels, whose pixels are to be among `labels` (such as
+    /// [`RADBOUD`]).
     ///
-    /// The mask has the slide's size, or a whole fraction of it: each side divided by the same whole number up to 64, then
-    /// rounded up or down. TIFFs of every kind that [`Slide`] reads without losses will do, and PNGs of 8 bits; values are
-    /// those of the red channel, or of the only one.
+    /// The mask has the slide's size, or a whole fraction of it: each side divided by the same whole number up to 64,
+    /// then rounded up or down. TIFFs of every kind that [`Slide`] reads without losses will do, and PNGs of 8 bits;
+    /// values are those of the red channel, or of the only one.
     ///
-    /// # Errors
-    /// [`Error::Unsupported`] for another size (both are named), a mask that is compressed with losses (JPEG), tiles that
-    /// are not stored, and a PNG that holds colours of a palette or other than 8 bits instead of class numbers;
-    /// [`Error::Usage`] if there are no labels or one is there twice; errors of opening the file.
+    /// # Errors [`Error::Unsupported`] for another size (both are named), a mask that is compressed with losses (JPEG),
+    /// tiles that are not stored, and a PNG that holds colours of a palette or other than 8 bits instead of class
+    /// numbers; [`Error::Usage`] if there are no labels or one is there twice; errors of opening the file.
     pub fn open(path: &Path, slide: Size, labels: &[u8]) -> Result<Self> {
         let mask = Self::open_lossy(path, slide, labels)?;
         match mask.lossy {
             // At quality 70 a flat area of 0 comes back as 1, which is another class: nothing in the file tells.
             true => Err(Error::unsupported(
                 path,
-                "no label mask: it is compressed with losses (JPEG), which turns labels into others. Use a lossless copy",
+                "no label mask: it is compressed with losses (JPEG), which changes labels. Use a lossless copy",
             )),
             false => Ok(mask),
         }
     }
 
-    /// Opens a mask as [`open`](Self::open) does, and also one that is compressed with losses, for masks that exist in no
-    /// other form. Shares may then be wrong; only values that are no label are noticed.
+    /// Opens a mask as [`open`](Self::open) does, and also one that is compressed with losses, for masks that exist in
+    /// no other form. Shares may then be wrong; only values that are no label are noticed.
     ///
     /// # Errors
     /// Those of [`open`](Self::open), losses aside.
@@ -110,9 +111,8 @@ impl LabelMask {
     /// `origin` and whose sides are `side` level-0 pixels, which need not be whole. Shares are of the part of the patch
     /// that lies on the mask and add up to 1.
     ///
-    /// # Errors
-    /// [`Error::Unsupported`] that names a value that is no label, with its place; [`Error::Usage`] for a patch that does
-    /// not touch the mask; errors of reading the mask.
+    /// # Errors [`Error::Unsupported`] that names a value that is no label, with its place; [`Error::Usage`] for a
+    /// patch that does not touch the mask; errors of reading the mask.
     pub fn fractions(&self, origin: Point, side: f64) -> Result<Vec<f32>> {
         let scale = f64::from(self.factor);
         let columns = Covered::new(origin.x as f64 / scale, side / scale, self.mask.size().width);

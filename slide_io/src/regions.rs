@@ -1,20 +1,23 @@
 //! Regions that people draw and edit: polygons in level-0 pixels, and masks given as files.
 //!
-//! QuPath, TRIDENT and most annotation tools store regions as GeoJSON. They are read here ([`Regions::read`]), filled into
-//! a mask on the pixels of a tissue mask ([`Regions::mask`]), and a tissue mask is turned into polygons that QuPath opens
-//! ([`Regions::trace`], [`Regions::write`]), so that a user may edit what the program found and give it back. A mask may
-//! also be an image ([`read_mask`] takes either). In the flow this stands beside [`TissueMask`]: before the grid.
+//! QuPath, TRIDENT and most annotation tools store regions as GeoJSON. They are read here ([`Regions::read`]), filled
+//! into a mask on the pixels of a tissue mask ([`Regions::mask`]), and a tissue mask is turned into polygons that
+//! QuPath opens ([`Regions::trace`], [`Regions::write`]), so that a user may edit what the program found and give it
+//! back. A mask may also be an image ([`read_mask`] takes either). In the flow this stands beside [`TissueMask`]:
+//! before the grid.
 //!
 //! What is inside:
-//! - An annotation covers the union of its polygons. A point is inside a polygon if its outline winds around it (nonzero
-//!   rule, whichever way it runs) and no hole does: an outline that crosses itself encloses all that it goes around.
-//! - A mask pixel is inside if its centre is. A centre on an outline belongs to what lies right of or below the outline,
-//!   so regions that share a border share no pixel.
+//! - An annotation covers the union of its polygons. A point is inside a polygon if its outline winds around it
+//!   (nonzero rule, whichever way it runs) and no hole does: an outline that crosses itself encloses all that it goes
+//!   around.
+//! - A mask pixel is inside if its centre is. A centre on an outline belongs to what lies right of or below the
+//!   outline, so regions that share a border share no pixel.
 //! - The regions of a file are the union of its annotations less those that are exclusions. A file of nothing but
 //!   exclusions means everything else; a file without annotations means nothing.
 //! - An annotation is an exclusion if its class (its name does not matter) ends with `*`, by which QuPath marks what it
-//!   ignores (`Ignore*`, `Artefact*`), or is one of `ignore`, `exclude`, `excluded`, `exclusion`, `artifact`, `artifacts`,
-//!   `artefact` or `artefacts` in any case. `Region*` is none: QuPath offers it to outline what is to be worked on.
+//!   ignores (`Ignore*`, `Artefact*`), or is one of `ignore`, `exclude`, `excluded`, `exclusion`, `artifact`,
+//!   `artifacts`, `artefact` or `artefacts` in any case. `Region*` is none: QuPath offers it to outline what is to be
+//!   worked on.
 
 mod geojson;
 mod image;
@@ -126,8 +129,9 @@ impl Regions {
     /// Reads GeoJSON: a feature collection, one feature, a bare geometry, or a list of features (QuPath before 0.4).
     ///
     /// Polygons, multi-polygons and collections of them are areas; a third coordinate is dropped, an open ring closed.
-    /// Points, lines, features without a geometry, and QuPath's detections, cells, tiles and missing cores are passed over
-    /// and listed in [`ignored`](Self::ignored). Children of a QuPath hierarchy are annotations like their parents.
+    /// Points, lines, features without a geometry, and QuPath's detections, cells, tiles and missing cores are passed
+    /// over and listed in [`ignored`](Self::ignored). Children of a QuPath hierarchy are annotations like their
+    /// parents.
     ///
     /// # Errors
     /// [`Error::BadFile`] that names the feature (or the line) for JSON or coordinates that are none and rings of fewer
@@ -146,20 +150,21 @@ impl Regions {
         geojson::write(path, &self.annotations)
     }
 
-    /// The tissue of a mask as annotations of class [`TISSUE`], one for each piece, in the order of their topmost pixels.
+    /// The tissue of a mask as annotations of class [`TISSUE`], one for each piece, in the order of their topmost
+    /// pixels.
     ///
-    /// A piece is a set of pixels that are joined by their sides: touching corners join nothing. Its outline follows the
-    /// sides of the pixels exactly, so that [`mask`](Self::mask) gives the same pixels again, and is one valid polygon:
-    /// no ring touches itself, the exterior's signed area (shoelace formula, y as it is) is positive and that of holes
-    /// negative, as RFC 7946 asks.
+    /// A piece is a set of pixels that are joined by their sides: touching corners join nothing. Its outline follows
+    /// the sides of the pixels exactly, so that [`mask`](Self::mask) gives the same pixels again, and is one valid
+    /// polygon: no ring touches itself, the exterior's signed area (shoelace formula, y as it is) is positive and that
+    /// of holes negative, as RFC 7946 asks.
     pub fn trace(mask: &TissueMask) -> Self {
         let annotation =
             |polygon| Annotation { class: Some(TISSUE.to_owned()), color: Some(TISSUE_COLOR), polygons: vec![polygon] };
         Self { annotations: trace::polygons(mask).into_iter().map(annotation).collect(), ignored: Vec::new() }
     }
 
-    /// What is inside, on a mask of `size` pixels over a slide of `slide` level-0 pixels; see the rules in the [module's
-    /// description](self). What lies outside the slide is cut off.
+    /// What is inside, on a mask of `size` pixels over a slide of `slide` level-0 pixels; see the rules in the
+    /// [module's description](self). What lies outside the slide is cut off.
     ///
     /// # Errors
     /// [`Error::Usage`] for a size of 0.
@@ -175,8 +180,8 @@ impl Regions {
         TissueMask::from_pixels(size, slide, data)
     }
 
-    /// Number of annotations that lie wholly outside a slide of that size: most likely drawn on another slide, or in the
-    /// pixels of another level.
+    /// Number of annotations that lie wholly outside a slide of that size: most likely drawn on another slide, or in
+    /// the pixels of another level.
     pub fn outside(&self, slide: Size) -> usize {
         self.annotations.iter().filter(|annotation| !annotation.touches(slide)).count()
     }
@@ -191,17 +196,17 @@ pub fn for_slide(folder: &Path, id: &str) -> Result<Option<PathBuf>> {
     mask_file::find(folder, ["geojson", "json", "png"].map(|extension| format!("{id}.{extension}")))
 }
 
-/// Reads what a user gave for a slide of `slide` level-0 pixels as a mask of `size` pixels: GeoJSON (as [`Regions::mask`]
-/// fills it) or a PNG or TIFF image of the whole slide at any scale. The content decides, not the extension.
+/// Reads what a user gave for a slide of `slide` level-0 pixels as a mask of `size` pixels: GeoJSON (as
+/// [`Regions::mask`] fills it) or a PNG or TIFF image of the whole slide at any scale. The content decides, not the
+/// extension.
 ///
 /// In an image what is not black is inside; a transparent pixel is outside. Its shape must be the slide's: one side may
-/// differ by 1 pixel or 0.5 % from what the other asks for. A mask pixel is inside if at least half of the image's pixels
-/// on it are.
+/// differ by 1 pixel or 0.5 % from what the other asks for. A mask pixel is inside if at least half of the image's
+/// pixels on it are.
 ///
-/// # Errors
-/// Those of [`Regions::read`]; for images [`Error::Unsupported`] if the shape is not the slide's (with the sizes), if it
-/// is compressed with losses, which moves borders, or of a kind that is not read; and [`Error::BadFile`] for a damaged
-/// one.
+/// # Errors Those of [`Regions::read`]; for images [`Error::Unsupported`] if the shape is not the slide's (with the
+/// sizes), if it is compressed with losses, which moves borders, or of a kind that is not read; and [`Error::BadFile`]
+/// for a damaged one.
 pub fn read_mask(path: &Path, size: Size, slide: Size) -> Result<TissueMask> {
     let mut head = Vec::new();
     let file = File::open(path).map_err(|e| Error::io(path, e))?;

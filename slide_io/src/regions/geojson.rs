@@ -1,5 +1,5 @@
-//! Regions as GeoJSON, the way QuPath and TRIDENT write and read it (RFC 7946 but for its longitudes and latitudes: these
-//! are level-0 pixels).
+//! Regions as GeoJSON, the way QuPath and TRIDENT write and read it (RFC 7946 but for its longitudes and latitudes:
+//! these are level-0 pixels).
 
 mod coordinates;
 mod writer;

@@ -105,8 +105,8 @@ fn shrink(own: Size, size: Size, slide: Size, rows: impl Fn(u32, u32) -> Result<
     TissueMask::from_pixels(size, slide, data)
 }
 
-/// First and number of the `own` pixels along a side whose centres lie on pixel `index` of `count`; where there are none,
-/// the pixel under its centre.
+/// First and number of the `own` pixels along a side whose centres lie on pixel `index` of `count`; where there are
+/// none, the pixel under its centre.
 fn covered(index: u32, count: u32, own: u32) -> (u32, u32) {
     let scale = f64::from(own) / f64::from(count);
     let before = |edge: f64| (edge * scale - 0.5).ceil().clamp(0.0, f64::from(own)) as u32;

@@ -70,8 +70,8 @@ fn centres_before(position: f64, scale: f64, limit: u32) -> usize {
     (position / scale - 0.5).ceil().clamp(0.0, f64::from(limit)) as usize
 }
 
-/// The stretches of a line that are inside: where the exterior winds around them and no hole does. `windings` has a zero
-/// for each ring, and has them again afterwards: rings are closed, and who has crossed all their sides is outside.
+/// The stretches of a line that are inside: where the exterior winds around them and no hole does. `windings` has a
+/// zero for each ring, and has them again afterwards: rings are closed, and who has crossed all their sides is outside.
 fn inside(crossings: &[(f64, usize, i32)], windings: &mut [i32]) -> Vec<(f64, f64)> {
     let mut stretches = Vec::new();
     let (mut holes, mut start) = (0, None);

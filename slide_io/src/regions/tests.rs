@@ -2,6 +2,7 @@ use std::fs;
 
 use ::image::{GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
 use proptest::prelude::*;
+use proptest::sample::Index;
 use serde::Deserialize;
 
 use super::*;
@@ -392,11 +393,12 @@ proptest! {
 
     #[test]
     fn no_file_makes_it_panic(
-        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<proptest::sample::Index>()), 1..6),
-        cut in any::<proptest::sample::Index>(),
+        changes in proptest::collection::vec((any::<Index>(), any::<Index>()), 1..6),
+        cut in any::<Index>(),
     ) {
         // Characters that mean something in JSON, put where they do not belong.
-        let mut text: Vec<u8> = format!("[{},{}]", feature(0, r#"{"classification":"exclude"}"#), feature(3, "{}")).into();
+        let (first, second) = (feature(0, r#"{"classification":"exclude"}"#), feature(3, "{}"));
+        let mut text = format!("[{first},{second}]").into_bytes();
         let letters = b"[]{},:\"0123456789.eE-nN";
         for (place, letter) in changes {
             let place = place.index(text.len());

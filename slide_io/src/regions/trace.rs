@@ -1,9 +1,9 @@
 //! From the pixels of a mask to polygons along their sides.
 //!
 //! The sides between tissue and background are followed with the tissue on the right hand (of one who looks at the
-//! picture). Where two pixels of tissue touch at a corner only, the path turns to stay at its own pixel: tissue is joined
-//! by sides. A path that comes to a corner a second time has closed a ring on the way, which is cut off: so no ring touches
-//! itself, and a bay that is closed by a corner becomes a hole, as valid polygons need it.
+//! picture). Where two pixels of tissue touch at a corner only, the path turns to stay at its own pixel: tissue is
+//! joined by sides. A path that comes to a corner a second time has closed a ring on the way, which is cut off: so no
+//! ring touches itself, and a bay that is closed by a corner becomes a hole, as valid polygons need it.
 
 use std::collections::HashMap;
 

@@ -92,8 +92,8 @@ fn closed_rings(polygon: &Polygon) -> Vec<Vec<[Rounded; 2]>> {
     std::iter::once(&polygon.exterior).chain(&polygon.holes).map(closed).collect()
 }
 
-/// A UUID (version 8 of RFC 9562) made from the annotation and its place in the file by FNV-1a, so that the same regions
-/// have the same ids. QuPath takes any UUID and tells objects apart by it.
+/// A UUID (version 8 of RFC 9562) made from the annotation and its place in the file by FNV-1a, so that the same
+/// regions have the same ids. QuPath takes any UUID and tells objects apart by it.
 fn id(annotation: &Annotation, index: u64) -> String {
     let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     let mut add = |bytes: &[u8]| {
