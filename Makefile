@@ -37,4 +37,4 @@ gpu-bin: setup
 	@scripts/gpu_bin.sh
 
 golden:
-	@for script in tests/golden/*/*.py; do echo "== $$script"; python3 "$$script" || exit 1; done
+	@for script in tests/golden/*/*.py slide_io/tests/golden/*.py; do echo "== $$script"; python3 "$$script" || exit 1; done

@@ -182,8 +182,8 @@ pub struct DuplicatesArgs {
     /// What to compare.
     #[command(flatten)]
     pub settings: SettingsArgs,
-    /// Smallest similarity of a pair, 0.1 to 1 [default: 0.7 for slides, 0.6 for images]. Less finds sections that lie
-    /// further apart, and more pairs that are none.
+    /// Smallest similarity of a pair, 0.1 to 1 [default: 0.7 for slides, 0.6 for images]. Less finds copies that are
+    /// altered more, and more pairs that are none.
     #[arg(long, value_name = "X", value_parser = similarity)]
     pub min_similarity: Option<f32>,
     /// The folder for pairs.csv, groups.csv and failures.csv.

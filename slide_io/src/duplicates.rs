@@ -1,14 +1,21 @@
-//! Which pictures of a cohort show the same thing: the same slide scanned again, its neighbouring section, a copy that
-//! is turned, mirrored, recompressed or cropped. A split that separates them leaks the test set into the training set.
+//! Which pictures of a cohort show the same thing: the same slide scanned again, a copy that is turned, mirrored,
+//! recompressed or cropped a little. A split that separates them leaks the test set into the training set.
 //!
 //! In the flow: after a [`Cohort`](crate::manifest::Cohort) or image folders are listed, before anything is split. A
 //! [`Fingerprint`] is taken of every picture (of a slide its tissue, wherever it lies on the glass), [`pairs`] compares
 //! them all, [`groups`] says what must stay together.
 //!
 //! Pairs are found in two steps. A perceptual hash of 63 bits proposes: every pair is compared in all eight
-//! orientations, which for 11,000 slides is 5e8 bit counts, FIXME s on one core. Then the fine detail of two pictures
+//! orientations, which for 11,000 pictures is 5e8 bit counts, 0.4 s on two cores. Then the fine detail of two pictures
 //! of 64 x 64 px is correlated, after the best small shift and zoom, and decides: coarse shades alone would make all
-//! needle biopsies copies of each other.
+//! needle biopsies copies of each other; for the 0.4 % that are proposed of 11,000 pictures of noise that takes 45 s.
+//! The time grows with the square of their number.
+//!
+//! Found of altered copies (`benches/duplicates.rs`; H&E tiles, then slides): JPEG 60, scaled, turned, mirrored,
+//! brighter all; cropped 5 % 292 of 300 and 16 of 16; canvas shifted 5 % 291 of 300 and 15 of 16; cropped 10 % 131
+//! of 300 and 12 of 16. The most alike of different pictures: 0.35 among 4e5 pairs of tiles, 0.50 among 3e6 of Tiny
+//! ImageNet, 0.56 among 1,770 pairs of drawn biopsies of one shape. Not found: slides laid on the scanner at another
+//! angle (3 degrees: 2 of 16), and parts of a slide.
 
 mod content;
 mod fingerprint;
@@ -44,9 +51,10 @@ pub struct Criteria {
 }
 
 impl Criteria {
-    /// For slides. Outlines are half of what is seen of them, and needle biopsies share those: hence stricter.
+    /// For slides. Outlines are half of what is seen of them, and needle biopsies share those: hence stricter. Copies
+    /// that are found are at 0.77 and above, but for crops of a tenth.
     pub const SLIDES: Self = Self { max_distance: 18, min_similarity: 0.7 };
-    /// For images.
+    /// For images: above all different ones that were met, below copies cropped by 5 % (0.74 and above).
     pub const IMAGES: Self = Self { max_distance: 18, min_similarity: 0.6 };
 }
 
