@@ -26,7 +26,7 @@ pub enum Command {
     /// Find slides or images that show the same thing, and whether a split separates them.
     #[command(after_help = "Exit code 3 also where copies lie in different splits.\n\n\
         Example:\n  gensis duplicates --slides slides/ --labels labels.csv --out duplicates\n  \
-        gensis run configs/mosaic.toml --labels duplicates/groups.csv --set data.columns.group=duplicate_group")]
+        gensis run mine.toml --slides slides/ --labels duplicates/groups.csv --set data.columns.group=duplicate_group")]
     Duplicates(DuplicatesArgs),
     /// Find tissue and write patch coordinates at an exact µm/px (TRIDENT and CLAM layout).
     #[command(after_help = "Example:\n  gensis tile --slides 'slides/*.svs' --set grid.mpp=0.5 --out runs/mine")]

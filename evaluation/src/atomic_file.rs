@@ -29,6 +29,10 @@ pub struct Output {
 impl Output {
     fn noting<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
         result.inspect_err(|error| {
+            if error.kind() == io::ErrorKind::Interrupted {
+                // Writers try again.
+                return;
+            }
             // An error of the system is made again from its number, since it cannot be copied.
             let again = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
             self.refusal.get_or_insert(again);

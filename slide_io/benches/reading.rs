@@ -66,10 +66,11 @@ fn read(path: &Path) {
     let spec = |mpp: f64| GridSpec { mpp: Mpp(mpp), min_tissue: 0.0, ..GridSpec::default() };
     let grid = |spec: &GridSpec| Grid::new(slide.size(), native, spec, &full).expect("a grid fits");
     let level0 = grid(&spec(native.0));
-    let (tiles, seconds) = raw(path);
-    let side = f64::from(slide.properties()["openslide.level[0].tile-width"].parse::<u32>().expect("a number"));
-    // As patches of 256 px a second, to compare with those below.
-    report(path, "raw limit: libjpeg-turbo alone", 1, ((tiles as f64 * side * side / 65536.0) as usize, seconds));
+    if let Some((tiles, seconds)) = raw(path) {
+        let side = f64::from(slide.properties()["openslide.level[0].tile-width"].parse::<u32>().expect("a number"));
+        // As patches of 256 px a second, to compare with those below.
+        report(path, "raw limit: libjpeg-turbo alone", 1, ((tiles as f64 * side * side / 65536.0) as usize, seconds));
+    }
     for threads in [1, 2] {
         report(path, "patches of level 0", threads, patches(path, native, &level0, threads));
     }
@@ -138,13 +139,14 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Every stored tile of level 0 through libjpeg-turbo into one buffer, with colour conversion: (tiles, seconds).
-fn raw(path: &Path) -> (usize, f64) {
+/// Every stored tile of level 0 through libjpeg-turbo into one buffer, with colour conversion: (tiles, seconds). Only of
+/// JPEG tiles with tables apart.
+fn raw(path: &Path) -> Option<(usize, f64)> {
     let file = std::fs::File::open(path).expect("the slide opens");
     let mut decoder = tiff::decoder::Decoder::new(std::io::BufReader::new(&file)).expect("a TIFF");
     let offsets = decoder.get_tag_u64_vec(Tag::TileOffsets).expect("tiles");
     let lengths = decoder.get_tag_u64_vec(Tag::TileByteCounts).expect("tiles");
-    let tables = decoder.get_tag_u8_vec(Tag::JPEGTables).expect("JPEG tables");
+    let tables = decoder.get_tag_u8_vec(Tag::JPEGTables).ok()?;
     let transform = u8::from(decoder.get_tag_u32(Tag::PhotometricInterpretation).expect("a colour model") == 6);
     let mut head = [&tables[..2], b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0", &[transform]].concat();
     head.extend(&tables[2..tables.len() - 2]);
@@ -161,7 +163,7 @@ fn raw(path: &Path) -> (usize, f64) {
         let target = turbojpeg::Image { pixels: &mut pixels[..], width, pitch: 3 * width, height, format };
         jpeg.decompress(&stream, target).expect("pixels");
     }
-    (offsets.len(), start.elapsed().as_secs_f64())
+    Some((offsets.len(), start.elapsed().as_secs_f64()))
 }
 
 /// Reads all patches of a fresh slide, each thread a part of its own; (patches, seconds).

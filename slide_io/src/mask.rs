@@ -42,18 +42,36 @@ impl Mask {
         Self::new(Size::square(1), slide, vec![true]).expect("one pixel for a size of one")
     }
 
+    /// A mask with nothing set.
+    pub fn none(slide: Size) -> Self {
+        let slide = Size::new(slide.width.max(1), slide.height.max(1));
+        Self::new(Size::square(1), slide, vec![false]).expect("one pixel for a size of one")
+    }
+
+    /// What is set in at least one of two masks of one size.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for masks of different sizes.
+    pub fn or(&self, other: &Self) -> Result<Self> {
+        self.combined(other, |a, b| a || b)
+    }
+
     /// What is set in both of two masks of one size.
     ///
     /// # Errors
     /// [`Error::Usage`] for masks of different sizes.
     pub fn and(&self, other: &Self) -> Result<Self> {
+        self.combined(other, |a, b| a && b)
+    }
+
+    fn combined(&self, other: &Self, both: impl Fn(bool, bool) -> bool) -> Result<Self> {
         if self.size != other.size {
             return Err(Error::Usage(format!(
                 "a mask of {:?} px and one of {:?} px have nothing in common",
                 self.size, other.size
             )));
         }
-        let data: Vec<bool> = self.data.iter().zip(&other.data).map(|(a, b)| *a && *b).collect();
+        let data: Vec<bool> = self.data.iter().zip(&other.data).map(|(a, b)| both(*a, *b)).collect();
         let integral = filter::integral(&data, self.size.width as usize, self.size.height as usize);
         Ok(Self { data, integral, ..*self })
     }
@@ -125,6 +143,9 @@ mod tests {
         let mask = |data: [bool; 4]| Mask::new(Size::new(4, 1), Size::new(8, 2), data.to_vec()).unwrap();
         let both = mask([true, true, false, false]).and(&mask([true, false, true, false])).unwrap();
         assert_eq!(both, mask([true, false, false, false]));
+        let either = mask([true, true, false, false]).or(&mask([true, false, true, false])).unwrap();
+        assert_eq!(either, mask([true, true, true, false]));
+        assert_eq!(Mask::none(Size::new(8, 2)).share(), 0.0);
         assert!(both.and(&Mask::full(Size::new(8, 2))).is_err());
     }
 

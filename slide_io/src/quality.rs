@@ -26,6 +26,9 @@ const MIN_INK_MM2: f64 = 0.02;
 /// Smaller dense pieces are nuclei and lymphoid nests, not folds, mm².
 const MIN_FOLD_MM2: f64 = 0.005;
 
+/// A share is a difference of sums, so one of nothing may miss 0 by a rounding.
+const ROUNDING: f64 = 1e-9;
+
 /// Patches read at a time by the rules that need pixels.
 const CHUNK: usize = 256;
 
@@ -155,10 +158,11 @@ pub struct Artefacts {
 }
 
 impl Artefacts {
-    /// Finds them on the `overview` of a slide of `slide` level-0 px at `mpp` µm/px, whose tissue is `tissue`.
+    /// Finds them on the `overview` of a slide of `slide` level-0 px at `mpp` µm/px, on which `tissue` was found. Folds only
+    /// where the rules ask for them.
     ///
     /// # Errors
-    /// Values that make no sense.
+    /// Values that make no sense, and tissue that was not found on this overview.
     pub fn find(
         Overview { image: overview, unreadable, .. }: &Overview,
         slide: Size,
@@ -168,15 +172,25 @@ impl Artefacts {
     ) -> Result<Self> {
         params.check()?;
         let size = Size::new(overview.width(), overview.height());
+        if tissue.size() != size {
+            return Err(Error::Usage(format!(
+                "tissue of {:?} px was not found on an overview of {size:?}",
+                tissue.size()
+            )));
+        }
         let (width, height) = (size.width as usize, size.height as usize);
         let mut ink: Vec<bool> = overview.pixels().map(|p| is_ink(p.0)).collect();
-        let mask = Mask::new(size, slide, vec![false; ink.len()])?;
-        let mm2 = mask.scale().0 * mask.scale().1 * mpp.0 * mpp.0 * 1e-6;
+        let area = f64::from(slide.width) * f64::from(slide.height) / ink.len().max(1) as f64;
+        let mm2 = area * mpp.0 * mpp.0 * 1e-6;
         filter::remove_pieces(&mut ink, width, height, MIN_INK_MM2 / mm2);
-        let mut folds = folds(overview, tissue, &ink, params.fold_density);
-        filter::remove_pieces(&mut folds, width, height, MIN_FOLD_MM2 / mm2);
-        let [ink, folds] = [ink, folds].map(|data| Mask::new(size, slide, data));
-        Ok(Self { ink: ink?, folds: folds?, unreadable: unreadable.clone() })
+        let folds = if params.max_fold < 1.0 {
+            let mut folds = folds(overview, tissue, &ink, params.fold_density);
+            filter::remove_pieces(&mut folds, width, height, MIN_FOLD_MM2 / mm2);
+            Mask::new(size, slide, folds)?
+        } else {
+            Mask::none(slide)
+        };
+        Ok(Self { ink: Mask::new(size, slide, ink)?, folds, unreadable: unreadable.clone() })
     }
 }
 
@@ -193,10 +207,6 @@ fn is_ink([r, g, b]: [u8; 3]) -> bool {
 
 /// Tissue that is `times` as dense as the slide's median.
 fn folds(overview: &RgbImage, tissue: &TissueMask, ink: &[bool], times: f64) -> Vec<bool> {
-    if tissue.data().len() != ink.len() {
-        // A mask somebody gave, at another scale: no tissue to compare with.
-        return vec![false; ink.len()];
-    }
     let density: Vec<f64> = overview.pixels().map(|p| optical_density(p.0)).collect();
     let is_tissue = |i: usize| tissue.data()[i] && !ink[i];
     let mut sorted: Vec<f64> = (0..ink.len()).filter(|&i| is_tissue(i)).map(|i| density[i]).collect();
@@ -252,20 +262,21 @@ pub fn sort_out(
     let side = grid.side_level0;
     let share = |mask: &Mask, origin: Point| mask.fraction(origin.x as f64, origin.y as f64, side, side);
     for (origin, reason) in &mut grid.dropped {
-        if share(&artefacts.unreadable, *origin) > 0.0 {
+        if share(&artefacts.unreadable, *origin) > ROUNDING {
             *reason = DropReason::Unreadable;
         }
     }
     if params.max_ink < 1.0 {
+        let either = tissue.or(&artefacts.ink)?;
         for (origin, reason) in &mut grid.dropped {
-            let ink = share(&artefacts.ink, *origin);
-            if ink > params.max_ink && ink + share(tissue, *origin) + 1e-9 >= grid.spec.min_tissue {
+            let inked = share(&artefacts.ink, *origin) > params.max_ink + ROUNDING;
+            if inked && share(&either, *origin) + ROUNDING >= grid.spec.min_tissue {
                 *reason = DropReason::Pen;
             }
         }
     }
     grid.drop_where(|origin| {
-        let above = |mask: &Mask, most: f64| most < 1.0 && share(mask, origin) > most;
+        let above = |mask: &Mask, most: f64| most < 1.0 && share(mask, origin) > most + ROUNDING;
         match (above(&artefacts.ink, params.max_ink), above(&artefacts.folds, params.max_fold)) {
             (true, _) => Some(DropReason::Pen),
             (_, true) => Some(DropReason::Fold),
@@ -273,7 +284,7 @@ pub fn sort_out(
         }
     });
     if params.reads_patches() {
-        let reasons = look_at_patches(slide, native, &grid.spec, &grid.origins, params);
+        let reasons = look_at_patches(slide, native, &grid.spec, &grid.origins, params)?;
         let mut reasons = reasons.into_iter();
         grid.drop_where(|_| reasons.next().flatten());
     }
@@ -287,7 +298,7 @@ fn look_at_patches(
     spec: &GridSpec,
     origins: &[Point],
     params: &QualityParams,
-) -> Vec<Option<DropReason>> {
+) -> Result<Vec<Option<DropReason>>> {
     let walk = Walk::new(slide, native, spec, origins);
     let mut reasons = vec![None; origins.len()];
     for chunk in walk.order().chunks(CHUNK) {
@@ -295,20 +306,23 @@ fn look_at_patches(
             .par_iter()
             .map(|&index| {
                 let reason = match read_patch(slide, native, origins[index], spec) {
+                    // The disk may answer tomorrow; only damage is there to stay.
+                    Err(error @ Error::Io { .. }) => return Err(error),
                     Err(_) => Some(DropReason::Unreadable),
                     Ok(patch) if glass_share(&patch) > params.max_glass => Some(DropReason::Background),
                     Ok(patch) if sharpness(&patch) < params.min_sharpness => Some(DropReason::Blur),
                     Ok(_) => None,
                 };
-                (index, reason)
+                Ok((index, reason))
             })
             .collect();
-        for (index, reason) in found {
+        for found in found {
+            let (index, reason) = found?;
             reasons[index] = reason;
             walk.done(slide, index);
         }
     }
-    reasons
+    Ok(reasons)
 }
 
 #[cfg(test)]

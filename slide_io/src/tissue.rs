@@ -301,6 +301,9 @@ impl Overview {
     pub fn read(slide: &Slide, mpp: Mpp, params: &TissueParams) -> Result<Self> {
         params.check()?;
         let (image, damaged) = read_mended(slide, mask_size(slide.size(), mpp, params))?;
+        if damaged.is_empty() {
+            return Ok(Self { image, unreadable: Mask::none(slide.size()), damage: None });
+        }
         let size = Size::new(image.width(), image.height());
         let blank = Mask::new(size, slide.size(), vec![false; size.width as usize * size.height as usize])?;
         let (mut data, scale) = (blank.data().to_vec(), blank.scale());

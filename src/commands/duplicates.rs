@@ -18,8 +18,11 @@ use super::sources::{FORMAT, cohort};
 use super::tile::guarded;
 use super::{Outcome, start_threads};
 use crate::cli::DuplicatesArgs;
-use crate::config::{Data, Experiment};
+use crate::config::{Columns, Data, Experiment};
 use crate::run_dir::{self, Failure};
+
+/// The column of the groups, for `data.columns.group`.
+const GROUP: &str = "duplicate_group";
 
 /// The file by which the folder is known as ours: settings, version, and the result in brief.
 const RECORD: &str = "duplicates.json";
@@ -49,7 +52,7 @@ pub(super) fn duplicates(args: &DuplicatesArgs) -> Result<Outcome> {
     let summary = summary(&study.pictures, &groups(study.pictures.len(), links()), pairs.len(), leaks, study.unit);
 
     write_table(&args.out.join("pairs.csv"), &COLUMNS, &rows)?;
-    write_groups(&args.out.join("groups.csv"), &study.pictures, links())?;
+    write_groups(&args.out.join("groups.csv"), &experiment.data.columns, &study.pictures, links())?;
     write_table(&args.out.join("failures.csv"), &["stage", "item", "reason"], &failures)?;
     let failed = |picture: &&Picture| failures.iter().any(|failure| failure.item == picture.id);
     let plain: Vec<&str> = study
@@ -277,9 +280,15 @@ fn summary(pictures: &[Picture], group: &[usize], pairs: usize, leaks: usize, un
     format!("{} in {} among {} {unit}; {leaks}", plural(pairs, "pair"), plural(together, "group"), pictures.len())
 }
 
-/// Which pictures must stay together, as a csv of labels: `slide_id,duplicate_group`, with what else is known. Copies
+/// Which pictures must stay together, as a csv of labels with the names of `columns`: slide, [`GROUP`], and what else is
+/// known. Copies
 /// have one group, and so have the slides of a patient, and those of two patients with copies of each other.
-fn write_groups(path: &Path, pictures: &[Picture], links: impl Iterator<Item = (usize, usize)>) -> Result<()> {
+fn write_groups(
+    path: &Path,
+    columns: &Columns,
+    pictures: &[Picture],
+    links: impl Iterator<Item = (usize, usize)>,
+) -> Result<()> {
     let mut first_of_group = HashMap::new();
     let given: Vec<(usize, usize)> = pictures
         .iter()
@@ -290,13 +299,16 @@ fn write_groups(path: &Path, pictures: &[Picture], links: impl Iterator<Item = (
     let mpp = |picture: &Picture| picture.mpp.map(|mpp| mpp.0.to_string());
     let split = |picture: &Picture| picture.split.map(|split| format!("{split:?}").to_lowercase());
     let known = [
-        ("label", pictures.iter().map(|picture| picture.label.clone()).collect::<Vec<_>>()),
-        ("split", pictures.iter().map(split).collect()),
-        ("mpp", pictures.iter().map(mpp).collect()),
+        (&columns.label, pictures.iter().map(|picture| picture.label.clone()).collect::<Vec<_>>()),
+        (&columns.split, pictures.iter().map(split).collect()),
+        (&columns.mpp, pictures.iter().map(mpp).collect()),
     ];
-    let known: Vec<_> = known.iter().filter(|(_, values)| values.iter().any(Option::is_some)).collect();
+    let told =
+        |(name, values): &&(&String, Vec<Option<String>>)| !name.is_empty() && values.iter().any(Option::is_some);
+    let known: Vec<_> = known.iter().filter(told).collect();
     let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record(["slide_id", "duplicate_group"].into_iter().chain(known.iter().map(|(name, _)| *name)))?;
+    table
+        .write_record([columns.slide.as_str(), GROUP].into_iter().chain(known.iter().map(|(name, _)| name.as_str())))?;
     for (at, picture) in pictures.iter().enumerate() {
         let more = known.iter().map(|(_, values)| values[at].as_deref().unwrap_or_default());
         table.write_record([picture.id.as_str(), pictures[group[at]].id.as_str()].into_iter().chain(more))?;

@@ -216,6 +216,8 @@ impl SlideEmbedding<'_> {
             }
             Ok(embedded) => {
                 let mut kept = h5::read_coordinates(&sources::coordinates_path(run, id))?;
+                // They belong to the coordinates, whose patches need not all be here.
+                kept.labels = None;
                 kept.origins = embedded.indices.iter().map(|&index| kept.origins[index - range.start]).collect();
                 let (encoder, dim) = ((*name).to_owned(), encoder.dim());
                 let features = h5::Features { encoder, dim, values: embedded.values, coordinates: kept };

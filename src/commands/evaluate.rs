@@ -48,8 +48,8 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     check_folds(run)?;
     let own = match own_embeddings(run, &input) {
-        Err(error) if matches!(input, Input::Slides(_)) && !run.experiment.evaluate.slide.features.is_empty() => {
-            eprintln!("evaluate: only features made elsewhere: {error:#}");
+        Err(_) if only_foreign(run, &input) => {
+            eprintln!("evaluate: only features made elsewhere: no encoder was trained here");
             None
         }
         own => Some(own?),
@@ -64,6 +64,7 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     for extension in ["parquet", "csv", "md"] {
         // Figures of other settings must not stand beside these settings if this fails.
         remove(&stem.with_extension(extension))?;
+        remove(&run.dir.file("results/slide_scores")?.with_extension(extension))?;
     }
     let scores = match (&input, task) {
         (Input::Images(images), Task::All | Task::Knn) => {
@@ -88,6 +89,12 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     atomic_file::write(&run.dir.file("results/confusion.json")?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
     let summary = json!({ "rows": scores.rows.len() });
     run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
+}
+
+/// Whether there is nothing to score but features made elsewhere.
+fn only_foreign(run: &Run, input: &Input) -> bool {
+    let named = matches!(input, Input::Slides(_)) && !run.experiment.evaluate.slide.features.is_empty();
+    named && !run.dir.root().join("pretrain").exists()
 }
 
 /// The embeddings of the run's own encoder.

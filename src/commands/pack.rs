@@ -1,11 +1,12 @@
 //! The last part of `gensis tile`, where asked for: the patches of every slide packed for training.
 
-use anyhow::{Context, Result};
-use slide_io::{Point, Slide, SlideRecord, h5, pack};
+use anyhow::Result;
+use slide_io::{Error, Point, Slide, SlideRecord, h5, pack};
 
 use super::Run;
 use super::progress::Progress;
 use super::sources::{coordinates_path, pack_header};
+use super::tile::guarded;
 use crate::run_dir::Failure;
 
 /// Packs the patches of every slide that has some, slide after slide on all threads; returns those that cannot be read.
@@ -14,7 +15,20 @@ pub(super) fn pack_slides(run: &Run, slides: &[SlideRecord]) -> Result<Vec<Failu
     let mut failures = Vec::new();
     let (mut patches, mut copied) = (0, 0);
     for slide in slides.iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
-        let index = pack_slide(run, slide).with_context(|| format!("cannot pack the patches of {}", slide.id))?;
+        // What stops one slide must not end the cohort; a full disk stops them all.
+        let packed = match guarded(|| Ok(pack_slide(run, slide))) {
+            Ok(Err(error @ Error::Io { .. })) => return Err(error.into()),
+            Ok(packed) => packed.map_err(|error| error.to_string()),
+            Err(panic) => Err(panic),
+        };
+        let index = match packed {
+            Ok(index) => index,
+            Err(reason) => {
+                progress.line(&format!("pack: {}: {reason}", slide.id));
+                failures.push(Failure { stage: "tile".into(), item: slide.id.clone(), reason });
+                continue;
+            }
+        };
         patches += index.patches.len();
         copied += index.copied;
         failures.extend(index.unreadable.into_iter().map(|(Point { x, y }, reason)| {
@@ -28,20 +42,15 @@ pub(super) fn pack_slides(run: &Run, slides: &[SlideRecord]) -> Result<Vec<Failu
 }
 
 /// The packed patches of one slide, packed now unless they are current.
-fn pack_slide(run: &Run, record: &SlideRecord) -> Result<pack::Index> {
+fn pack_slide(run: &Run, record: &SlideRecord) -> slide_io::Result<pack::Index> {
     let (grid, header) = (&run.experiment.grid, pack_header(run, record));
     let tar = pack::path(run.dir.root(), grid, &record.id);
     if let Some(index) = pack::current_index(&tar, &header) {
         return Ok(index);
     }
     let coordinates = h5::read_coordinates(&coordinates_path(run, &record.id))?;
-    let mpp = coordinates.geometry.and_then(|geometry| geometry.mpp).context("its coordinates lack the µm/px")?;
+    let mpp = coordinates.geometry.and_then(|geometry| geometry.mpp);
+    let mpp = mpp.ok_or_else(|| Error::NoScale { path: record.path.clone() })?;
     let slide = Slide::open(&record.path)?;
-    Ok(pack::write(
-        &tar,
-        (&record.id, &slide, mpp),
-        (grid, &coordinates.origins),
-        run.experiment.pack.quality,
-        &header,
-    )?)
+    pack::write(&tar, (&record.id, &slide, mpp), (grid, &coordinates.origins), run.experiment.pack.quality, &header)
 }

@@ -40,12 +40,12 @@ pub(super) fn pretrain(run: &Run, must_resume: bool) -> Result<()> {
         eprintln!("pretrain: up to date");
         return Ok(());
     }
-    let (source, unusable) = training_patches(run, input)?;
     ensure!(
         !must_resume || folder.join(CHECKPOINT).exists(),
         "there is nothing to resume: {} holds no checkpoint. Leave out --resume to begin",
         folder.display()
     );
+    let (source, unusable) = training_patches(run, input)?;
     run.dir.forget("pretrain")?;
     let resume = begin(run, &folder, &header)?;
 

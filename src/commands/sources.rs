@@ -83,6 +83,17 @@ pub(super) fn training_slides(cohort: &Cohort) -> Vec<&SlideRecord> {
 
 /// Everything a slide's coordinates depend on. The file is known by its ends and size, not by its folder: a cohort may move.
 pub(super) fn coordinates_header(run: &Run, record: &SlideRecord) -> Value {
+    let data = &run.experiment.data;
+    let mut header = patches_header(run, record);
+    if !data.label_masks.as_os_str().is_empty() {
+        let content = label_mask(data, record).ok().flatten().and_then(|path| whole_digest(run, &path));
+        header["label_mask"] = json!({ "content": content, "labels": data.mask_labels });
+    }
+    header
+}
+
+/// Everything the patches of a slide depend on: its coordinates but for what a label mask says of them.
+fn patches_header(run: &Run, record: &SlideRecord) -> Value {
     json!({
         "stage": "tile",
         "format": FORMAT,
@@ -92,20 +103,18 @@ pub(super) fn coordinates_header(run: &Run, record: &SlideRecord) -> Value {
         "grid": run.experiment.grid,
         "tissue": run.experiment.tissue,
         "quality": run.experiment.quality,
-        "annotations": annotations_header(run, record),
+        "roi": roi_header(run, record),
     })
 }
 
-/// What somebody drew on a slide, by the content of the files; nothing where nobody did.
-fn annotations_header(run: &Run, record: &SlideRecord) -> Value {
+/// What somebody drew on a slide, by the content of the file; nothing where the experiment does not ask for it.
+fn roi_header(run: &Run, record: &SlideRecord) -> Value {
     let data = &run.experiment.data;
-    let content = |file: slide_io::Result<Option<PathBuf>>| file.ok().flatten().and_then(|path| digest(run, &path));
-    json!({
-        "roi": content(roi(data, record)),
-        "within_tissue": !data.roi.as_os_str().is_empty() && data.roi_within_tissue,
-        "label_mask": content(label_mask(data, record)),
-        "labels": (!data.label_masks.as_os_str().is_empty()).then_some(&data.mask_labels),
-    })
+    if data.roi.as_os_str().is_empty() {
+        return Value::Null;
+    }
+    let content = roi(data, record).ok().flatten().and_then(|path| whole_digest(run, &path));
+    json!({ "content": content, "within_tissue": data.roi_within_tissue })
 }
 
 /// The file with the regions drawn on a slide, where the experiment asks for them.
@@ -133,11 +142,37 @@ pub(super) fn label_mask(data: &Data, record: &SlideRecord) -> slide_io::Result<
 
 /// [`ends`] of a slide, read once a run; nothing for a file that cannot be read.
 pub(super) fn digest(run: &Run, path: &Path) -> Option<String> {
+    digest_once(run, path, ends)
+}
+
+/// SHA-256 of a whole file, read once a run: what people draw is small, and a vertex may move in the middle of it.
+fn whole_digest(run: &Run, path: &Path) -> Option<String> {
+    digest_once(run, path, |path| {
+        let mut hash = Sha256::new();
+        std::io::copy(&mut File::open(path)?, &mut HashWriter(&mut hash))?;
+        Ok(hex(hash))
+    })
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn digest_once(run: &Run, path: &Path, of: impl Fn(&Path) -> std::io::Result<String>) -> Option<String> {
     let known = |digests: &HashMap<PathBuf, Option<String>>| digests.get(path).cloned();
     if let Some(digest) = known(&run.digests.lock().unwrap_or_else(PoisonError::into_inner)) {
         return digest;
     }
-    let digest = ends(path).ok();
+    let digest = of(path).ok();
     run.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), digest.clone());
     digest
 }
@@ -159,7 +194,7 @@ fn ends(path: &Path) -> std::io::Result<String> {
 
 /// Everything a slide's packed patches depend on.
 pub(super) fn pack_header(run: &Run, record: &SlideRecord) -> Value {
-    json!({ "stage": "pack", "quality": run.experiment.pack.quality, "coordinates": coordinates_header(run, record) })
+    json!({ "stage": "pack", "quality": run.experiment.pack.quality, "coordinates": patches_header(run, record) })
 }
 
 /// Everything a slide's features depend on.
@@ -169,7 +204,7 @@ pub(super) fn features_header(run: &Run, encoder_hash: &str, record: &SlideRecor
         "format": FORMAT,
         "encoder": encoder_hash,
         "embed": run.experiment.embed,
-        "coordinates": coordinates_header(run, record),
+        "coordinates": patches_header(run, record),
     });
     with_stain(run, header)
 }
@@ -256,9 +291,14 @@ pub(super) fn training_patches(run: &Run, slides: &[&SlideRecord], classes: &[St
         return Ok(Arc::new(slide_patches(run, slides, classes)?));
     }
     let mut packed = Vec::new();
+    // A slide that `tile` could not pack is among its failures.
+    let failures = run.dir.record("tile").map_or(vec![], |record| record.failures);
     for slide in slides.iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
         let tar = pack::path(run.dir.root(), &run.experiment.grid, &slide.id);
         let index = pack::current_index(&tar, &pack_header(run, slide));
+        if index.is_none() && failures.iter().any(|failure| failure.item == slide.id) {
+            continue;
+        }
         let index = index.with_context(|| {
             format!("{} is missing, cut short or of other settings: run `gensis tile --pack`", tar.display())
         })?;
@@ -293,7 +333,7 @@ pub(super) fn slides_fingerprint(run: &Run, cohort: &Cohort) -> Value {
     let mut hash = Sha256::new();
     for slide in training_slides(cohort).into_iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
         hash.update(slide.id.as_bytes());
-        hash.update(coordinates_header(run, slide).to_string());
+        hash.update(patches_header(run, slide).to_string());
         if run.experiment.pack.enabled {
             hash.update(pack_header(run, slide).to_string());
         }

@@ -154,26 +154,48 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     let cut = match guarded(|| cut(run, record, &mut row)) {
         Ok(cut) => cut,
         Err(error) => {
-            // Coordinates of other settings must not be taken for this slide's.
-            remove(&path)?;
+            // What other settings made must not be taken for this slide's.
+            remove_outputs(run, &record.id)?;
             row.failure = Some(error);
             return Ok((row, false));
         }
     };
-    let written = h5::write_coordinates(&path, &cut.coordinates, &header);
-    written.with_context(|| format!("cannot write the coordinates of {}", record.id))?;
-    cut.contours.write(&run.dir.file(&format!("contours_geojson/{}.geojson", record.id))?)?;
+    // The coordinates vouch for all that is written before them.
+    remove_outputs(run, &record.id)?;
+    if run.experiment.data.roi.as_os_str().is_empty() {
+        cut.contours.write(&run.dir.file(&format!("contours_geojson/{}.geojson", record.id))?)?;
+    }
     write_dropped(&run.dir.root().join(dropped_path(run, &record.id)), &cut.dropped)?;
-    let job = h5::job_folder(&run.experiment.grid);
-    write_jpeg(&run.dir.file(&format!("thumbnails/{}.jpg", record.id))?, &cut.picture)?;
-    write_jpeg(&run.dir.file(&format!("{job}/visualization/{}.jpg", record.id))?, &cut.grid_picture)?;
+    let [thumbnail, grid_picture] = picture_paths(run, &record.id)?;
+    write_jpeg(&thumbnail, &cut.picture)?;
+    write_jpeg(&grid_picture, &cut.grid_picture)?;
     if cut.coordinates.origins.is_empty() {
         row.failure = Some(cut.why_empty);
     }
     let stored = serde_json::to_vec_pretty(&row)?;
     atomic_file::write(&row_path(run, &record.id)?, &stored)?;
+    let written = h5::write_coordinates(&path, &cut.coordinates, &header);
+    written.with_context(|| format!("cannot write the coordinates of {}", record.id))?;
     // As the next run will read it: JSON may move the last bit of a number.
     Ok((serde_json::from_slice(&stored)?, false))
+}
+
+/// Removes what `tile` wrote for a slide, coordinates first, but for contours, which somebody may have edited.
+fn remove_outputs(run: &Run, slide: &str) -> Result<()> {
+    let [thumbnail, grid_picture] = picture_paths(run, slide)?;
+    let tar = slide_io::pack::path(run.dir.root(), &run.experiment.grid, slide);
+    let dropped = run.dir.root().join(dropped_path(run, slide));
+    let index = tar.with_extension("json");
+    for path in [coordinates_path(run, slide), row_path(run, slide)?, dropped, thumbnail, grid_picture, index, tar] {
+        remove(&path)?;
+    }
+    Ok(())
+}
+
+/// The picture of the slide, and that with its grid.
+fn picture_paths(run: &Run, slide: &str) -> Result<[PathBuf; 2]> {
+    let job = h5::job_folder(&run.experiment.grid);
+    Ok([run.dir.file(&format!("thumbnails/{slide}.jpg"))?, run.dir.file(&format!("{job}/visualization/{slide}.jpg"))?])
 }
 
 /// A decoder that panics on one slide must not end the cohort.
@@ -206,6 +228,7 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     let experiment = &run.experiment;
     let overview = Overview::read(&slide, mpp, &experiment.tissue)?;
     let found = TissueMask::from_rgb(&overview.image, slide.size(), mpp, &experiment.tissue)?;
+    let artefacts = Artefacts::find(&overview, slide.size(), mpp, &found, &experiment.quality)?;
     let mask = match roi(&experiment.data, record)? {
         None => found,
         Some(path) => {
@@ -213,7 +236,6 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
             if experiment.data.roi_within_tissue { drawn.and(&found)?.into() } else { drawn }
         }
     };
-    let artefacts = Artefacts::find(&overview, slide.size(), mpp, &mask, &experiment.quality)?;
     let mut grid = Grid::new(slide.size(), mpp, &experiment.grid, &mask)?;
     quality::sort_out(&mut grid, &slide, mpp, &mask, &artefacts, &experiment.quality)?;
     (row.tissue_share, row.candidates, row.kept) = (Some(mask.share()), Some(grid.candidates), Some(grid.kept()));

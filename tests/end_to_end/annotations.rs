@@ -33,8 +33,16 @@ fn contours_given_back_give_the_same_patches() {
     // What was found in them is what they are.
     let pictures = |run: &Path| below(&results(run), "thumbnails/");
     assert_same(&pictures(&second), &pictures(&first));
-    let text = |folder: &Path| fs::read_to_string(folder.join("s05.geojson")).unwrap();
-    assert_eq!(text(&second.join("contours_geojson")), text(&roi));
+    assert!(!second.join("contours_geojson").exists(), "they are in the folder that was given");
+    // Edited where they lie, they are not written over.
+    let edited = second.join("contours_geojson");
+    fs::rename(&roi, &edited).unwrap();
+    let half = r#"{"type":"Polygon","coordinates":[[[0,0],[400,0],[400,800],[0,800],[0,0]]]}"#;
+    fs::write(edited.join("s05.geojson"), half).unwrap();
+    let again = tile(&second, &["--update", "--roi", edited.to_str().unwrap()]).with_code(0);
+    again.saying(["(11 up to date)"]);
+    assert_eq!(fs::read_to_string(edited.join("s05.geojson")).unwrap(), half);
+    assert!(coordinates(&second, "s05").origins.iter().all(|origin| origin.x < 400));
 }
 
 /// A folder with a square of level-0 px from 210 to 456 as the region of `s00`, in QuPath's manner, and a class.
@@ -90,6 +98,11 @@ fn an_edited_region_is_cut_anew() {
     tile(&run, &more).with_code(3);
     let before = coordinates(&run, "s00").origins;
     tile(&run, &more).with_code(3).saying(["(1 up to date)"]);
+    // Asked for after the slides were cut without it, it counts for all of them.
+    let whole = folder.path().join("whole");
+    tile(&whole, &[]).with_code(0);
+    tile(&whole, &["--update", more[0], more[1]]).with_code(3).saying(["(0 up to date)"]);
+    assert!(!whole.join(JOB).join("patches/s01_patches.h5").exists());
     fs::write(roi.join("s00.geojson"), r#"{"type":"Polygon","coordinates":[[[0,0],[800,0],[800,800],[0,800],[0,0]]]}"#)
         .unwrap();
     tile(&run, &more).with_code(3).saying(["(0 up to date)"]);
@@ -115,6 +128,12 @@ fn shares_of_label_masks_lie_beside_the_coordinates() {
         assert_eq!(shares, [0.0, 0.0, benign, 0.0, 1.0 - benign, 0.0], "at {origin:?}");
     }
     assert_eq!(coordinates(&run, "s01").labels, None);
+    // It changes no patch, so nothing but the coordinates is made anew, and features hold no shares.
+    let trained = folder.path().join("trained");
+    crate::folder::copy(&REFERENCE.run, &trained);
+    let masked = REFERENCE.cohort.run(&trained, &["--update", "--set", &setting]).with_code(0);
+    masked.saying(["pretrain: up to date", "dino, 213 patches of 12 slides (12 up to date)"]);
+    assert!(coordinates(&trained, "s00").labels.is_some());
     // A mask that does not fit is that slide's failure.
     RgbImage::new(700, 800).save(masks.join("s01_mask.png")).unwrap();
     let again = folder.path().join("again");

@@ -1,6 +1,6 @@
 //! Slide-level scores: attention MIL over bags of stored features, the run's own and those made elsewhere.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -51,10 +51,13 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>) -> Resu
         };
         let dim = own.summary["dim"].as_u64().unwrap_or(0) as usize;
         let files = labelled.iter().map(|slide| file(slide)).collect();
-        score_slides(run, cohort, &labelled, &Stored { name: name.into(), dim, files }, &mut scores)?;
+        let stored = Stored { name: name.into(), own: name == ENCODER_NAME, dim, files };
+        score_slides(run, cohort, &labelled, &stored, &mut scores)?;
     }
+    let mut names = vec![ENCODER_NAME.to_owned(), UNTRAINED_NAME.to_owned()];
     for foreign in foreign_features(run, cohort)? {
-        let stored = foreign.stored(&labelled, &mut scores)?;
+        let stored = foreign.stored(&labelled, &names, &mut scores)?;
+        names.push(stored.name.clone());
         score_slides(run, cohort, &labelled, &stored, &mut scores)?;
     }
     Ok(scores)
@@ -64,6 +67,8 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>) -> Resu
 struct Stored {
     /// The encoder's name.
     name: String,
+    /// Whether it is the run's own trained encoder.
+    own: bool,
     dim: usize,
     /// Of every labelled slide, where it has features.
     files: Vec<Option<PathBuf>>,
@@ -82,8 +87,8 @@ pub(super) struct Foreign {
 /// A folder without features of any slide of the cohort.
 pub(super) fn foreign_features(run: &Run, cohort: &Cohort) -> Result<Vec<Foreign>> {
     let found = |folder: &PathBuf| {
-        let file = |slide: &SlideRecord| Some((slide.id.clone(), folder.join(format!("{}.h5", slide.id))));
-        let files: Vec<_> = cohort.slides.iter().filter_map(file).filter(|(_, file)| file.is_file()).collect();
+        let file = |slide: &SlideRecord| (slide.id.clone(), folder.join(format!("{}.h5", slide.id)));
+        let files: Vec<_> = cohort.slides.iter().map(file).filter(|(_, file)| file.is_file()).collect();
         let none = || format!("evaluate.slide.features: {} holds no <slide id>.h5 of this cohort", folder.display());
         ensure!(!files.is_empty(), none());
         Ok(Foreign { folder: folder.clone(), files })
@@ -97,12 +102,12 @@ impl Foreign {
         self.files.iter().map(|(slide, file)| json!([slide, sources::digest(run, file)])).collect()
     }
 
-    /// The features of the labelled slides. A file that cannot be read, is empty or of another width is listed.
-    fn stored(&self, labelled: &[&SlideRecord], scores: &mut Scores) -> Result<Stored> {
+    /// The features of the labelled slides, under a name that is none of `taken`. A file that cannot be read, is empty or of another width is listed.
+    fn stored(&self, labelled: &[&SlideRecord], taken: &[String], scores: &mut Scores) -> Result<Stored> {
         let mut left_out = |slide: &str, reason: String| {
             scores.failures.push(Failure { stage: "evaluate".into(), item: slide.into(), reason });
         };
-        let mut shapes = HashMap::new();
+        let mut shapes = BTreeMap::new();
         for (slide, file) in &self.files {
             match h5::features_shape(file) {
                 Ok(shape) if shape.patches > 0 => drop(shapes.insert(slide.as_str(), shape)),
@@ -121,10 +126,11 @@ impl Foreign {
         };
         let folder = self.folder.file_name().unwrap_or_default().to_string_lossy();
         let named = folder.strip_prefix("features_").unwrap_or(&folder).to_owned();
-        // Our own names stay ours.
-        let own = [ENCODER_NAME, UNTRAINED_NAME].contains(&first.encoder.as_str());
-        let name = if first.encoder.is_empty() || own { named } else { first.encoder.clone() };
-        Ok(Stored { name, dim: first.dim, files: labelled.iter().map(file).collect() })
+        // The encoder's name, the folder's, or its whole path: two scales of one encoder are told apart.
+        let names = [first.encoder.clone(), named, self.folder.display().to_string()];
+        let free = |name: &String| !name.is_empty() && !taken.contains(name);
+        let name = names.into_iter().find(free).with_context(|| format!("{} is named twice", self.folder.display()))?;
+        Ok(Stored { name, own: false, dim: first.dim, files: labelled.iter().map(file).collect() })
     }
 }
 
@@ -133,7 +139,7 @@ fn score_slides(
     run: &Run,
     cohort: &Cohort,
     labelled: &[&SlideRecord],
-    Stored { name, dim, files }: &Stored,
+    Stored { name, own, dim, files }: &Stored,
     scores: &mut Scores,
 ) -> Result<()> {
     let settings = &run.experiment.evaluate.slide;
@@ -151,7 +157,9 @@ fn score_slides(
                 slides.push(slide);
                 paths.push(file);
             }
-            None => left_out(slide, "labelled, but without features: it counts in no score"),
+            None => {
+                left_out(slide, &format!("labelled, but without features of {name}: it counts in no score of these"))
+            }
         }
     }
     if slides.iter().any(|slide| slide.split.is_some()) {
@@ -211,12 +219,12 @@ fn score_slides(
         if !given {
             scores.rows.extend(rows);
         }
-        if name == ENCODER_NAME {
+        if *own {
             let title = format!("{name}, abmil, seed {seed}, test slides");
             scores.confusions.push(confusion(title, &predictions, &cohort.classes));
         }
     }
-    if name == ENCODER_NAME {
+    if *own {
         let slides = slide_scores(&predicted, &cohort.classes)?;
         write_parquet(&slides, &run.dir.file("results/slide_scores.parquet")?)?;
         write_csv(&slides, &run.dir.file("results/slide_scores.csv")?)?;
