@@ -106,8 +106,7 @@ mod tests {
         tensor.into_data().try_into_vec().unwrap()
     }
 
-    /// Directions are uniform in ±1/√256 = ±1/16 whatever the seed, gains are 1 and take part in training only where the
-    /// last layer is not normalised; so logits are cosines, in -1 to 1.
+    /// Directions are uniform in ±1/√256 = ±1/16 and gains are 1, so logits are cosines, in -1 to 1.
     #[test]
     fn the_last_layer_begins_as_the_reference_does() {
         let device = Device::flex();
@@ -120,7 +119,6 @@ mod tests {
             // The deviation of a uniform distribution is its bound / √3; 256,000 draws know it to 0.1 %.
             let deviation = (directions.iter().map(|v| v * v).sum::<f32>() / directions.len() as f32).sqrt();
             assert!((deviation * 16.0 * 3f32.sqrt() - 1.0).abs() < 5e-3, "{deviation}");
-            assert_eq!(head.last_layer.weight_g.is_require_grad(), !norm_last_layer);
             assert!(list(head.last_layer.weight_g.val()).iter().all(|gain| *gain == 1.0));
 
             let mut rng = random::keyed(5, "features", &[]);
