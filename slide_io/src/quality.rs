@@ -246,10 +246,11 @@ pub fn glass_share(patch: &RgbImage) -> f64 {
 }
 
 /// Moves from `grid.origins` to `grid.dropped` what the rules refuse. Background of which nothing but ink is missing to
-/// `min_tissue` is called pen, and background that the overview could not read is called unreadable. `native` is the slide's µm/px.
+/// `min_tissue` is called pen, and background that the overview could not read is called unreadable. `native` is the slide's
+/// µm/px.
 ///
 /// # Errors
-/// Values that make no sense.
+/// Values that make no sense; `tissue` of another size than the overview the artefacts were found on.
 pub fn sort_out(
     grid: &mut Grid,
     slide: &Slide,
@@ -456,17 +457,19 @@ mod tests {
         let full = TissueMask::full(slide.size());
         let spec = GridSpec { mpp: Mpp(0.5), size: 64, stride: 64, min_tissue: 0.0 };
         let mut grid = Grid::new(slide.size(), Mpp(0.5), &spec, &full).unwrap();
-        let params = QualityParams { min_sharpness: 0.001, ..QualityParams::default() };
+        let params = QualityParams { min_sharpness: 0.001, max_ink: 1.0, ..QualityParams::default() };
         let overview = Overview::read(&slide, Mpp(0.5), &TissueParams { mpp: 2.0, ..TissueParams::default() }).unwrap();
         assert!(overview.damage.unwrap().contains("column 1, row 0"));
         assert_eq!((overview.image.dimensions(), overview.unreadable.share()), ((32, 16), 0.5));
         let nothing = Mask::new(Size::square(1), slide.size(), vec![false]).unwrap();
         let artefacts = Artefacts { ink: nothing.clone(), folds: nothing, unreadable: overview.unreadable };
+        // These masks are not of one overview, so nothing is said of ink.
+        let no_ink = QualityParams { max_ink: 1.0, ..QualityParams::default() };
         // With the tissue of the mended overview the second patch would be background; nobody knows that.
         let left = TissueMask::from_pixels(Size::new(2, 1), slide.size(), vec![true, false]).unwrap();
         let strict = GridSpec { min_tissue: 0.5, ..spec.clone() };
         let mut by_overview = Grid::new(slide.size(), Mpp(0.5), &strict, &left).unwrap();
-        sort_out(&mut by_overview, &slide, Mpp(0.5), &left, &artefacts, &QualityParams::default()).unwrap();
+        sort_out(&mut by_overview, &slide, Mpp(0.5), &left, &artefacts, &no_ink).unwrap();
         assert_eq!(by_overview.dropped, [(Point::new(64, 0), DropReason::Unreadable)]);
         sort_out(&mut grid, &slide, Mpp(0.5), &full, &artefacts, &params).unwrap();
         assert_eq!(grid.origins, [Point::new(0, 0)]);
