@@ -46,6 +46,9 @@ impl Input {
 
 /// The cohort of slides, with what the csv says about them.
 pub(super) fn cohort(data: &Data) -> Result<Cohort> {
+    for (key, folder) in [("data.roi", &data.roi), ("data.label_masks", &data.label_masks)] {
+        ensure!(folder.as_os_str().is_empty() || folder.is_dir(), "{key}: there is no folder {}", folder.display());
+    }
     let columns = ColumnNames {
         slide: data.columns.slide.clone(),
         label: data.columns.label.clone(),

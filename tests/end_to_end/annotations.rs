@@ -70,6 +70,7 @@ fn drawn_regions_take_the_place_of_the_tissue_mask() {
     let job = "20x_128px_64px_overlap";
     let read = |run: &Path| h5::read_coordinates(&run.join(job).join("patches/s00_patches.h5")).unwrap().origins;
     assert_eq!(read(&run), corners, "{said}");
+    tile(&folder.path().join("none"), &["--roi", "no/where"]).with_error(["data.roi", "no/where"]);
     // Nobody drew on the others.
     let failed = failures(&run);
     assert_eq!(failed.len(), SLIDES - 1);
