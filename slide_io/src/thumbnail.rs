@@ -187,7 +187,7 @@ impl Default for GridColours {
         // Colours that no stain has.
         let dropped = [
             (DropReason::Pen, Rgb([255, 140, 0])),
-            (DropReason::Fold, Rgb([0, 0, 0])),
+            (DropReason::Fold, Rgb([250, 230, 0])),
             (DropReason::Unreadable, Rgb([220, 0, 0])),
             (DropReason::Blur, Rgb([0, 190, 200])),
         ];

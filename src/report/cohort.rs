@@ -26,11 +26,11 @@ pub fn table(rows: &[SlideRow]) -> String {
     let words = WORDS.map(|name| format!(r#"<th scope="col">{name}</th>"#)).concat();
     let numbers =
         NUMBERS.map(|(name, unit)| format!(r#"<th scope="col" class="num">{name} <small>{unit}</small></th>"#));
-    let head = words + &numbers.concat() + r#"<th scope="col">Dropped</th>"#;
+    let head = words + &numbers.concat();
     let body: String = rows.iter().map(|row| line(row, most)).collect();
     let sum = |of: fn(&SlideRow) -> Option<usize>| grouped(rows.iter().filter_map(of).sum::<usize>() as u64);
     let foot = format!(
-        r#"<th scope="row">{} slides</th><td>{} tiled, {failed} left out</td><td colspan="7"></td><td class="num">{}</td><td class="num">{}</td><td></td>"#,
+        r#"<th scope="row">{} slides</th><td>{} tiled, {failed} left out</td><td colspan="7"></td><td class="num">{}</td><td class="num">{}</td>"#,
         grouped(rows.len() as u64),
         grouped((rows.len() - failed) as u64),
         sum(|r| r.candidates),
@@ -67,15 +67,17 @@ fn line(row: &SlideRow, most: usize) -> String {
     ]
     .map(numeric)
     .concat();
-    let (class, status) = match &row.failure {
+    let (class, mut status) = match &row.failure {
         Some(reason) => (r#" class="failed""#, format!(r#"<strong>left out:</strong> {}"#, escape(reason))),
         None if row.problem.is_empty() => ("", "tiled".into()),
         None => ("", format!("tiled, but {}", escape(&row.problem))),
     };
+    if !row.dropped.is_empty() {
+        status += &format!("<small>dropped: {}</small>", escape(&row.dropped));
+    }
     format!(
-        "<tr{class}><th scope=\"row\">{}</th><td class=\"status\">{status}</td>{words}{numbers}{kept}<td>{}</td></tr>\n",
+        "<tr{class}><th scope=\"row\">{}</th><td class=\"status\">{status}</td>{words}{numbers}{kept}</tr>\n",
         escape(&row.id),
-        escape(&row.dropped)
     )
 }
 
