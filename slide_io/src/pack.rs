@@ -24,7 +24,7 @@ use crate::geometry::{Mpp, Point};
 use crate::grid::GridSpec;
 use crate::h5::job_folder;
 use crate::jpeg::{self, ColorModel};
-use crate::patch::{Footprint, OpenSlides, Patch, PatchKey, PatchSource, read_patch};
+use crate::patch::{Footprint, OpenSlides, Patch, PatchKey, PatchSource, ends, read_patch};
 use crate::slide::Slide;
 use crate::walk::Walk;
 
@@ -236,13 +236,7 @@ impl PackedPatches {
         if let Some(slide) = slides.iter().find(|slide| slide.label.is_some_and(|l| l as usize >= classes.len())) {
             return Err(Error::Usage(format!("slide {}: its label has no class name", slide.id)));
         }
-        let ends = slides
-            .iter()
-            .scan(0, |end, slide| {
-                *end += slide.patches.len();
-                Some(*end)
-            })
-            .collect();
+        let ends = ends(slides.iter().map(|slide| slide.patches.len()));
         Ok(Self { slides, classes, ends, open: OpenSlides::new() })
     }
 

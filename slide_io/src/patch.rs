@@ -272,14 +272,7 @@ impl SlidePatches {
                 return Err(Error::Usage(format!("slide {}: its label has no class name", slide.id)));
             }
         }
-        let mut end = 0;
-        let ends = slides
-            .iter()
-            .map(|slide| {
-                end += slide.origins.len();
-                end
-            })
-            .collect();
+        let ends = ends(slides.iter().map(|slide| slide.origins.len()));
         Ok(Self { slides, classes, ends, open: OpenSlides::new() })
     }
 
@@ -349,6 +342,16 @@ impl PatchSource for SlidePatches {
         }
         Ok(Patch { key: self.key(index), image, label: grid.label })
     }
+}
+
+/// Where slides of these numbers of patches end, one after the other.
+pub(crate) fn ends(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
+    lengths
+        .scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        })
+        .collect()
 }
 
 /// An open slide, and the walk over it once one has begun.

@@ -240,6 +240,16 @@ impl Normalizer {
     }
 }
 
+/// The inverse of a matrix by cofactors, for changes between colours and stains. Not finite for one that has none.
+pub fn inverse(m: [[f64; 3]; 3]) -> [[f64; 3]; 3] {
+    let cofactor = |row: usize, column: usize| {
+        let at = |r: usize, c: usize| m[(row + r) % 3][(column + c) % 3];
+        at(1, 1) * at(2, 2) - at(1, 2) * at(2, 1)
+    };
+    let determinant: f64 = (0..3).map(|column| m[0][column] * cofactor(0, column)).sum();
+    std::array::from_fn(|row| std::array::from_fn(|column| cofactor(column, row) / determinant))
+}
+
 fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
     a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 }

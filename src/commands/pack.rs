@@ -5,7 +5,7 @@ use slide_io::{Error, Point, Slide, SlideRecord, h5, pack};
 
 use super::Run;
 use super::progress::Progress;
-use super::sources::{coordinates_path, pack_header};
+use super::sources::{coordinates_path, pack_header, pack_path};
 use super::tile::guarded;
 use crate::run_dir::Failure;
 
@@ -44,7 +44,7 @@ pub(super) fn pack_slides(run: &Run, slides: &[SlideRecord]) -> Result<Vec<Failu
 /// The packed patches of one slide, packed now unless they are current.
 fn pack_slide(run: &Run, record: &SlideRecord) -> slide_io::Result<pack::Index> {
     let (grid, header) = (&run.experiment.grid, pack_header(run, record));
-    let tar = pack::path(run.dir.root(), grid, &record.id);
+    let tar = pack_path(run, &record.id);
     if let Some(index) = pack::current_index(&tar, &header) {
         return Ok(index);
     }

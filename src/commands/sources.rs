@@ -297,7 +297,7 @@ pub(super) fn training_patches(run: &Run, slides: &[&SlideRecord], classes: &[St
     // A slide that `tile` could not pack is among its failures.
     let failures = run.dir.record("tile").map_or(vec![], |record| record.failures);
     for slide in slides.iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
-        let tar = pack::path(run.dir.root(), &run.experiment.grid, &slide.id);
+        let tar = pack_path(run, &slide.id);
         let index = pack::current_index(&tar, &pack_header(run, slide));
         if index.is_none() && failures.iter().any(|failure| failure.item == slide.id) {
             continue;
@@ -310,6 +310,11 @@ pub(super) fn training_patches(run: &Run, slides: &[&SlideRecord], classes: &[St
     let patches = PackedPatches::new(packed, classes.to_vec())?;
     ensure!(!patches.is_empty(), "no slide has patches: run `gensis tile` first, and look at failures.csv");
     Ok(Arc::new(patches))
+}
+
+/// Where `tile` packs a slide's patches.
+pub(super) fn pack_path(run: &Run, slide: &str) -> PathBuf {
+    pack::path(run.dir.root(), &run.experiment.grid, slide)
 }
 
 /// Where `tile` writes a slide's coordinates.

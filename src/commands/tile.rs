@@ -20,7 +20,7 @@ use slide_io::{
 use super::Run;
 use super::pack;
 use super::progress::Progress;
-use super::sources::{Input, coordinates_header, coordinates_path, label_mask, roi};
+use super::sources::{Input, coordinates_header, coordinates_path, label_mask, pack_path, roi};
 use crate::data::prefetch::panic_message;
 use crate::run_dir::{Failure, StageRecord, remove};
 
@@ -162,8 +162,8 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     };
     // The coordinates vouch for all that is written before them.
     remove_outputs(run, &record.id)?;
-    if run.experiment.data.roi.as_os_str().is_empty() {
-        cut.contours.write(&run.dir.file(&format!("contours_geojson/{}.geojson", record.id))?)?;
+    if let Some(contours) = cut.contours {
+        contours.write(&run.dir.file(&format!("contours_geojson/{}.geojson", record.id))?)?;
     }
     write_dropped(&run.dir.root().join(dropped_path(run, &record.id)), &cut.dropped)?;
     let [thumbnail, grid_picture] = picture_paths(run, &record.id)?;
@@ -183,7 +183,7 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
 /// Removes what `tile` wrote for a slide, coordinates first, but for contours, which somebody may have edited.
 fn remove_outputs(run: &Run, slide: &str) -> Result<()> {
     let [thumbnail, grid_picture] = picture_paths(run, slide)?;
-    let tar = slide_io::pack::path(run.dir.root(), &run.experiment.grid, slide);
+    let tar = pack_path(run, slide);
     let dropped = run.dir.root().join(dropped_path(run, slide));
     let index = tar.with_extension("json");
     for path in [coordinates_path(run, slide), row_path(run, slide)?, dropped, thumbnail, grid_picture, index, tar] {
@@ -209,8 +209,8 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, S
 /// What one slide leaves.
 struct Cut {
     coordinates: h5::Coordinates,
-    /// Outlines of the tissue.
-    contours: Regions,
+    /// Outlines of the tissue that was found.
+    contours: Option<Regions>,
     /// Positions that gave no patch for another reason than background.
     dropped: Vec<(Point, DropReason)>,
     picture: RgbImage,
@@ -229,18 +229,20 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     let overview = Overview::read(&slide, mpp, &experiment.tissue)?;
     let found = TissueMask::from_rgb(&overview.image, slide.size(), mpp, &experiment.tissue)?;
     let artefacts = Artefacts::find(&overview, slide.size(), mpp, &found, &experiment.quality)?;
-    let mask = match roi(&experiment.data, record)? {
+    let roi = roi(&experiment.data, record)?;
+    let mask = match &roi {
         None => found,
         Some(path) => {
-            let drawn = regions::read_mask(&path, found.size(), slide.size())?;
+            let drawn = regions::read_mask(path, found.size(), slide.size())?;
             if experiment.data.roi_within_tissue { drawn.and(&found)?.into() } else { drawn }
         }
     };
     let mut grid = Grid::new(slide.size(), mpp, &experiment.grid, &mask)?;
     quality::sort_out(&mut grid, &slide, mpp, &mask, &artefacts, &experiment.quality)?;
     (row.tissue_share, row.candidates, row.kept) = (Some(mask.share()), Some(grid.candidates), Some(grid.kept()));
+    let counts = grid.drop_counts();
     for (column, reason) in row.dropped_mut().into_iter().zip(DropReason::ALL) {
-        *column = grid.drop_counts().get(&reason).copied().unwrap_or(0);
+        *column = counts.get(&reason).copied().unwrap_or(0);
     }
     if row.dropped_unreadable > 0 {
         let why = overview.damage.as_deref().unwrap_or("a damaged tile");
@@ -262,11 +264,17 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     draw_grid(&mut grid_picture, slide.size(), Some(&mask), &grid, &GridColours::default());
     Ok(Cut {
         coordinates,
-        contours: Regions::trace(&mask),
+        // What somebody drew is not drawn once more.
+        contours: roi.is_none().then(|| Regions::trace(&mask)),
         dropped: grid.dropped.iter().filter(|(_, reason)| *reason != DropReason::Background).copied().collect(),
         picture,
         grid_picture,
-        why_empty: why_empty(&mask, &grid, mpp),
+        why_empty: match roi {
+            Some(path) if mask.share() == 0.0 => {
+                format!("no patch: {} covers nothing of the slide; its positions are pixels of level 0", path.display())
+            }
+            _ => why_empty(&mask, &grid, mpp),
+        },
     })
 }
 

@@ -9,6 +9,7 @@
 use std::sync::LazyLock;
 
 use image::RgbImage;
+use slide_io::stain::inverse;
 
 /// Optical densities in red, green and blue of the unit amount of haematoxylin, eosin and DAB, of length 1.
 pub const STAINS: [[f64; 3]; 3] = [[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]];
@@ -40,16 +41,6 @@ pub fn change(image: &mut RgbImage, factors: [f64; 3], shifts: [f64; 3]) {
             (255.0 * (-changed).exp() + 0.5) as u8
         });
     }
-}
-
-/// The inverse of a matrix by cofactors.
-fn inverse(m: [[f64; 3]; 3]) -> [[f64; 3]; 3] {
-    let cofactor = |row: usize, column: usize| {
-        let at = |r: usize, c: usize| m[(row + r) % 3][(column + c) % 3];
-        at(1, 1) * at(2, 2) - at(1, 2) * at(2, 1)
-    };
-    let determinant: f64 = (0..3).map(|column| m[0][column] * cofactor(0, column)).sum();
-    std::array::from_fn(|row| std::array::from_fn(|column| cofactor(column, row) / determinant))
 }
 
 #[cfg(test)]

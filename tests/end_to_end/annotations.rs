@@ -71,6 +71,12 @@ fn drawn_regions_take_the_place_of_the_tissue_mask() {
     let read = |run: &Path| h5::read_coordinates(&run.join(job).join("patches/s00_patches.h5")).unwrap().origins;
     assert_eq!(read(&run), corners, "{said}");
     tile(&folder.path().join("none"), &["--roi", "no/where"]).with_error(["data.roi", "no/where"]);
+    let far = folder.path().join("far");
+    fs::create_dir(&far).unwrap();
+    let ring = "[[9000,0],[9400,0],[9400,400],[9000,0]]";
+    fs::write(far.join("s00.geojson"), format!(r#"{{"type":"Polygon","coordinates":[{ring}]}}"#)).unwrap();
+    let off = folder.path().join("off");
+    tile(&off, &["--roi", far.to_str().unwrap()]).with_code(3).saying(["s00.geojson covers nothing of the slide"]);
     // Nobody drew on the others.
     let failed = failures(&run);
     assert_eq!(failed.len(), SLIDES - 1);

@@ -25,11 +25,15 @@ pub fn draw(root: &Path) {
 
 /// `gensis run` of an experiment on them.
 pub fn run(images: &Path, out: &Path, more: &[&str]) -> Ended {
+    gensis(command(images, out).iter().map(String::as_str).chain(more.iter().copied()))
+}
+
+/// The arguments of [`run`].
+fn command(images: &Path, out: &Path) -> Vec<String> {
     let file = images.with_extension("toml");
     fs::write(&file, format!("[data]\nimages = {images:?}\n{EXPERIMENT}")).unwrap();
     let baselines = r#"evaluate.knn.baselines=["random", "pixels"]"#;
-    let line = ["run", file.to_str().unwrap(), "--out", out.to_str().unwrap(), "--set", baselines];
-    gensis(line.into_iter().chain(more.iter().copied()))
+    ["run", file.to_str().unwrap(), "--out", out.to_str().unwrap(), "--set", baselines].map(str::to_owned).into()
 }
 
 #[test]
@@ -66,16 +70,14 @@ fn a_run_on_images_killed_in_training_and_in_embedding_ends_with_the_same_bytes(
     let [images, out, whole] = ["images", "run", "whole"].map(|name| folder.path().join(name));
     draw(&images);
     run(&images, &whole, &[]).with_code(0);
-    let file = images.with_extension("toml");
-    let baselines = r#"evaluate.knn.baselines=["random", "pixels"]"#;
-    let command = ["run", file.to_str().unwrap(), "--out", out.to_str().unwrap(), "--set", baselines];
+    let command = command(&images, &out);
     let steps = || fs::read_to_string(out.join("pretrain/metrics.jsonl")).map_or(0, |text| text.lines().count());
     let moments: [&dyn Fn(&str) -> bool; 2] = [&|_| steps() > 0, &|_| holds_file(&out.join("features"), ".parquet")];
     for moment in moments {
-        assert!(matches!(kill_when(command, moment), Stopped::Killed), "it ended before it could be killed");
+        assert!(matches!(kill_when(&command, moment), Stopped::Killed), "it ended before it could be killed");
         assert!(!out.join("report.html").exists());
     }
-    gensis(command).with_code(0);
+    gensis(&command).with_code(0);
     assert_same(&results(&out), &results(&whole));
 }
 

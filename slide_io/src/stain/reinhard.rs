@@ -9,7 +9,7 @@
 //! change fades out in proportion to the optical density, without a seam.
 
 use super::exponential::{exp, ln, map_pixels, times};
-use super::{MIN_TISSUE, NoStatistics, StainParams, dot};
+use super::{MIN_TISSUE, NoStatistics, StainParams, dot, inverse};
 
 /// Cone responses from red, green and blue (Reinhard et al., equation 4).
 const CONES: [[f64; 3]; 3] = [[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]];
@@ -122,16 +122,6 @@ fn axes() -> [[f64; 3]; 3] {
 /// Logarithms of the cone responses of a colour; 0 counts as 1.
 fn log_cones(colour: [f64; 3]) -> [f64; 3] {
     CONES.map(|row| dot(row, colour.map(|v| v.max(1.0))).ln())
-}
-
-/// The inverse of a matrix by cofactors.
-fn inverse(m: [[f64; 3]; 3]) -> [[f64; 3]; 3] {
-    let cofactor = |row: usize, column: usize| {
-        let at = |r: usize, c: usize| m[(row + r) % 3][(column + c) % 3];
-        at(1, 1) * at(2, 2) - at(1, 2) * at(2, 1)
-    };
-    let determinant: f64 = (0..3).map(|column| m[0][column] * cofactor(0, column)).sum();
-    std::array::from_fn(|row| std::array::from_fn(|column| cofactor(column, row) / determinant))
 }
 
 #[cfg(test)]
