@@ -9,7 +9,7 @@
 //! | [`augment`] | DINO's recipe: one patch in, two global and some local crops out |
 //! | [`order`] | which patch comes when, and the random numbers that belong to it |
 //! | [`prefetch`] | decode and augment on threads ahead of the consumer, delivered in order |
-//! | [`loader`] | [`CropLoader`] for training, [`EvalLoader`] for embedding |
+//! | [`loader`] | [`CropLoader`] and [`SquareLoader`] for training, [`EvalLoader`] for embedding |
 //! | [`normalize`] | bytes to normalised floats, channel-major |
 //!
 //! Everything random about a patch comes from `order::item_rng(seed, epoch, index)`, so neither the number of threads nor
@@ -28,4 +28,6 @@ pub mod stain;
 #[cfg(test)]
 mod golden;
 
-pub use loader::{CropBatch, CropLoader, EvalLoader, ImageBatch, ReadFailure};
+pub use loader::{
+    Batches, CropBatch, CropLoader, EvalLoader, ImageBatch, ReadFailure, SquareBatch, SquareLoader, Squares,
+};

@@ -1,4 +1,4 @@
-//! The two layers everything is made of, with PyTorch's parameter names and the reference's initialisation.
+//! The layers of transformers, with PyTorch's parameter names and the reference's initialisation.
 //!
 //! Matrices are stored `[in, out]`, the transpose of PyTorch's, which is what the matrix product wants;
 //! [`parameters`](super::parameters) turns them at the door. Parameters and the residual stream are always f32; with
@@ -50,6 +50,18 @@ impl Linear {
         }
     }
 
+    /// Weight and bias uniform on ±1/sqrt(in): PyTorch's own initialisation. `name` keys the random numbers.
+    pub fn uniform(input: usize, output: usize, seed: u64, name: &str, device: &Device) -> Self {
+        let draw = |part: &str, count| {
+            let mut rng = random::keyed(seed, &format!("{name}.{part}"), &[]);
+            random::uniform(&mut rng, 1.0 / (input as f64).sqrt(), count)
+        };
+        Self {
+            weight: parameter(draw("weight", input * output), [input, output], device),
+            bias: parameter(draw("bias", output), [output], device),
+        }
+    }
+
     /// `[.., in] -> [.., out]`, in the product's type.
     pub fn forward<const D: usize>(&self, x: Tensor<D>, precision: Precision) -> Tensor<D> {
         product(x, self.weight.val(), self.bias.val(), precision)
@@ -70,6 +82,30 @@ impl Linear {
     }
 }
 
+/// `y = x W`.
+#[derive(Module, Debug)]
+pub struct Projection {
+    /// `[in, out]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Projection {
+    /// Weight uniform on ±1/sqrt(in). `name` keys the random numbers.
+    pub fn uniform(input: usize, output: usize, seed: u64, name: &str, device: &Device) -> Self {
+        let mut rng = random::keyed(seed, &format!("{name}.weight"), &[]);
+        let weight = random::uniform(&mut rng, 1.0 / (input as f64).sqrt(), input * output);
+        Self { weight: parameter(weight, [input, output], device) }
+    }
+
+    /// `[.., in] -> [.., out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let mut shape = x.dims();
+        let rows: Tensor<2> = x.reshape([-1, shape[D - 1] as i64]);
+        shape[D - 1] = self.weight.dims()[1];
+        rows.matmul(self.weight.val()).reshape(shape)
+    }
+}
+
 /// `x W + b` as one product of two matrices, whatever the rank of `x`.
 fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Tensor<1>, precision: Precision) -> Tensor<D> {
     let mut shape = x.dims();
@@ -80,26 +116,34 @@ fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Tensor<1>, pre
         .reshape(shape)
 }
 
-/// Layer normalisation over the last dimension, eps 1e-6.
+/// Layer normalisation over the last dimension.
 #[derive(Module, Debug)]
 pub struct LayerNorm {
     /// Gain.
     pub weight: Param<Tensor<1>>,
     /// Shift.
     pub bias: Param<Tensor<1>>,
+    #[module(skip)]
+    eps: f64,
 }
 
 impl LayerNorm {
-    /// Gain 1, shift 0.
+    /// Gain 1, shift 0, eps 1e-6 (the vision transformer's).
     pub fn new(width: usize, device: &Device) -> Self {
         Self {
             weight: parameter(vec![1.0; width], [width], device),
             bias: parameter(vec![0.0; width], [width], device),
+            eps: 1e-6,
         }
+    }
+
+    /// The same with another eps.
+    pub fn with_eps(self, eps: f64) -> Self {
+        Self { eps, ..self }
     }
 
     /// `[.., width] -> [.., width]` in f32.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        layer_norm(x, self.weight.val(), Some(self.bias.val()), 1e-6)
+        layer_norm(x, self.weight.val(), Some(self.bias.val()), self.eps)
     }
 }

@@ -1,8 +1,10 @@
 //! One step of DINO (Caron et al. 2021, `main_dino.py`): the student's view of every crop is pulled to the teacher's
 //! view of every other crop of the same patch.
 
+use super::checkpoint::{self, Identity};
 use super::loss::multi_crop_loss;
-use super::optimizer::{AdamW, Gradients};
+use super::optimizer::{AdamW, Gradients, take_gradients};
+use super::replicas::Replicas;
 use super::schedule::{Schedule, StepValues};
 use crate::config::{Crops, Head, Model, Precision, Pretrain};
 use crate::data::CropBatch;
@@ -10,13 +12,12 @@ use crate::model::lies_in_host_memory;
 use crate::model::projection::Dino;
 use crate::model::vit::StochasticDepth;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
-use std::sync::Arc;
+use std::path::Path;
 
 /// The sections of the configuration that decide what a run computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,10 +89,7 @@ pub struct Trainer {
     schedule: Schedule,
     settings: Settings,
     device: Device,
-    replicas: usize,
-    /// On the CPU, one single-threaded pool for each micro-batch: all cores are busy with micro-batches, so that
-    /// splitting their products once more would only cost, and would let the number of cores into the rounding.
-    pools: Arc<Vec<ThreadPool>>,
+    replicas: Replicas,
 }
 
 /// What a micro-batch contributes to a step.
@@ -105,7 +103,7 @@ struct Part {
 }
 
 /// What to do about a loss or a gradient that is not finite.
-pub(super) const NOT_FINITE: &str = "Train anew (another --out, or --update) with a lower pretrain.lr, a longer \
+const NOT_FINITE: &str = "Train anew (another --out, or --update) with a lower pretrain.lr, a longer \
     pretrain.warmup_epochs or a smaller pretrain.clip_grad; with precision bf16, try f32";
 
 impl Trainer {
@@ -126,15 +124,6 @@ impl Trainer {
             ensure!(size as usize >= patch, "crops.{key} = {size} px holds no patch of model.patch = {patch} px");
         }
         let student = Dino::new(model, head, pretrain.precision, *seed, device);
-        let replicas = match pretrain.replicas {
-            0 if on_cpu => 2,
-            0 => 1,
-            given => given,
-        };
-        let pools = (0..if on_cpu { replicas } else { 0 })
-            .map(|_| ThreadPoolBuilder::new().num_threads(1).build())
-            .collect::<Result<_, _>>()
-            .context("the threads of the training step could not be started")?;
         Ok(Self {
             optimizer: AdamW::new(&student, pretrain.clip_grad, on_cpu),
             // The same tensors; the first update parts them.
@@ -144,8 +133,7 @@ impl Trainer {
             schedule: Schedule::new(pretrain, steps_per_epoch)?,
             settings: settings.clone(),
             device: device.clone(),
-            replicas,
-            pools: Arc::new(pools),
+            replicas: Replicas::new(pretrain.replicas, on_cpu)?,
         })
     }
 
@@ -157,6 +145,42 @@ impl Trainer {
     /// What the run is.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        let settings = serde_json::to_value(&self.settings)?;
+        Ok(Identity { kind: "dino checkpoint", steps_per_epoch: self.schedule.steps_per_epoch(), settings })
+    }
+
+    /// Writes the state before `step`, atomically.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to; weights that are not finite, which no run could continue from.
+    pub fn save(&self, path: &Path, step: usize) -> Result<()> {
+        checkpoint::Writer::default()
+            .network("student", &self.student)
+            .network("teacher", &self.teacher)
+            .optimizer("optimizer", &self.optimizer)?
+            .tensor("center", &self.center)?
+            .write(path, self.identity()?, step, NOT_FINITE)
+    }
+
+    /// Takes the state out of a checkpoint, and returns the step to do next. Nothing is loaded half-way.
+    ///
+    /// # Errors
+    /// A file that is no checkpoint, is incomplete, or belongs to another configuration: the first differing key is named.
+    pub fn resume(&mut self, path: &Path) -> Result<usize> {
+        let load = || -> Result<(Self, usize)> {
+            let mut saved = checkpoint::Reader::open(path, &self.identity()?)?;
+            let student = saved.network("student", &self.student)?;
+            let teacher = saved.network("teacher", &self.teacher)?;
+            let optimizer = saved.optimizer("optimizer", &self.optimizer, &self.device)?;
+            let center = saved.tensor("center", &self.device)?.reshape(self.center.dims());
+            Ok((Self { student, teacher, optimizer, center, ..self.clone() }, saved.finish()?))
+        };
+        let (trainer, step) = load().with_context(|| format!("cannot resume from {}", path.display()))?;
+        *self = trainer;
+        Ok(step)
     }
 
     /// One step on `batch`.
@@ -174,7 +198,7 @@ impl Trainer {
     /// As [`step`](Self::step).
     pub fn step_with(&mut self, batch: &CropBatch, step: usize, values: StepValues) -> Result<StepReport> {
         self.check(batch)?;
-        let parts = self.parts(batch, step, values)?;
+        let parts = self.replicas.run(batch.size, |range| self.part(batch, range, step, values))?;
 
         let teacher_rows = 2.0 * batch.size as f64;
         let (mut gradients, mut losses, mut entropies, mut logits) = (vec![], vec![], vec![], vec![]);
@@ -198,7 +222,7 @@ impl Trainer {
         }
 
         self.center = center;
-        let gradient_norm = self.optimizer.step(&mut self.student, &mut self.teacher, gradients, values);
+        let gradient_norm = self.optimizer.step(&mut self.student, &mut self.teacher, gradients, values.update());
         if let Some(norm) = gradient_norm.filter(|norm| !norm.is_finite()) {
             bail!(
                 "the gradient is {norm} at step {step} (epoch {}, lr {:.3e}); the last checkpoint is as it was. {NOT_FINITE}",
@@ -217,26 +241,6 @@ impl Trainer {
             teacher_entropy,
             center_norm,
             gradient_norm,
-        })
-    }
-
-    /// The micro-batches of a step: on threads of their own on the CPU, one after the other on an accelerator, where
-    /// they save memory. Their number and order are fixed, so that the sums round the same everywhere.
-    fn parts(&self, batch: &CropBatch, step: usize, values: StepValues) -> Result<Vec<Part>> {
-        let ranges = split(batch.size, self.replicas);
-        if self.pools.is_empty() {
-            return ranges.into_iter().map(|range| self.part(batch, range, step, values)).collect();
-        }
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = ranges
-                .into_iter()
-                .zip(self.pools.iter())
-                .map(|(range, pool)| scope.spawn(move || pool.install(|| self.part(batch, range, step, values))))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().map_err(|_| anyhow!("a thread of the training step panicked"))?)
-                .collect()
         })
     }
 
@@ -269,10 +273,8 @@ impl Trainer {
         let (loss, slope) = multi_crop_loss(student.clone().inner(), soft, pretrain.student_temp);
         // d(sum of logits * slope) is slope: the loss's own gradient enters the graph in closed form.
         let mut raw = (student * Tensor::from_inner(slope.mul_scalar(share))).sum().backward();
-        let mut collected = Collect(&mut raw, Vec::new());
-        live.visit(&mut collected);
         Ok(Part {
-            gradients: collected.1,
+            gradients: take_gradients(&live, &mut raw),
             loss: loss.mul_scalar(share),
             entropy: entropy.mul_scalar(share),
             logits: logits.sum_dim(0),
@@ -313,12 +315,6 @@ pub(super) fn next_center(center: Tensor<2>, logits: Tensor<2>, rows: f64, keep:
     center.mul_scalar(keep) + logits.div_scalar(rows).mul_scalar(1.0 - keep)
 }
 
-/// `count` nearly equal ranges of 0..size; fewer where there are fewer samples.
-fn split(size: usize, count: usize) -> Vec<Range<usize>> {
-    let count = count.clamp(1, size.max(1));
-    (0..count).map(|i| i * size / count..(i + 1) * size / count).collect()
-}
-
 fn sum<const D: usize>(parts: Vec<Tensor<D>>) -> Result<Tensor<D>> {
     parts.into_iter().reduce(|a, b| a + b).context("a step has at least one micro-batch")
 }
@@ -327,15 +323,6 @@ fn sum<const D: usize>(parts: Vec<Tensor<D>>) -> Result<Tensor<D>> {
 fn read(scalars: [Tensor<1>; 3]) -> Result<[f64; 3]> {
     let values = Tensor::cat(scalars.to_vec(), 0).try_into_vec_as::<f32>().map_err(|e| anyhow!("{e:?}"))?;
     Ok([0, 1, 2].map(|i| f64::from(values[i])))
-}
-
-/// Takes the gradient of every parameter, flat, in the module's order.
-struct Collect<'a>(&'a mut burn::tensor::Gradients, Gradients);
-
-impl ModuleVisitor for Collect<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.1.push(param.val().grad_remove(self.0).map(|gradient| gradient.reshape([-1])));
-    }
 }
 
 #[cfg(test)]
@@ -352,13 +339,6 @@ pub(crate) mod tests {
         assert_eq!(found.len(), expected.len());
         let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-6, "{found:?} is not {expected:?}");
-    }
-
-    #[test]
-    fn a_batch_is_split_in_order_without_loss() {
-        assert_eq!(split(8, 2), [0..4, 4..8]);
-        assert_eq!(split(5, 2), [0..2, 2..5]);
-        assert_eq!(split(1, 2), vec![Range { start: 0, end: 1 }]);
     }
 
     /// A tiny network: 2 global crops of 16 px and 2 local ones of 8 px, patches of 4 px.

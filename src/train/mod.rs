@@ -3,8 +3,10 @@
 pub mod checkpoint;
 pub mod dino;
 pub mod loss;
+pub mod metrics;
 pub mod optimizer;
 pub mod pretrain;
+pub mod replicas;
 pub mod schedule;
 pub mod selftest;
 pub mod watch;

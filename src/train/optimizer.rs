@@ -4,18 +4,14 @@
 //! burn's own AdamW fixes its weight decay when it is made and walks over every parameter in ten separate operations;
 //! here the CPU goes over the memory once, and an accelerator gets the same formulas as tensor operations.
 
-use super::schedule::StepValues;
 use crate::model::parameters;
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-const BETA1: f64 = 0.9;
-const BETA2: f64 = 0.999;
+/// Adam's own decay rates of the two moments.
+const BETAS: [f64; 2] = [0.9, 0.999];
 const EPS: f64 = 1e-8;
-
-/// Parameters whose gradient is dropped while the last layer is frozen.
-const LAST_LAYER: &str = "last_layer";
 
 /// Elements one thread works on at a time. Sums go chunk by chunk in order, so that threads do not change them.
 const CHUNK: usize = 1 << 15;
@@ -23,11 +19,38 @@ const CHUNK: usize = 1 << 15;
 /// Gradients of one micro-batch, flat, in the order of the parameters; none for a frozen parameter.
 pub type Gradients = Vec<Option<Tensor<1>>>;
 
+/// The gradient of every parameter of `module` (which carries autodiff), taken out of `gradients`.
+pub fn take_gradients<M: Module>(module: &M, gradients: &mut burn::tensor::Gradients) -> Gradients {
+    struct Take<'a>(&'a mut burn::tensor::Gradients, Gradients);
+    impl ModuleVisitor for Take<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.1.push(param.val().grad_remove(self.0).map(|gradient| gradient.reshape([-1])));
+        }
+    }
+    let mut taken = Take(gradients, Vec::new());
+    module.visit(&mut taken);
+    taken.1
+}
+
+/// What one step of the optimiser does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay of the parameters that are decayed.
+    pub weight_decay: f64,
+    /// What the average keeps of itself: the teacher's momentum, the decay of an EMA.
+    pub momentum: f64,
+    /// Parameters with this in their name are left as they are.
+    pub frozen: Option<&'static str>,
+}
+
 /// The optimiser of a network: its state is aligned with the network's parameters.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     /// Name, shape and moments of every parameter.
     pub states: Vec<State>,
+    betas: [f64; 2],
     clip: f64,
     in_place: bool,
 }
@@ -71,48 +94,81 @@ impl AdamW {
             .into_iter()
             .map(|(name, shape)| State { name, shape, steps: 0, moments: None })
             .collect();
-        Self { states, clip, in_place }
+        Self { states, betas: BETAS, clip, in_place }
     }
 
-    /// Updates the student with the sum of the micro-batches' gradients, then the teacher towards it. The order is
-    /// DINO's: clip, drop the last layer's gradient, step, teacher. Returns the largest norm before clipping,
-    /// where it is known without waiting for a device.
+    /// The same with other decay rates of the moments.
+    pub fn with_betas(self, betas: [f64; 2]) -> Self {
+        Self { betas, ..self }
+    }
+
+    /// Updates the network with the sum of the micro-batches' gradients, then its moving average (DINO's teacher, a
+    /// diffusion model's EMA) towards it. The order is DINO's: clip, drop what is frozen, step, average. Returns the
+    /// largest norm before clipping, where it is known without waiting for a device.
     pub fn step<M: Module>(
         &mut self,
-        student: &mut M,
-        teacher: &mut M,
+        network: &mut M,
+        average: &mut M,
         gradients: Vec<Gradients>,
-        values: StepValues,
+        update: Update,
     ) -> Option<f64> {
-        let mut ours = parameters::take(student);
-        let mut theirs = parameters::take(teacher);
+        let mut theirs = parameters::take(average);
+        let norm = self.advance(network, theirs.iter_mut().map(Some), gradients, update);
+        parameters::put(average, theirs, &self.shapes());
+        norm
+    }
+
+    /// As [`step`](Self::step), for a network without a moving average.
+    pub fn step_alone<M: Module>(&mut self, network: &mut M, gradients: Vec<Gradients>, update: Update) -> Option<f64> {
+        self.advance(network, std::iter::repeat_with(|| None), gradients, update)
+    }
+
+    fn advance<'a, M: Module>(
+        &mut self,
+        network: &mut M,
+        averages: impl Iterator<Item = Option<&'a mut Tensor<1>>>,
+        gradients: Vec<Gradients>,
+        update: Update,
+    ) -> Option<f64> {
+        let mut ours = parameters::take(network);
         let mut gradients: Vec<_> = gradients.into_iter().map(Vec::into_iter).collect();
         let mut largest = 0f64;
-        for (state, (ours, theirs)) in self.states.iter_mut().zip(ours.iter_mut().zip(&mut theirs)) {
+        let rule = Rule { update, betas: self.betas, clip: self.clip };
+        for (state, (ours, theirs)) in self.states.iter_mut().zip(ours.iter_mut().zip(averages)) {
             let parts: Vec<_> = gradients.iter_mut().filter_map(|part| part.next().flatten()).collect();
-            let frozen = parts.is_empty() || (!values.train_last_layer && state.name.contains(LAST_LAYER));
+            let frozen = parts.is_empty() || update.frozen.is_some_and(|part| state.name.contains(part));
             let parts = if frozen { Vec::new() } else { parts };
             match self.in_place {
-                true => largest = largest.max(update_in_place(state, ours, theirs, parts, values, self.clip)),
-                false => update_on_device(state, ours, theirs, parts, values, self.clip),
+                true => largest = largest.max(update_in_place(state, ours, theirs, parts, rule)),
+                false => update_on_device(state, ours, theirs, parts, rule),
             }
         }
-        let shapes: Vec<_> = self.states.iter().map(|state| state.shape.clone()).collect();
-        parameters::put(student, ours, &shapes);
-        parameters::put(teacher, theirs, &shapes);
+        parameters::put(network, ours, &self.shapes());
         self.in_place.then_some(largest)
+    }
+
+    fn shapes(&self) -> Vec<Vec<usize>> {
+        self.states.iter().map(|state| state.shape.clone()).collect()
     }
 }
 
+/// How every parameter is updated in a step.
+#[derive(Clone, Copy)]
+struct Rule {
+    update: Update,
+    betas: [f64; 2],
+    clip: f64,
+}
+
 impl State {
-    fn advance(&mut self, values: StepValues) -> Coefficients {
+    fn advance(&mut self, Rule { update, betas, .. }: Rule) -> Coefficients {
         self.steps += 1;
-        let decay = if self.decays() { values.weight_decay } else { 0.0 };
+        let decay = if self.decays() { update.weight_decay } else { 0.0 };
         let t = i32::try_from(self.steps).unwrap_or(i32::MAX);
         Coefficients {
-            shrink: (1.0 - values.lr * decay) as f32,
-            size: (values.lr / (1.0 - BETA1.powi(t))) as f32,
-            correction: (1.0 - BETA2.powi(t)).sqrt() as f32,
+            shrink: (1.0 - update.lr * decay) as f32,
+            size: (update.lr / (1.0 - betas[0].powi(t))) as f32,
+            correction: (1.0 - betas[1].powi(t)).sqrt() as f32,
         }
     }
 
@@ -151,25 +207,33 @@ fn replace(slot: &mut Tensor<1>, with: impl FnOnce(Tensor<1>) -> Tensor<1>) {
 fn update_in_place(
     state: &mut State,
     ours: &mut Tensor<1>,
-    theirs: &mut Tensor<1>,
+    theirs: Option<&mut Tensor<1>>,
     parts: Vec<Tensor<1>>,
-    values: StepValues,
-    clip: f64,
+    rule: Rule,
 ) -> f64 {
+    let norm = if parts.is_empty() { 0.0 } else { descend_in_place(state, ours, parts, rule) };
+    if let Some(theirs) = theirs {
+        let (keep, gain) = (rule.update.momentum as f32, (1.0 - rule.update.momentum) as f32);
+        replace(theirs, |tensor| {
+            let mut average = Host::open(tensor);
+            let mut source = Host::open(ours.clone());
+            let source = source.values();
+            average
+                .values()
+                .par_chunks_mut(CHUNK)
+                .zip(source.par_chunks(CHUNK))
+                .for_each(|(average, ours)| average.iter_mut().zip(ours).for_each(|(t, o)| *t = *t * keep + o * gain));
+            average.close()
+        });
+    }
+    norm
+}
+
+fn descend_in_place(state: &mut State, ours: &mut Tensor<1>, parts: Vec<Tensor<1>>, rule: Rule) -> f64 {
     let length = ours.dims()[0];
     let device = ours.device();
-    let (keep, gain) = (values.momentum as f32, (1.0 - values.momentum) as f32);
-    let follow = |theirs: &mut f32, ours: f32| *theirs = *theirs * keep + ours * gain;
     let mut parts: Vec<_> = parts.into_iter().map(Host::open).collect();
-    let Some((first, rest)) = parts.split_first_mut() else {
-        replace(theirs, |tensor| {
-            let mut host = Host::open(tensor);
-            let mut source = Host::open(ours.clone());
-            host.values().iter_mut().zip(source.values()).for_each(|(t, o)| follow(t, *o));
-            host.close()
-        });
-        return 0.0;
-    };
+    let Some((first, rest)) = parts.split_first_mut() else { return 0.0 };
 
     let rest: Vec<_> = rest.iter_mut().map(|part| &*part.values()).collect();
     let squares: Vec<f64> = first
@@ -184,33 +248,27 @@ fn update_in_place(
         })
         .collect();
     let norm = squares.iter().sum::<f64>().sqrt();
-    let scale = clip_factor(norm, clip) as f32;
+    let scale = clip_factor(norm, rule.clip) as f32;
 
-    let c = state.advance(values);
+    let c = state.advance(rule);
     let [mut m, mut v] = state.take_moments(length, &device).map(Host::open);
     replace(ours, |ours| {
         let mut ours = Host::open(ours);
-        replace(theirs, |theirs| {
-            let mut theirs = Host::open(theirs);
-            let (b1, b2, eps) = ((1.0 - BETA1) as f32, BETA2 as f32, EPS as f32);
-            let b2_gain = (1.0 - BETA2) as f32;
-            ours.values()
-                .par_chunks_mut(CHUNK)
-                .zip(theirs.values().par_chunks_mut(CHUNK))
-                .zip(m.values().par_chunks_mut(CHUNK).zip(v.values().par_chunks_mut(CHUNK)))
-                .zip(first.values().par_chunks(CHUNK))
-                .for_each(|(((ours, theirs), (m, v)), g)| {
-                    for i in 0..g.len() {
-                        let g = g[i] * scale;
-                        m[i] += (g - m[i]) * b1;
-                        v[i] = v[i] * b2 + g * g * b2_gain;
-                        let denominator = v[i].sqrt() / c.correction + eps;
-                        ours[i] = ours[i] * c.shrink - c.size * m[i] / denominator;
-                        follow(&mut theirs[i], ours[i]);
-                    }
-                });
-            theirs.close()
-        });
+        let (b1, b2, eps) = ((1.0 - rule.betas[0]) as f32, rule.betas[1] as f32, EPS as f32);
+        let b2_gain = (1.0 - rule.betas[1]) as f32;
+        ours.values()
+            .par_chunks_mut(CHUNK)
+            .zip(m.values().par_chunks_mut(CHUNK).zip(v.values().par_chunks_mut(CHUNK)))
+            .zip(first.values().par_chunks(CHUNK))
+            .for_each(|((ours, (m, v)), g)| {
+                for i in 0..g.len() {
+                    let g = g[i] * scale;
+                    m[i] += (g - m[i]) * b1;
+                    v[i] = v[i] * b2 + g * g * b2_gain;
+                    let denominator = v[i].sqrt() / c.correction + eps;
+                    ours[i] = ours[i] * c.shrink - c.size * m[i] / denominator;
+                }
+            });
         ours.close()
     });
     state.moments = Some([m.close(), v.close()]);
@@ -220,11 +278,11 @@ fn update_in_place(
 fn update_on_device(
     state: &mut State,
     ours: &mut Tensor<1>,
-    theirs: &mut Tensor<1>,
+    theirs: Option<&mut Tensor<1>>,
     parts: Vec<Tensor<1>>,
-    values: StepValues,
-    clip: f64,
+    rule: Rule,
 ) {
+    let Rule { update, betas, clip } = rule;
     if let Some(gradient) = parts.into_iter().reduce(|sum, part| sum + part) {
         let length = ours.dims()[0];
         // The norm stays on the device: reading it would wait for every parameter in turn.
@@ -233,16 +291,18 @@ fn update_on_device(
             false => Tensor::ones([1], &ours.device()),
         };
         let g = gradient * scale;
-        let c = state.advance(values);
+        let c = state.advance(rule);
         let [m, v] = state.take_moments(length, &ours.device());
-        let m = m.clone() + (g.clone() - m).mul_scalar(1.0 - BETA1);
-        let v = v.mul_scalar(BETA2) + g.square().mul_scalar(1.0 - BETA2);
+        let m = m.clone() + (g.clone() - m).mul_scalar(1.0 - betas[0]);
+        let v = v.mul_scalar(betas[1]) + g.square().mul_scalar(1.0 - betas[1]);
         let step = m.clone() / (v.clone().sqrt().div_scalar(c.correction) + EPS);
         replace(ours, |ours| ours.mul_scalar(c.shrink) - step.mul_scalar(c.size));
         state.moments = Some([m, v]);
     }
-    let ours = ours.clone();
-    replace(theirs, |theirs| theirs.mul_scalar(values.momentum) + ours.mul_scalar(1.0 - values.momentum));
+    if let Some(theirs) = theirs {
+        let ours = ours.clone();
+        replace(theirs, |theirs| theirs.mul_scalar(update.momentum) + ours.mul_scalar(1.0 - update.momentum));
+    }
 }
 
 #[cfg(test)]
@@ -250,8 +310,12 @@ mod tests {
     use super::*;
     use crate::model::layers::Linear;
 
-    fn values(lr: f64, weight_decay: f64) -> StepValues {
-        StepValues { lr, weight_decay, momentum: 0.9, teacher_temp: 0.04, train_last_layer: true }
+    fn rule(lr: f64, weight_decay: f64, clip: f64) -> Rule {
+        Rule { update: update(lr, weight_decay), betas: BETAS, clip }
+    }
+
+    fn update(lr: f64, weight_decay: f64) -> Update {
+        Update { lr, weight_decay, momentum: 0.9, frozen: None }
     }
 
     fn state(name: &str, shape: &[usize]) -> State {
@@ -262,22 +326,22 @@ mod tests {
         tensor.to_data().try_into_vec().unwrap()
     }
 
-    type Update = fn(&mut State, &mut Tensor<1>, &mut Tensor<1>, Vec<Tensor<1>>, StepValues, f64);
-    const UPDATES: [Update; 2] = [
-        |s, o, t, p, v, c| {
-            update_in_place(s, o, t, p, v, c);
+    type Way = fn(&mut State, &mut Tensor<1>, &mut Tensor<1>, Vec<Tensor<1>>, Rule);
+    const WAYS: [Way; 2] = [
+        |s, o, t, p, r| {
+            update_in_place(s, o, Some(t), p, r);
         },
-        update_on_device,
+        |s, o, t, p, r| update_on_device(s, o, Some(t), p, r),
     ];
 
     #[test]
     fn one_step_of_adamw_is_pytorchs() {
         let device = Device::flex();
-        for update in UPDATES {
+        for way in WAYS {
             let tensor = |v: f32| Tensor::<1>::from_floats([v], &device);
             let (mut ours, mut theirs) = (tensor(1.0), tensor(0.0));
             // p = 1, g = 0.5, lr = 0.1, wd = 0.04 gives 0.896, and the teacher a tenth of it.
-            update(&mut state("w", &[1, 1]), &mut ours, &mut theirs, vec![tensor(0.5)], values(0.1, 0.04), 0.0);
+            way(&mut state("w", &[1, 1]), &mut ours, &mut theirs, vec![tensor(0.5)], rule(0.1, 0.04, 0.0));
             assert!((list(&ours)[0] - 0.896).abs() < 1e-6, "{ours}");
             assert!((list(&theirs)[0] - 0.0896).abs() < 1e-7, "{theirs}");
         }
@@ -315,13 +379,13 @@ mod tests {
             let values: Vec<f32> = (0..length).map(|i| ((i * 37 + phase * 101) % 1000) as f32 / 500.0 - 1.0).collect();
             Tensor::<1>::from_data(TensorData::new(values, [length]), &device)
         };
-        let results = UPDATES.map(|update| {
+        let results = WAYS.map(|way| {
             let (mut ours, mut theirs, mut state) = (tensor(0), tensor(1), state("w", &[length, 1]));
             for step in 0..3 {
                 let parts = vec![tensor(2 + step), tensor(7 + step)];
-                update(&mut state, &mut ours, &mut theirs, parts, values(0.01, 0.1), 3.0);
+                way(&mut state, &mut ours, &mut theirs, parts, rule(0.01, 0.1, 3.0));
             }
-            update(&mut state, &mut ours, &mut theirs, vec![], values(0.01, 0.1), 3.0);
+            way(&mut state, &mut ours, &mut theirs, vec![], rule(0.01, 0.1, 3.0));
             assert_eq!(state.steps, 3);
             [list(&ours), list(&theirs)].concat()
         });
@@ -340,11 +404,11 @@ mod tests {
             state.name = format!("head.last_layer.{}", state.name);
         }
         let gradient = || vec![Some(Tensor::ones([6], &device)), Some(Tensor::ones([2], &device))];
-        let frozen = StepValues { train_last_layer: false, ..values(0.1, 0.04) };
+        let frozen = Update { frozen: Some("last_layer"), ..update(0.1, 0.04) };
         optimizer.step(&mut student, &mut teacher, vec![gradient()], frozen);
         assert_eq!(parameters::export(&student), before);
         assert!(optimizer.states.iter().all(|state| state.steps == 0 && state.moments.is_none()));
-        optimizer.step(&mut student, &mut teacher, vec![gradient()], values(0.1, 0.04));
+        optimizer.step(&mut student, &mut teacher, vec![gradient()], update(0.1, 0.04));
         assert_ne!(parameters::export(&student), before);
         assert!(optimizer.states.iter().all(|state| state.steps == 1));
     }

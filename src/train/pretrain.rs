@@ -6,18 +6,16 @@
 //! | `metrics.jsonl` | one line per report, no clock in it: the same run writes the same bytes |
 //! | `encoder.safetensors` | the teacher's encoder, at the end |
 
-use super::checkpoint;
 use super::dino::{Settings, StepReport, Trainer};
+use super::metrics::{Metrics, Pace, report_every};
 use super::watch::CollapseWatch;
 use crate::data::{CropBatch, CropLoader};
 use crate::model::{Encoder, EncoderConfig};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use burn::tensor::Device;
 use serde::Serialize;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The state to continue from.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -25,9 +23,6 @@ pub const CHECKPOINT: &str = "checkpoint.safetensors";
 pub const METRICS: &str = "metrics.jsonl";
 /// The result.
 pub const ENCODER: &str = "encoder.safetensors";
-
-/// Reports kept of a run, about.
-const METRIC_LINES: usize = 10_000;
 
 /// Where batches come from: an epoch is the same whenever it is asked for.
 pub trait CropSource {
@@ -101,11 +96,11 @@ pub fn pretrain(
     let mut trainer = Trainer::new(settings, per_epoch, device)?;
     let steps = trainer.schedule().steps();
     let path = folder.join(CHECKPOINT);
-    let mut step = if resume && path.exists() { checkpoint::load(&path, &mut trainer)? } else { 0 };
+    let mut step = if resume && path.exists() { trainer.resume(&path)? } else { 0 };
     let mut metrics = Metrics::open(&folder.join(METRICS), step)?;
     let mut watch = CollapseWatch::new(settings.head.out, steps);
     let mut pace = Pace::default();
-    let report_every = (steps / METRIC_LINES).max(1);
+    let report_every = report_every(steps);
     let pretrain = &settings.pretrain;
 
     while step < steps {
@@ -131,7 +126,7 @@ pub fn pretrain(
             let in_epoch = step % per_epoch != 0;
             if in_epoch && pretrain.checkpoint_every > 0 && step % pretrain.checkpoint_every == 0 {
                 metrics.sync()?;
-                checkpoint::save(&path, &trainer, step)?;
+                trainer.save(&path, step)?;
             }
         }
         ensure!(
@@ -149,7 +144,7 @@ pub fn pretrain(
         }
         if pretrain.checkpoint_every == 0 || step % pretrain.checkpoint_every == 0 || step == steps {
             metrics.sync()?;
-            checkpoint::save(&path, &trainer, step)?;
+            trainer.save(&path, step)?;
         }
     }
 
@@ -173,58 +168,6 @@ fn encoder(trainer: &Trainer, steps: usize) -> Encoder {
         }),
     };
     Encoder::new(trainer.teacher.backbone.clone(), config, &trainer.center.device())
-}
-
-/// Seconds per step, lately.
-#[derive(Default)]
-struct Pace {
-    last: Option<Instant>,
-    seconds: Option<f64>,
-}
-
-impl Pace {
-    fn tick(&mut self) -> f64 {
-        let now = Instant::now();
-        if let Some(last) = self.last.replace(now) {
-            let latest = now.duration_since(last).as_secs_f64();
-            self.seconds = Some(self.seconds.map_or(latest, |mean| mean + (latest - mean) * 0.1));
-        }
-        self.seconds.unwrap_or(1.0).max(1e-9)
-    }
-
-    /// Time spent on something else does not count.
-    fn pause(&mut self) {
-        self.last = None;
-    }
-}
-
-/// `metrics.jsonl`, one JSON object a line.
-struct Metrics(File);
-
-impl Metrics {
-    /// Keeps the lines of steps before `step`: what came after the checkpoint is done, and written, again.
-    fn open(path: &Path, step: usize) -> Result<Self> {
-        let open = || -> Result<File> {
-            let old = if path.exists() && step > 0 { std::fs::read_to_string(path)? } else { String::new() };
-            let kept: String = old.split_inclusive('\n').filter(|line| before(line, step)).collect();
-            slide_io::atomic_file::write(path, kept.as_bytes())?;
-            Ok(OpenOptions::new().append(true).open(path)?)
-        };
-        open().map(Self).with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    fn write(&mut self, line: &impl Serialize) -> Result<()> {
-        writeln!(self.0, "{}", serde_json::to_string(line)?).context("cannot write metrics.jsonl")
-    }
-
-    fn sync(&mut self) -> Result<()> {
-        self.0.sync_data().context("cannot write metrics.jsonl")
-    }
-}
-
-fn before(line: &str, step: usize) -> bool {
-    let json: Option<serde_json::Value> = serde_json::from_str(line).ok();
-    json.and_then(|json| json.get("step")?.as_u64()).is_some_and(|of| (of as usize) < step)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Learning rate, weight decay, teacher momentum and teacher temperature of every step, as DINO tabulates them.
 
+use super::optimizer::Update;
 use crate::config::Pretrain;
 use anyhow::{Result, ensure};
 
@@ -16,6 +17,18 @@ pub struct StepValues {
     pub teacher_temp: f64,
     /// Whether the last layer is trained.
     pub train_last_layer: bool,
+}
+
+impl StepValues {
+    /// What the optimiser does with them.
+    pub fn update(&self) -> Update {
+        Update {
+            lr: self.lr,
+            weight_decay: self.weight_decay,
+            momentum: self.momentum,
+            frozen: (!self.train_last_layer).then_some("last_layer"),
+        }
+    }
 }
 
 /// The tables of a run.

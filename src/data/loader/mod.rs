@@ -1,10 +1,12 @@
-//! Batches for training ([`CropLoader`]) and for embedding ([`EvalLoader`]), and what becomes of patches that cannot
+//! Batches for training ([`CropLoader`], [`SquareLoader`]) and for embedding ([`EvalLoader`]), and what becomes of patches that cannot
 //! be read: they are kept with their reason, never replaced by a blank image.
 
 mod crops;
 #[cfg(test)]
 mod fake;
 mod images;
+pub mod squares;
+pub mod training;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -17,6 +19,8 @@ use slide_io::{PatchKey, PatchSource};
 
 pub use crops::{CropBatch, CropBatches, CropLoader};
 pub use images::{EvalLoader, ImageBatch, ImageBatches};
+pub use squares::{SquareBatch, SquareLoader, Squares};
+pub use training::{Batches, TrainingLoader, Treatment};
 
 use crate::data::prefetch::panic_message;
 
