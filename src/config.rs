@@ -3,8 +3,10 @@
 //! A configuration file holds only differences from these defaults. Unknown keys and wrong types are errors.
 //! `gensis config default` prints the whole.
 
+mod diffusion;
 mod load;
 
+pub use diffusion::{BetaSchedule, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,10 @@ pub struct Experiment {
     pub crops: Crops,
     /// DINO training.
     pub pretrain: Pretrain,
+    /// Latent diffusion model.
+    pub diffusion: Diffusion,
+    /// How images are drawn from it.
+    pub sample: Sample,
     /// Patch embeddings.
     pub embed: Embed,
     /// Benchmarks.

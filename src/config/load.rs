@@ -136,6 +136,8 @@ impl Experiment {
         self.stain.check().context("configuration: [stain]")?;
         self.model.resolve().context("configuration: [model]")?;
         augment::check(&self.crops).context("configuration: [crops]")?;
+        self.diffusion.check().context("configuration: [diffusion]")?;
+        self.sample.check(self.diffusion.noise.steps).context("configuration: [sample]")?;
         mil_config(&self.evaluate.slide).check().context("configuration: [evaluate.slide]")
     }
 }

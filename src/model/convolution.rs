@@ -94,6 +94,11 @@ impl GroupNorm {
         let by_channel = |values: Tensor<1>| values.reshape([1, channels, 1, 1]);
         normal * by_channel(self.weight.val()) + by_channel(self.bias.val())
     }
+
+    /// [`silu`] of [`forward`](Self::forward).
+    pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
+        silu(self.forward(x))
+    }
 }
 
 /// `x · sigmoid(x)` (SiLU, swish).

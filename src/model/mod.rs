@@ -1,10 +1,13 @@
 //! The networks: the vision transformer that becomes the encoder, DINO's projection head, and their files.
 
 pub mod convolution;
+pub mod diffusion;
 pub mod layers;
+pub mod noise;
 pub mod parameters;
 pub mod projection;
 pub mod random;
+pub mod unet;
 pub mod vit;
 pub mod weights;
 

@@ -1,0 +1,261 @@
+//! `[diffusion]` and `[sample]`: the embedding-conditioned latent diffusion model and how images are drawn from it.
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// The latent diffusion model. What the paper leaves open takes the values of the same group's Large-Image-Diffusion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Diffusion {
+    /// The denoising network.
+    pub unet: UnetShape,
+    /// Noise.
+    pub noise: Noise,
+    /// Whether embeddings are put on the unit sphere before they condition.
+    pub normalize_condition: bool,
+    /// Share of the training images whose embedding is replaced by zeros, for guidance.
+    pub condition_dropout: f64,
+    /// Passes over the patches.
+    pub epochs: usize,
+    /// Images per step.
+    pub batch: usize,
+    /// Patches drawn per epoch (a seeded subset, anew each epoch); 0 takes all.
+    pub patches_per_epoch: usize,
+    /// Learning rate of AdamW after the warm-up; not scaled by the batch.
+    pub lr: f64,
+    /// Steps of linear warm-up from nearly 0.
+    pub warmup_steps: usize,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Largest decay of the moving average of the weights, which is what samples are drawn from.
+    pub ema: f64,
+    /// Whether every image is also shown flipped horizontally.
+    pub hflip: bool,
+    /// Whether every image is also shown flipped vertically: for tissue, which has no up.
+    pub vflip: bool,
+    /// Write a checkpoint every this many steps (and at the end); 0 writes one per epoch.
+    pub checkpoint_every: usize,
+    /// Draw a sheet of samples every this many steps (and at the end); 0 draws only the last.
+    pub sample_every: usize,
+    /// Micro-batches whose gradients are summed, as `pretrain.replicas`.
+    pub replicas: usize,
+}
+
+/// Sizes of the U-Net.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnetShape {
+    /// Width of the finest level.
+    pub channels: usize,
+    /// Width of every level, as multiples.
+    pub channel_mult: Vec<usize>,
+    /// Residual blocks of a level on the way down; one more on the way up.
+    pub res_blocks: usize,
+    /// Downsampling factors of the latents at which positions attend.
+    pub attention: Vec<usize>,
+    /// Attention heads.
+    pub heads: usize,
+    /// Width of the context token.
+    pub context: usize,
+    /// Groups of the normalisation.
+    pub groups: usize,
+}
+
+/// The forward process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Noise {
+    /// Time steps.
+    pub steps: usize,
+    /// How β grows.
+    pub schedule: BetaSchedule,
+    /// First β.
+    pub beta_start: f64,
+    /// Last β.
+    pub beta_end: f64,
+    /// What the network predicts.
+    pub prediction: Prediction,
+}
+
+/// How β grows from its first to its last value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// Linear in sqrt(β): what latent-diffusion calls "linear" and diffusers "scaled_linear".
+    ScaledLinear,
+    /// Linear in β (Ho et al. 2020).
+    Linear,
+}
+
+/// What the network predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// The noise ε.
+    Epsilon,
+    /// The velocity `sqrt(ᾱ) ε - sqrt(1 - ᾱ) x0` (Salimans and Ho 2022).
+    Velocity,
+}
+
+/// How images are drawn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sample {
+    /// The rule of a step.
+    pub solver: Solver,
+    /// Steps from noise to image.
+    pub steps: usize,
+    /// Share of the noise that DDIM puts back: 0 is deterministic, 1 is close to DDPM.
+    pub eta: f64,
+    /// Classifier-free guidance: 1 follows the condition as trained, more exaggerates it, 0 ignores it.
+    pub guidance: f64,
+    /// Images drawn at a time.
+    pub batch: usize,
+}
+
+/// The rule of a sampling step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Solver {
+    /// Denoising diffusion implicit models (Song et al. 2021).
+    Ddim,
+    /// DPM-Solver++(2M) (Lu et al. 2022): second order, good from 10 steps on.
+    Dpm,
+    /// Ancestral sampling (Ho et al. 2020): best with as many steps as were trained.
+    Ddpm,
+}
+
+impl Default for Diffusion {
+    fn default() -> Self {
+        Self {
+            unet: UnetShape::default(),
+            noise: Noise::default(),
+            normalize_condition: true,
+            condition_dropout: 0.1,
+            epochs: 100,
+            batch: 100,
+            patches_per_epoch: 0,
+            lr: 1e-4,
+            warmup_steps: 1000,
+            weight_decay: 0.01,
+            ema: 0.9999,
+            hflip: true,
+            vflip: false,
+            checkpoint_every: 0,
+            sample_every: 5000,
+            replicas: 0,
+        }
+    }
+}
+
+impl Default for UnetShape {
+    fn default() -> Self {
+        Self {
+            channels: 192,
+            channel_mult: vec![1, 2, 3, 5],
+            res_blocks: 2,
+            attention: vec![2, 4, 8],
+            heads: 1,
+            context: 512,
+            groups: 32,
+        }
+    }
+}
+
+impl Default for Noise {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            schedule: BetaSchedule::ScaledLinear,
+            beta_start: 0.0015,
+            beta_end: 0.0195,
+            prediction: Prediction::Epsilon,
+        }
+    }
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self { solver: Solver::Ddim, steps: 50, eta: 0.0, guidance: 2.0, batch: 32 }
+    }
+}
+
+impl UnetShape {
+    /// Whether positions attend at `level` (0 is the finest).
+    pub fn attends(&self, level: usize) -> bool {
+        self.attention.contains(&(1 << level))
+    }
+
+    /// Sides of latents must be multiples of this.
+    pub fn factor(&self) -> usize {
+        1 << (self.channel_mult.len().max(1) - 1)
+    }
+
+    /// # Errors
+    /// Sizes that contradict each other, by key.
+    pub fn check(&self) -> Result<()> {
+        let levels = self.channel_mult.len();
+        ensure!((1..=8).contains(&levels), "diffusion.unet.channel_mult needs 1 to 8 levels, not {levels}");
+        ensure!(
+            self.channels > 0 && self.channels.is_multiple_of(2) && self.channel_mult.iter().all(|&mult| mult > 0),
+            "diffusion.unet.channels is even and above 0, channel_mult above 0"
+        );
+        ensure!(
+            self.groups > 0 && self.channels.is_multiple_of(self.groups),
+            "diffusion.unet.channels = {} is no multiple of diffusion.unet.groups = {}",
+            self.channels,
+            self.groups
+        );
+        ensure!(
+            self.heads > 0 && self.channels.is_multiple_of(self.heads),
+            "diffusion.unet.channels = {} is no multiple of diffusion.unet.heads = {}",
+            self.channels,
+            self.heads
+        );
+        ensure!(self.res_blocks > 0 && self.context > 0, "diffusion.unet.res_blocks and context must be above 0");
+        let wrong = self.attention.iter().find(|&&at| !(0..levels).any(|level| at == 1 << level));
+        if let Some(at) = wrong {
+            anyhow::bail!(
+                "diffusion.unet.attention = {at}: with {levels} levels the latents are downsampled by {:?}",
+                (0..levels).map(|level| 1 << level).collect::<Vec<usize>>()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Diffusion {
+    /// # Errors
+    /// Settings that make no sense, by key.
+    pub fn check(&self) -> Result<()> {
+        self.unet.check()?;
+        let Noise { steps, beta_start, beta_end, .. } = self.noise;
+        ensure!(steps > 1, "diffusion.noise.steps must be above 1");
+        ensure!(
+            0.0 < beta_start && beta_start <= beta_end && beta_end < 1.0,
+            "diffusion.noise.beta_start and beta_end lie between 0 and 1, in this order"
+        );
+        ensure!((0.0..=1.0).contains(&self.condition_dropout), "diffusion.condition_dropout is a probability");
+        ensure!(self.epochs > 0 && self.batch > 0, "diffusion.epochs and diffusion.batch must be above 0");
+        ensure!(self.lr > 0.0 && self.lr.is_finite(), "diffusion.lr must be above 0");
+        ensure!(self.weight_decay >= 0.0, "diffusion.weight_decay is 0 or more");
+        ensure!((0.0..1.0).contains(&self.ema), "diffusion.ema is a decay below 1");
+        Ok(())
+    }
+}
+
+impl Sample {
+    /// # Errors
+    /// Settings that make no sense, by key; `noise_steps` are those trained.
+    pub fn check(&self, noise_steps: usize) -> Result<()> {
+        ensure!(
+            (1..=noise_steps).contains(&self.steps),
+            "sample.steps = {} is not between 1 and diffusion.noise.steps = {noise_steps}",
+            self.steps
+        );
+        ensure!((0.0..=1.0).contains(&self.eta), "sample.eta lies between 0 and 1");
+        ensure!(self.guidance >= 0.0 && self.guidance.is_finite(), "sample.guidance is 0 or more");
+        ensure!(self.batch > 0, "sample.batch must be above 0");
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! The latent diffusion model as a file: the averaged U-Net, and in the metadata everything needed to draw from it.
+
+use super::noise::NoiseSchedule;
+use super::parameters;
+use super::unet::Unet;
+use super::weights::{hash, read_safetensors, write_safetensors};
+use crate::config::{Noise, UnetShape};
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What has to be known to use a diffusion model's weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffusionConfig {
+    /// Sizes of the network.
+    pub unet: UnetShape,
+    /// The forward process it was trained on.
+    pub noise: Noise,
+    /// Whether embeddings are put on the unit sphere first.
+    pub normalize_condition: bool,
+    /// Channels and side of the latents it was trained on.
+    pub latent: [usize; 2],
+    /// Width of the embeddings.
+    pub embedding: usize,
+    /// Hash of the encoder whose embeddings these are.
+    pub encoder: String,
+    /// Hash of the autoencoder whose latents these are.
+    pub autoencoder: String,
+    /// Where the weights come from.
+    #[serde(default)]
+    pub origin: serde_json::Value,
+}
+
+/// A diffusion model ready to use.
+#[derive(Clone, Debug)]
+pub struct DiffusionModel {
+    /// How it was made.
+    pub config: DiffusionConfig,
+    /// SHA-256 of the weights.
+    pub hash: String,
+    /// The network.
+    pub unet: Unet,
+}
+
+impl DiffusionModel {
+    /// Wraps a network.
+    pub fn new(unet: Unet, config: DiffusionConfig) -> Self {
+        Self { hash: hash(&parameters::export(&unet)), unet, config }
+    }
+
+    /// ᾱ of every time step.
+    pub fn schedule(&self) -> NoiseSchedule {
+        NoiseSchedule::new(&self.config.noise)
+    }
+
+    /// Reads a file of ours.
+    ///
+    /// # Errors
+    /// An unreadable file, and weights that do not fit: nothing is loaded half-way.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let (tensors, metadata) = read_safetensors(path)?;
+        let load = || -> Result<Self> {
+            let json = metadata.context("it is not a diffusion model of this program")?;
+            let config: DiffusionConfig = serde_json::from_value(json)?;
+            let empty = Unet::new(&config.unet, config.latent[0], config.embedding, 0, device)?;
+            Ok(Self { hash: hash(&tensors), unet: parameters::import(empty, &tensors)?, config })
+        };
+        load().with_context(|| format!("cannot load the diffusion model {}", path.display()))
+    }
+
+    /// Writes the weights and the configuration, atomically.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_safetensors(path, &parameters::export(&self.unet), &serde_json::to_value(&self.config)?)
+    }
+
+    /// That this model goes with an encoder and an autoencoder, given by their hashes.
+    ///
+    /// # Errors
+    /// The first that does not, with both hashes.
+    pub fn require(&self, encoder: &str, autoencoder: &str) -> Result<()> {
+        for (what, ours, theirs) in
+            [("encoder", &self.config.encoder, encoder), ("autoencoder", &self.config.autoencoder, autoencoder)]
+        {
+            ensure!(
+                ours == theirs,
+                "the diffusion model was trained with the {what} {}, and this is {}: train it anew, or use its own",
+                short(ours),
+                short(theirs)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Enough of a hash to tell two apart.
+fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
