@@ -3,8 +3,10 @@
 //! A configuration file holds only differences from these defaults. Unknown keys and wrong types are errors.
 //! `gensis config default` prints the whole.
 
+mod bank;
 mod load;
 
+pub use bank::{Bank, BankFormat, Interpolation};
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,8 @@ pub struct Experiment {
     pub crops: Crops,
     /// DINO training.
     pub pretrain: Pretrain,
+    /// Stored synthetic images.
+    pub bank: Bank,
     /// Patch embeddings.
     pub embed: Embed,
     /// Benchmarks.

@@ -12,4 +12,5 @@ pub mod device;
 pub mod model;
 pub mod report;
 pub mod run_dir;
+pub mod sample;
 pub mod train;

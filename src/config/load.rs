@@ -136,6 +136,7 @@ impl Experiment {
         self.stain.check().context("configuration: [stain]")?;
         self.model.resolve().context("configuration: [model]")?;
         augment::check(&self.crops).context("configuration: [crops]")?;
+        self.bank.check().context("configuration: [bank]")?;
         mil_config(&self.evaluate.slide).check().context("configuration: [evaluate.slide]")
     }
 }
