@@ -3,9 +3,11 @@
 //! A configuration file holds only differences from these defaults. Unknown keys and wrong types are errors.
 //! `gensis config default` prints the whole.
 
+mod bank;
 mod diffusion;
 mod load;
 
+pub use bank::{Bank, BankFormat, Interpolation};
 pub use diffusion::{BetaSchedule, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
 pub use load::DEFAULT_TOML;
 
@@ -44,6 +46,8 @@ pub struct Experiment {
     pub diffusion: Diffusion,
     /// How images are drawn from it.
     pub sample: Sample,
+    /// Stored synthetic images.
+    pub bank: Bank,
     /// Patch embeddings.
     pub embed: Embed,
     /// Benchmarks.

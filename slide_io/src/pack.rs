@@ -10,21 +10,21 @@
 //! file and one decoding of a JPEG of its size.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::os::unix::fs::FileExt;
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::archive::{ArchiveWriter, OpenArchives, Place};
 use crate::atomic_file;
 use crate::error::{Error, Result};
 use crate::geometry::{Mpp, Point};
 use crate::grid::GridSpec;
 use crate::h5::job_folder;
 use crate::jpeg::{self, ColorModel};
-use crate::patch::{Footprint, OpenSlides, Patch, PatchKey, PatchSource, ends, read_patch};
+use crate::patch::{Footprint, Patch, PatchKey, PatchSource, ends, read_patch};
 use crate::slide::Slide;
 use crate::walk::Walk;
 
@@ -126,8 +126,7 @@ pub fn write(
         _ => {}
     }
     atomic_file::replace(tar, |temporary| {
-        let mut archive = tar::Builder::new(BufWriter::new(File::create(temporary).map_err(io)?));
-        let mut position = 0;
+        let mut archive = ArchiveWriter::new(BufWriter::new(File::create(temporary).map_err(io)?));
         for chunk in walk.order().chunks(CHUNK) {
             let encoded: Vec<_> =
                 chunk.par_iter().map(|&patch| encode(slide, native, spec, origins[patch], quality)).collect();
@@ -136,10 +135,9 @@ pub fn write(
                 match encoded {
                     Ok((bytes, copied)) => {
                         let member = format!("{name}_{}_{}.jpg", origin.x, origin.y);
-                        let offset = append(&mut archive, &member, &bytes, position).map_err(io)?;
-                        position = offset + (bytes.len() as u64).next_multiple_of(BLOCK);
+                        let Place { offset, length } = archive.append(&member, &bytes).map_err(io)?;
                         index.copied += usize::from(copied);
-                        places.push((patch, Packed { origin, offset, length: bytes.len() as u32 }));
+                        places.push((patch, Packed { origin, offset, length }));
                     }
                     // The disk may answer tomorrow; only damage is there to stay.
                     Err(error @ Error::Io { .. }) => return Err(error),
@@ -148,7 +146,7 @@ pub fn write(
                 walk.done(slide, patch);
             }
         }
-        archive.into_inner().and_then(|mut file| file.flush()).map_err(io)
+        archive.finish().map_err(io)
     })?;
     places.sort_unstable_by_key(|(patch, _)| *patch);
     index.unreadable.sort_by_key(|(origin, _)| (origin.y, origin.x));
@@ -157,22 +155,6 @@ pub fn write(
     let text = serde_json::to_vec(&index).map_err(|error| io(error.into()))?;
     atomic_file::write(&index_path(tar), &text)?;
     Ok(index)
-}
-
-/// Bytes of a block of a tar file.
-const BLOCK: u64 = 512;
-
-/// Adds a member at `position` and returns where its bytes begin. Owner and time are left out: the same patches give the
-/// same file.
-fn append(archive: &mut tar::Builder<impl Write>, member: &str, bytes: &[u8], position: u64) -> std::io::Result<u64> {
-    let mut head = tar::Header::new_gnu();
-    head.set_size(bytes.len() as u64);
-    head.set_mode(0o644);
-    archive.append_data(&mut head, member, bytes)?;
-    // A name that does not fit the header has a header and blocks of its own before it.
-    let long = member.len() > 100;
-    let extra = if long { BLOCK + (member.len() as u64 + 1).next_multiple_of(BLOCK) } else { 0 };
-    Ok(position + extra + BLOCK)
 }
 
 /// The JPEG of a patch, and whether it is a stored tile.
@@ -224,7 +206,7 @@ pub struct PackedPatches {
     classes: Vec<String>,
     /// Number of patches up to and including each slide.
     ends: Vec<usize>,
-    open: OpenSlides<File>,
+    open: OpenArchives,
 }
 
 impl PackedPatches {
@@ -237,7 +219,7 @@ impl PackedPatches {
             return Err(Error::Usage(format!("slide {}: its label has no class name", slide.id)));
         }
         let ends = ends(slides.iter().map(|slide| slide.patches.len()));
-        Ok(Self { slides, classes, ends, open: OpenSlides::new() })
+        Ok(Self { slides, classes, ends, open: OpenArchives::default() })
     }
 
     fn locate(&self, index: usize) -> (usize, &PackedSlide, Packed) {
@@ -275,11 +257,8 @@ impl PatchSource for PackedPatches {
 
     fn read(&self, index: usize) -> Result<Patch> {
         let (number, slide, packed) = self.locate(index);
-        let io = |error| Error::io(&slide.tar, error);
-        let file = self.open.get(number, || File::open(&slide.tar).map_err(io))?;
-        let mut stream = vec![0; packed.length as usize];
-        file.read_exact_at(&mut stream, packed.offset).map_err(io)?;
-        let Point { x, y } = packed.origin;
+        let Packed { origin: Point { x, y }, offset, length } = packed;
+        let stream = self.open.read(number, &slide.tar, Place { offset, length })?;
         let image =
             jpeg::decode(&stream).map_err(|error| Error::bad(&slide.tar, format!("patch at ({x}, {y}): {error}")))?;
         Ok(Patch { key: self.key(index), image, label: slide.label })

@@ -138,6 +138,7 @@ impl Experiment {
         augment::check(&self.crops).context("configuration: [crops]")?;
         self.diffusion.check().context("configuration: [diffusion]")?;
         self.sample.check(self.diffusion.noise.steps).context("configuration: [sample]")?;
+        self.bank.check().context("configuration: [bank]")?;
         mil_config(&self.evaluate.slide).check().context("configuration: [evaluate.slide]")
     }
 }

@@ -64,6 +64,17 @@ impl Rect {
         Self { x: (width - w) / 2, y: (height - h) / 2, width: w, height: h }
     }
 
+    /// The largest centred rectangle of an image of `size` that has the shape of `shape`, to a pixel.
+    pub fn center_of_shape((width, height): (u32, u32), shape: (u32, u32)) -> Self {
+        let [w, h, shape_w, shape_h] = [width, height, shape.0, shape.1].map(u64::from);
+        let narrowed = |length: u64, by: u64, over: u64| ((length * by + over / 2) / over.max(1)).max(1) as u32;
+        let (width_in, height_in) = match w * shape_h > h * shape_w {
+            true => (narrowed(h, shape_w, shape_h).min(width), height),
+            false => (width, narrowed(w, shape_h, shape_w).min(height)),
+        };
+        Self { x: (width - width_in) / 2, y: (height - height_in) / 2, width: width_in, height: height_in }
+    }
+
     /// Torchvision's `CenterCrop` of `side` px.
     fn center((width, height): (u32, u32), side: u32) -> Self {
         let offset = |length: u32| (f64::from(length - side) / 2.0).round_ties_even() as u32;
