@@ -1,6 +1,7 @@
 //! The networks: the vision transformer that becomes the encoder, DINO's projection head, and their files.
 
 pub mod convolution;
+pub mod kernels;
 pub mod layers;
 pub mod parameters;
 pub mod projection;
