@@ -1,12 +1,11 @@
 //! The layers of convolutional networks, with PyTorch's parameter names and initialisation: what the autoencoder, the
 //! discriminator and the U-Net are made of. Activations are `[B, C, H, W]`.
 
+use super::kernels::conv2d;
 use super::layers::parameter;
 use super::random;
 use burn::module::{Module, Param};
 use burn::tensor::activation::sigmoid;
-use burn::tensor::module::conv2d;
-use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 
 /// A convolution with a square kernel.
@@ -18,8 +17,9 @@ pub struct Conv2d {
     pub bias: Param<Tensor<1>>,
     #[module(skip)]
     stride: usize,
+    /// Zeros at the top, left, bottom and right.
     #[module(skip)]
-    padding: usize,
+    padding: [usize; 4],
 }
 
 impl Conv2d {
@@ -35,13 +35,18 @@ impl Conv2d {
             weight: parameter(draw("weight", output * inputs), [output, input, kernel, kernel], device),
             bias: parameter(draw("bias", output), [output], device),
             stride: 1,
-            padding: kernel / 2,
+            padding: [kernel / 2; 4],
         }
     }
 
     /// The same with another stride and padding on every side.
     pub fn with_stride(self, stride: usize, padding: usize) -> Self {
-        Self { stride, padding, ..self }
+        Self { stride, padding: [padding; 4], ..self }
+    }
+
+    /// The same with so many zeros at the top, left, bottom and right.
+    pub fn with_padding(self, padding: [usize; 4]) -> Self {
+        Self { padding, ..self }
     }
 
     /// The same with weight and bias 0, so that a residual branch begins as nothing.
@@ -55,8 +60,7 @@ impl Conv2d {
 
     /// `[B, in, H, W] -> [B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1, 1], 1);
-        conv2d(x, self.weight.val(), Some(self.bias.val()), options)
+        conv2d(x, self.weight.val(), self.bias.val(), self.stride, self.padding)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod convolution;
 pub mod diffusion;
+pub mod kernels;
 pub mod layers;
 pub mod noise;
 pub mod parameters;

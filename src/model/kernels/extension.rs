@@ -1,0 +1,100 @@
+//! The kernels as operations of burn's backends: what they compute on the CPU, and their gradients.
+//!
+//! `burn::backend::backend_extension` writes the routing from a tensor to the backend that holds it. Only the CPU backend is
+//! listed: [`super`] asks for the device first and has other devices compute the same from burn's own operations.
+
+use super::convolution::Convolution;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Flex, TensorMetadata, backend_extension};
+use burn::tensor::{Shape, TensorData};
+
+/// The operations; arguments as in [`super`].
+#[backend_extension(Flex, Autodiff)]
+pub trait Kernels: Backend {
+    /// See [`super::conv2d`].
+    fn convolve(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        stride: usize,
+        padding: [usize; 4],
+    ) -> FloatTensor<Self>;
+}
+
+impl Kernels for Flex {
+    fn convolve(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, stride: usize, padding: [usize; 4]) -> FlexTensor {
+        let sizes = sizes(&x, &weight, stride, padding);
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let y = sizes.forward(x.storage(), weight.storage(), bias.storage());
+        tensor(y, [sizes.batch, sizes.outputs, sizes.out_height(), sizes.out_width()])
+    }
+}
+
+impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
+    fn convolve(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        stride: usize,
+        padding: [usize; 4],
+    ) -> FloatTensor<Self> {
+        let (x, x_node) = x.into_parts();
+        let (weight, weight_node) = weight.into_parts();
+        let (bias, bias_node) = bias.into_parts();
+        match Convolve.prepare::<C>([x_node, weight_node, bias_node]).compute_bound().stateful() {
+            OpsKind::Tracked(operation) => {
+                let sizes = sizes(&x, &weight, stride, padding);
+                let y = Flex::convolve(x.clone(), weight.clone(), bias, stride, padding);
+                operation.finish((sizes, x, weight), y)
+            }
+            OpsKind::UnTracked(operation) => operation.finish(Flex::convolve(x, weight, bias, stride, padding)),
+        }
+    }
+}
+
+/// The backward pass of [`Kernels::convolve`].
+#[derive(Debug)]
+struct Convolve;
+
+impl Backward<Flex, 3> for Convolve {
+    type State = (Convolution, FlexTensor, FlexTensor);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let (sizes, x, weight) = ops.state;
+        let [x_node, weight_node, bias_node] = ops.parents;
+        if let Some(node) = x_node {
+            let values = sizes.backward_x(grad.storage(), weight.to_contiguous().storage());
+            grads.register::<Flex>(node.id, tensor(values, x.shape()));
+        }
+        if let Some(node) = weight_node {
+            let values = sizes.backward_weight(x.to_contiguous().storage(), grad.storage());
+            grads.register::<Flex>(node.id, tensor(values, weight.shape()));
+        }
+        if let Some(node) = bias_node {
+            grads.register::<Flex>(node.id, tensor(sizes.backward_bias(grad.storage()), [sizes.outputs]));
+        }
+    }
+}
+
+/// # Panics
+/// Channels of x that are not the weight's, or a kernel that is not square.
+fn sizes(x: &FlexTensor, weight: &FlexTensor, stride: usize, padding: [usize; 4]) -> Convolution {
+    let [batch, channels, height, width] = x.shape().dims();
+    let [outputs, inputs, kernel, columns] = weight.shape().dims();
+    assert_eq!(
+        (channels, kernel),
+        (inputs, columns),
+        "channels of x and of the weight; height and width of the kernel"
+    );
+    Convolution { batch, channels, height, width, outputs, kernel, stride, padding }
+}
+
+fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}

@@ -1,0 +1,52 @@
+//! Operations of convolutional networks written for this crate, because burn's are several times slower on the CPU:
+//! convolution without a conversion of the whole input and with a backward pass of large products; group
+//! normalisation and SiLU in one pass over memory.
+//!
+//! [`convolution`](super::convolution) calls them. On the CPU (burn-flex, f32) they run the code of this folder; on other
+//! devices and in other types they are composed of burn's differentiable operations, which GPUs have kernels for.
+//! Results do not depend on the number of threads: work is cut by sizes alone, and every sum has a fixed order. Threads
+//! are those of the rayon pool that the caller runs in.
+
+#[cfg(feature = "flex")]
+mod convolution;
+#[cfg(feature = "flex")]
+mod extension;
+#[cfg(feature = "flex")]
+mod product;
+#[cfg(feature = "flex")]
+mod transpose;
+
+#[cfg(test)]
+mod tests;
+
+use burn::tensor::module;
+use burn::tensor::ops::{ConvOptions, PadMode};
+use burn::tensor::{DType, Tensor};
+#[cfg(feature = "flex")]
+use {burn::backend::Dispatch, extension::Kernels};
+
+/// Convolution with a square kernel: `x [B, C, H, W]`, `weight [O, C, k, k]`, `bias [O]` to `[B, O, H', W']`.
+/// `padding` is the zeros at the top, left, bottom and right.
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, stride: usize, padding: [usize; 4]) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if on_cpu(&x) {
+        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::convolve(x, weight, bias, stride, padding));
+    }
+    composed_conv2d(x, weight, bias, stride, padding)
+}
+
+/// [`conv2d`] from burn's operations.
+fn composed_conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, stride: usize, padding: [usize; 4]) -> Tensor<4> {
+    let [top, left, bottom, right] = padding;
+    let even = top == bottom && left == right;
+    let x = if even { x } else { x.pad((left, right, top, bottom), PadMode::Constant(0.0)) };
+    let padding = if even { [top, left] } else { [0, 0] };
+    module::conv2d(x, weight, Some(bias), ConvOptions::new([stride; 2], padding, [1, 1], 1))
+}
+
+/// Whether the code of this folder is for `x`.
+#[cfg(feature = "flex")]
+fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    super::lies_in_host_memory(&x.device().without_autodiff()) && x.dtype() == DType::F32
+}
