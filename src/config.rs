@@ -3,8 +3,10 @@
 //! A configuration file holds only differences from these defaults. Unknown keys and wrong types are errors.
 //! `gensis config default` prints the whole.
 
+mod autoencoder;
 mod load;
 
+pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,8 @@ pub struct Experiment {
     pub crops: Crops,
     /// DINO training.
     pub pretrain: Pretrain,
+    /// First stage of latent diffusion.
+    pub autoencoder: Autoencoder,
     /// Patch embeddings.
     pub embed: Embed,
     /// Benchmarks.
