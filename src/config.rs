@@ -9,6 +9,10 @@ mod load;
 
 pub use bank::{Bank, BankFormat, Interpolation};
 pub use diffusion::{BetaSchedule, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
+mod autoencoder;
+mod load;
+
+pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +52,8 @@ pub struct Experiment {
     pub sample: Sample,
     /// Stored synthetic images.
     pub bank: Bank,
+    /// First stage of latent diffusion.
+    pub autoencoder: Autoencoder,
     /// Patch embeddings.
     pub embed: Embed,
     /// Benchmarks.

@@ -135,6 +135,7 @@ impl Experiment {
         self.pack.check().context("configuration: [pack]")?;
         self.stain.check().context("configuration: [stain]")?;
         self.model.resolve().context("configuration: [model]")?;
+        self.autoencoder.resolve().context("configuration: [autoencoder]")?;
         augment::check(&self.crops).context("configuration: [crops]")?;
         self.diffusion.check().context("configuration: [diffusion]")?;
         self.sample.check(self.diffusion.noise.steps).context("configuration: [sample]")?;

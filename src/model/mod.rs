@@ -1,5 +1,7 @@
-//! The networks: the vision transformer that becomes the encoder, DINO's projection head, and their files.
+//! The networks: the vision transformer that becomes the encoder, DINO's projection head, the first stage of latent
+//! diffusion, and their files.
 
+pub mod autoencoder;
 pub mod convolution;
 pub mod diffusion;
 pub mod kernels;
@@ -12,6 +14,7 @@ pub mod unet;
 pub mod vit;
 pub mod weights;
 
+pub use autoencoder::FirstStage;
 pub use projection::{Dino, DinoHead};
 pub use vit::{StochasticDepth, Vit};
 pub use weights::{Encoder, EncoderConfig};

@@ -63,7 +63,9 @@ impl Encoder {
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let context = || format!("cannot load the encoder {}", path.display());
         let (tensors, config) = match path.extension().and_then(|e| e.to_str()) {
-            Some("pth" | "pt") => foreign(read_pytorch(path).with_context(context)?).with_context(context)?,
+            Some("pth" | "pt") => {
+                foreign(read_pytorch(path, "teacher").with_context(context)?).with_context(context)?
+            }
             _ => {
                 let (tensors, metadata) = read_safetensors(path)?;
                 match metadata {
@@ -126,6 +128,11 @@ impl Encoder {
 
 /// SHA-256 over every tensor in name order: name, shape and little-endian values. Independent of the file's metadata.
 pub fn hash(tensors: &Named) -> String {
+    hash_with(tensors, &[])
+}
+
+/// As [`hash`], then over `more`: a part of the metadata that belongs to the weights.
+pub fn hash_with(tensors: &Named, more: &[u8]) -> String {
     let mut hash = Sha256::new();
     for (name, values) in tensors {
         hash.update(name.as_bytes());
@@ -135,6 +142,7 @@ pub fn hash(tensors: &Named) -> String {
         }
         hash.update(bytes_of(&values.data));
     }
+    hash.update(more);
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -198,9 +206,12 @@ fn to_single(bytes: Vec<u8>, shape: Vec<usize>, data_type: DType) -> Result<Valu
     Ok(Values { shape, data })
 }
 
-/// The teacher of a DINO checkpoint, or the whole of a plain state dictionary.
-fn read_pytorch(path: &Path) -> Result<Named> {
-    let reader = PytorchReader::with_top_level_key(path, "teacher")
+/// The state dictionary called `key` (a checkpoint's `teacher`, or `state_dict`), or the whole of a plain one.
+///
+/// # Errors
+/// An unreadable or corrupt file; integer tensors.
+pub fn read_pytorch(path: &Path, key: &str) -> Result<Named> {
+    let reader = PytorchReader::with_top_level_key(path, key)
         .ok()
         .filter(|reader| !reader.is_empty())
         .map_or_else(|| PytorchReader::new(path), Ok)
@@ -334,7 +345,7 @@ mod tests {
     #[test]
     fn a_pytorch_checkpoint_is_read_exactly() {
         let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/model"));
-        let imported = encoder_part(read_pytorch(&folder.join("teacher.pth")).unwrap());
+        let imported = encoder_part(read_pytorch(&folder.join("teacher.pth"), "teacher").unwrap());
         let (golden, _) = read_safetensors(&folder.join("weights.safetensors")).unwrap();
         let expected: Named = golden
             .into_iter()
