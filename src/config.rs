@@ -3,16 +3,14 @@
 //! A configuration file holds only differences from these defaults. Unknown keys and wrong types are errors.
 //! `gensis config default` prints the whole.
 
+mod autoencoder;
 mod bank;
 mod diffusion;
 mod load;
 
+pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
 pub use diffusion::{BetaSchedule, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
-mod autoencoder;
-mod load;
-
-pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
@@ -46,14 +44,14 @@ pub struct Experiment {
     pub crops: Crops,
     /// DINO training.
     pub pretrain: Pretrain,
+    /// First stage of latent diffusion.
+    pub autoencoder: Autoencoder,
     /// Latent diffusion model.
     pub diffusion: Diffusion,
     /// How images are drawn from it.
     pub sample: Sample,
     /// Stored synthetic images.
     pub bank: Bank,
-    /// First stage of latent diffusion.
-    pub autoencoder: Autoencoder,
     /// Patch embeddings.
     pub embed: Embed,
     /// Benchmarks.
