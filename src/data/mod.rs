@@ -10,6 +10,7 @@
 //! | [`order`] | which patch comes when, and the random numbers that belong to it |
 //! | [`prefetch`] | decode and augment on threads ahead of the consumer, delivered in order |
 //! | [`loader`] | [`CropLoader`] and [`SquareLoader`] for training, [`EvalLoader`] for embedding |
+//! | [`latents`] | latents and embeddings of a data set, stored for the diffusion model |
 //! | [`normalize`] | bytes to normalised floats, channel-major |
 //!
 //! Everything random about a patch comes from `order::item_rng(seed, epoch, index)`, so neither the number of threads nor
@@ -19,6 +20,7 @@ pub mod augment;
 pub mod blur;
 pub mod color;
 pub mod crop;
+pub mod latents;
 pub mod loader;
 pub mod normalize;
 pub mod order;

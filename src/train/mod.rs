@@ -1,6 +1,7 @@
 //! Training: DINO's loss, schedules and optimiser, the loop, its checkpoints and its watch.
 
 pub mod checkpoint;
+pub mod diffusion;
 pub mod dino;
 pub mod loss;
 pub mod metrics;
