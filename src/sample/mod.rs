@@ -2,10 +2,16 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | [`solver`] | from noise to image: DDIM, DPM-Solver++ and DDPM |
+//! | [`encode`] | images to the latents and embeddings that the diffusion model is trained on |
+//! | [`solver`] | from noise to latent: DDIM, DPM-Solver++ and DDPM |
+//! | [`painter`] | embeddings to images: guidance, solver, decoder |
 //! | [`interpolate`] | between two embeddings (slerp, lerp) and between two images (pixel mixing) |
 //! | [`bank`] | the synthetic and interpolated images of a whole data set, made once |
+//! | [`sheet`] | rows of images in one picture |
 
 pub mod bank;
+pub mod encode;
 pub mod interpolate;
+pub mod painter;
+pub mod sheet;
 pub mod solver;

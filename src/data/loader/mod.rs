@@ -96,8 +96,11 @@ impl Failures {
     }
 }
 
-/// Reads one patch; a reader's error or panic becomes a [`ReadFailure`].
-pub(super) fn read(source: &dyn PatchSource, index: usize) -> Result<RgbImage, ReadFailure> {
+/// Reads one patch.
+///
+/// # Errors
+/// A reader's error or panic.
+pub fn read(source: &dyn PatchSource, index: usize) -> Result<RgbImage, ReadFailure> {
     let read = catch_unwind(AssertUnwindSafe(|| source.read(index)));
     let reason = match read {
         Ok(Ok(patch)) if patch.image.width() > 0 && patch.image.height() > 0 => return Ok(patch.image),

@@ -1,0 +1,188 @@
+//! Draws images: noise through the diffusion model's steps, guided by an embedding, then through the autoencoder.
+
+use super::bank::{Decoder, Latent};
+use super::solver::Trajectory;
+use crate::config::Sample;
+use crate::data::loader::squares::to_images;
+use crate::model::diffusion::DiffusionModel;
+use crate::model::lies_in_host_memory;
+use crate::model::noise::NoiseSchedule;
+use crate::model::random::{keyed, normal};
+use crate::model::FirstStage;
+use crate::train::diffusion::conditioned;
+use anyhow::{Result, anyhow, ensure};
+use burn::tensor::{Device, Tensor, TensorData};
+use image::RgbImage;
+use rayon::prelude::*;
+
+/// Images drawn by one thread at a time: small pieces in parallel are faster on a CPU than one large batch, and of a fixed
+/// size they are rounded the same on any machine.
+const PIECE: usize = 4;
+
+/// What is drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wish {
+    /// The embedding it should have; none draws without condition.
+    pub embedding: Option<Vec<f32>>,
+    /// Of its noise.
+    pub seed: u64,
+}
+
+/// A diffusion model with its autoencoder and a way to draw.
+#[derive(Clone, Debug)]
+pub struct Painter {
+    model: DiffusionModel,
+    stage: FirstStage,
+    settings: Sample,
+    schedule: NoiseSchedule,
+    side: usize,
+    device: Device,
+}
+
+impl Painter {
+    /// Draws from `model` latents of the side it was trained on, which `stage` decodes.
+    ///
+    /// # Errors
+    /// An autoencoder or settings that do not go with the model.
+    pub fn new(model: DiffusionModel, stage: FirstStage, settings: &Sample, device: &Device) -> Result<Self> {
+        let schedule = model.schedule();
+        settings.check(schedule.steps())?;
+        let [channels, side] = model.config.latent;
+        ensure!(
+            stage.latent_channels() == channels,
+            "the diffusion model draws latents of {channels} channels, and the autoencoder has {}",
+            stage.latent_channels()
+        );
+        Ok(Self { model, stage, settings: settings.clone(), schedule, side, device: device.clone() })
+    }
+
+    /// Side of an image, px.
+    pub fn image_side(&self) -> usize {
+        self.side * self.stage.factor()
+    }
+
+    /// One image for each wish, in their order. An image depends on its own wish alone.
+    ///
+    /// # Errors
+    /// An embedding of another width than the model's, a failing device.
+    pub fn images(&self, wishes: &[Wish]) -> Result<Vec<RgbImage>> {
+        self.in_pieces(wishes, |piece| {
+            let pixels = self.stage.decode(self.draw(piece)?);
+            Ok(to_images(&host(pixels)?, self.image_side()))
+        })
+    }
+
+    /// One latent for each wish, as the autoencoder decodes it.
+    ///
+    /// # Errors
+    /// As [`images`](Self::images).
+    pub fn latents(&self, wishes: &[Wish]) -> Result<Vec<Latent>> {
+        let [channels, side] = self.model.config.latent;
+        let shape = [channels, side, side];
+        self.in_pieces(wishes, |piece| {
+            let values = host(self.draw(piece)?)?;
+            Ok(values.chunks(channels * side * side).map(|values| Latent { shape, values: values.to_vec() }).collect())
+        })
+    }
+
+    /// The images of scaled latents, as they are stored for training.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn decoded(&self, latents: Vec<Vec<f32>>) -> Result<Vec<RgbImage>> {
+        let [channels, side] = self.model.config.latent;
+        let shape = [latents.len(), channels, side, side];
+        let latents = Tensor::from_data(TensorData::new(latents.concat(), shape), &self.device);
+        let pixels = self.stage.decode(latents.div_scalar(self.stage.config.scale));
+        Ok(to_images(&host(pixels)?, self.image_side()))
+    }
+
+    fn in_pieces<T: Send>(
+        &self,
+        wishes: &[Wish],
+        draw: impl Fn(&[Wish]) -> Result<Vec<T>> + Sync + Send,
+    ) -> Result<Vec<T>> {
+        if lies_in_host_memory(&self.device) {
+            let drawn = wishes.par_chunks(PIECE).map(draw).collect::<Result<Vec<_>>>()?;
+            return Ok(drawn.into_iter().flatten().collect());
+        }
+        let drawn = wishes.chunks(self.settings.batch).map(draw).collect::<Result<Vec<_>>>()?;
+        Ok(drawn.into_iter().flatten().collect())
+    }
+
+    /// From noise to latents `[n, channels, side, side]`, unscaled.
+    fn draw(&self, wishes: &[Wish]) -> Result<Tensor<4>> {
+        let mut x = self.noise(wishes, 0);
+        let unet = &self.model.unet;
+        let told = unet.context(self.conditions(wishes, true)?);
+        let guidance = self.settings.guidance;
+        // Both answers in one pass where both are needed.
+        let context = match guidance {
+            1.0 => told,
+            0.0 => unet.context(self.conditions(wishes, false)?),
+            _ => Tensor::cat(vec![told, unet.context(self.conditions(wishes, false)?)], 0),
+        };
+        let passes = context.dims()[0] / wishes.len();
+        let mut trajectory = Trajectory::new(&self.schedule, &self.settings);
+        for i in 0..trajectory.times().len() {
+            let times = vec![trajectory.times()[i]; wishes.len() * passes];
+            let answer = unet.forward(x.clone().repeat_dim(0, passes), &times, context.clone());
+            let answer = match passes {
+                1 => answer,
+                _ => {
+                    let [told, untold] = [0, 1].map(|pass| answer.clone().narrow(0, pass * wishes.len(), wishes.len()));
+                    untold.clone() + (told - untold).mul_scalar(guidance)
+                }
+            };
+            x = trajectory.step(i, x, answer, || self.noise(wishes, i + 1));
+        }
+        Ok(x.div_scalar(self.stage.config.scale))
+    }
+
+    /// Normal noise, a function of each wish's seed and the step.
+    fn noise(&self, wishes: &[Wish], step: usize) -> Tensor<4> {
+        let [channels, side] = self.model.config.latent;
+        let values: Vec<f32> = wishes
+            .iter()
+            .flat_map(|wish| normal(&mut keyed(wish.seed, "sample", &[step as u64]), 1.0, channels * side * side))
+            .collect();
+        Tensor::from_data(TensorData::new(values, [wishes.len(), channels, side, side]), &self.device)
+    }
+
+    /// The embeddings as the model was conditioned on them; zeros where there is none, or if not `told`.
+    fn conditions(&self, wishes: &[Wish], told: bool) -> Result<Tensor<2>> {
+        let config = &self.model.config;
+        let mut values = Vec::with_capacity(wishes.len() * config.embedding);
+        for wish in wishes {
+            match wish.embedding.as_ref().filter(|_| told) {
+                None => values.extend(vec![0.0; config.embedding]),
+                Some(embedding) => {
+                    ensure!(
+                        embedding.len() == config.embedding,
+                        "the diffusion model is conditioned on embeddings of width {}, and this one has {}",
+                        config.embedding,
+                        embedding.len()
+                    );
+                    values.extend(conditioned(embedding.clone(), config.normalize_condition));
+                }
+            }
+        }
+        Ok(Tensor::from_data(TensorData::new(values, [wishes.len(), config.embedding]), &self.device))
+    }
+}
+
+/// The decoder of a bank of latents.
+impl Decoder for Painter {
+    fn decode(&self, latent: &Latent) -> Result<RgbImage> {
+        let [channels, height, width] = latent.shape;
+        let fits = channels == self.stage.latent_channels() && height == width && latent.values.len() == channels * height * width;
+        ensure!(fits, "a latent of {channels} x {height} x {width} is none of the autoencoder's");
+        let latents = Tensor::from_data(TensorData::new(latent.values.clone(), [1, channels, height, width]), &self.device);
+        let pixels = host(self.stage.decode(latents))?;
+        to_images(&pixels, height * self.stage.factor()).pop().ok_or_else(|| anyhow!("the autoencoder made no image"))
+    }
+}
+
+fn host(tensor: Tensor<4>) -> Result<Vec<f32>> {
+    tensor.try_into_vec_as::<f32>().map_err(|e| anyhow!("what was drawn could not be read: {e:?}"))
+}
