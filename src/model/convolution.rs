@@ -1,11 +1,11 @@
 //! The layers of convolutional networks, with PyTorch's parameter names and initialisation: what the autoencoder, the
 //! discriminator and the U-Net are made of. Activations are `[B, C, H, W]`.
 
-use super::kernels::conv2d;
+use super::kernels;
+pub use super::kernels::silu;
 use super::layers::parameter;
 use super::random;
 use burn::module::{Module, Param};
-use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Tensor};
 
 /// A convolution with a square kernel.
@@ -60,7 +60,7 @@ impl Conv2d {
 
     /// `[B, in, H, W] -> [B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        conv2d(x, self.weight.val(), self.bias.val(), self.stride, self.padding)
+        kernels::conv2d(x, self.weight.val(), self.bias.val(), self.stride, self.padding)
     }
 }
 
@@ -90,24 +90,13 @@ impl GroupNorm {
 
     /// `[B, C, H, W] -> [B, C, H, W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, channels, height, width] = x.dims();
-        let grouped = x.reshape([batch, self.groups, channels / self.groups * height * width]);
-        let centred = grouped.clone() - grouped.mean_dim(2);
-        let variance = centred.clone().square().mean_dim(2);
-        let normal = (centred / (variance + self.eps).sqrt()).reshape([batch, channels, height, width]);
-        let by_channel = |values: Tensor<1>| values.reshape([1, channels, 1, 1]);
-        normal * by_channel(self.weight.val()) + by_channel(self.bias.val())
+        kernels::group_norm(x, self.weight.val(), self.bias.val(), self.groups, self.eps)
     }
 
-    /// [`silu`] of [`forward`](Self::forward).
+    /// [`silu`] of [`forward`](Self::forward), in one pass over memory.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        silu(self.forward(x))
+        kernels::group_norm_silu(x, self.weight.val(), self.bias.val(), self.groups, self.eps)
     }
-}
-
-/// `x · sigmoid(x)` (SiLU, swish).
-pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    x.clone() * sigmoid(x)
 }
 
 /// Twice as high and wide, every value four times (nearest neighbour).

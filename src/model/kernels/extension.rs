@@ -4,10 +4,11 @@
 //! listed: [`super`] asks for the device first and has other devices compute the same from burn's own operations.
 
 use super::convolution::Convolution;
+use super::normalisation::{self, Moments, Normalisation};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex, TensorMetadata, backend_extension};
@@ -24,6 +25,19 @@ pub trait Kernels: Backend {
         stride: usize,
         padding: [usize; 4],
     ) -> FloatTensor<Self>;
+
+    /// See [`super::group_norm`]; followed by [`super::silu`] if `silu`.
+    fn normalise(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> FloatTensor<Self>;
+
+    /// See [`super::silu`].
+    fn silu(x: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 impl Kernels for Flex {
@@ -32,6 +46,21 @@ impl Kernels for Flex {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let y = sizes.forward(x.storage(), weight.storage(), bias.storage());
         tensor(y, [sizes.batch, sizes.outputs, sizes.out_height(), sizes.out_width()])
+    }
+
+    fn normalise(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> FlexTensor {
+        normalised(&x, &weight, &bias, normalisation(&x, groups, eps, silu)).0
+    }
+
+    fn silu(x: FlexTensor) -> FlexTensor {
+        tensor(normalisation::silu(x.to_contiguous().storage()), x.shape())
     }
 }
 
@@ -53,6 +82,34 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
                 operation.finish((sizes, x, weight), y)
             }
             OpsKind::UnTracked(operation) => operation.finish(Flex::convolve(x, weight, bias, stride, padding)),
+        }
+    }
+
+    fn normalise(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> FloatTensor<Self> {
+        let (x, x_node) = x.into_parts();
+        let (weight, weight_node) = weight.into_parts();
+        let (bias, bias_node) = bias.into_parts();
+        let sizes = normalisation(&x, groups, eps, silu);
+        let (y, moments) = normalised(&x, &weight, &bias, sizes);
+        match Normalise.prepare::<C>([x_node, weight_node, bias_node]).compute_bound().stateful() {
+            OpsKind::Tracked(operation) => operation.finish((sizes, [x, weight, bias], moments), y),
+            OpsKind::UnTracked(operation) => operation.finish(y),
+        }
+    }
+
+    fn silu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        let y = Flex::silu(x.clone());
+        match Silu.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(operation) => operation.finish(x, y),
+            OpsKind::UnTracked(operation) => operation.finish(y),
         }
     }
 }
@@ -82,6 +139,49 @@ impl Backward<Flex, 3> for Convolve {
     }
 }
 
+/// The backward pass of [`Kernels::normalise`].
+#[derive(Debug)]
+struct Normalise;
+
+impl Backward<Flex, 3> for Normalise {
+    type State = (Normalisation, [FlexTensor; 3], Vec<Moments>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let (sizes, inputs, moments) = ops.state;
+        let shape = grad.shape();
+        let [x, weight, bias] = inputs.map(|input| input.to_contiguous());
+        let (dx, dweight, dbias) =
+            sizes.backward((x.storage(), weight.storage(), bias.storage()), &moments, grad.storage());
+        let [x_node, weight_node, bias_node] = ops.parents;
+        if let Some(node) = x_node {
+            grads.register::<Flex>(node.id, tensor(dx, shape));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<Flex>(node.id, tensor(dweight, [sizes.channels]));
+        }
+        if let Some(node) = bias_node {
+            grads.register::<Flex>(node.id, tensor(dbias, [sizes.channels]));
+        }
+    }
+}
+
+/// The backward pass of [`Kernels::silu`].
+#[derive(Debug)]
+struct Silu;
+
+impl Backward<Flex, 1> for Silu {
+    type State = FlexTensor;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let x = ops.state;
+        unary::<Flex, _>(ops.parents, ops.node, grads, |grad| {
+            let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
+            tensor(normalisation::silu_backward(x.storage(), grad.storage()), grad.shape())
+        });
+    }
+}
+
 /// # Panics
 /// Channels of x that are not the weight's, or a kernel that is not square.
 fn sizes(x: &FlexTensor, weight: &FlexTensor, stride: usize, padding: [usize; 4]) -> Convolution {
@@ -93,6 +193,25 @@ fn sizes(x: &FlexTensor, weight: &FlexTensor, stride: usize, padding: [usize; 4]
         "channels of x and of the weight; height and width of the kernel"
     );
     Convolution { batch, channels, height, width, outputs, kernel, stride, padding }
+}
+
+/// # Panics
+/// Channels that cannot be grouped.
+fn normalisation(x: &FlexTensor, groups: usize, eps: f64, silu: bool) -> Normalisation {
+    let [_, channels, height, width] = x.shape().dims();
+    assert!(channels % groups == 0, "{channels} channels in {groups} groups");
+    Normalisation { channels, pixels: height * width, groups, eps, silu }
+}
+
+fn normalised(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: &FlexTensor,
+    sizes: Normalisation,
+) -> (FlexTensor, Vec<Moments>) {
+    let [x, weight, bias] = [x, weight, bias].map(|input| input.to_contiguous());
+    let (y, moments) = sizes.forward(x.storage(), weight.storage(), bias.storage());
+    (tensor(y, x.shape()), moments)
 }
 
 fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {

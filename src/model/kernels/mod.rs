@@ -12,6 +12,8 @@ mod convolution;
 #[cfg(feature = "flex")]
 mod extension;
 #[cfg(feature = "flex")]
+mod normalisation;
+#[cfg(feature = "flex")]
 mod product;
 #[cfg(feature = "flex")]
 mod transpose;
@@ -19,6 +21,7 @@ mod transpose;
 #[cfg(test)]
 mod tests;
 
+use burn::tensor::activation::sigmoid;
 use burn::tensor::module;
 use burn::tensor::ops::{ConvOptions, PadMode};
 use burn::tensor::{DType, Tensor};
@@ -43,6 +46,50 @@ fn composed_conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, stride: usi
     let x = if even { x } else { x.pad((left, right, top, bottom), PadMode::Constant(0.0)) };
     let padding = if even { [top, left] } else { [0, 0] };
     module::conv2d(x, weight, Some(bias), ConvOptions::new([stride; 2], padding, [1, 1], 1))
+}
+
+/// Group normalisation of `[B, C, H, W]`, `weight` and `bias` `[C]`, C a multiple of `groups` (Wu and He 2018).
+pub fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, eps: f64) -> Tensor<4> {
+    normalised(x, weight, bias, groups, eps, false)
+}
+
+/// [`silu`] of [`group_norm`], in one pass.
+pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, eps: f64) -> Tensor<4> {
+    normalised(x, weight, bias, groups, eps, true)
+}
+
+fn normalised(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, eps: f64, silu: bool) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if on_cpu(&x) {
+        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::normalise(x, weight, bias, groups, eps, silu));
+    }
+    let y = composed_group_norm(x, weight, bias, groups, eps);
+    if silu { composed_silu(y) } else { y }
+}
+
+/// [`group_norm`] from burn's operations.
+fn composed_group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, eps: f64) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    let grouped = x.reshape([batch, groups, channels / groups * height * width]);
+    let centred = grouped.clone() - grouped.mean_dim(2);
+    let variance = centred.clone().square().mean_dim(2);
+    let normal = (centred / (variance + eps).sqrt()).reshape([batch, channels, height, width]);
+    normal * weight.reshape([1, channels, 1, 1]) + bias.reshape([1, channels, 1, 1])
+}
+
+/// `x · sigmoid(x)` (SiLU, swish).
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if on_cpu(&x) {
+        return Tensor::from_dispatch(Dispatch::silu(x.into_dispatch()));
+    }
+    composed_silu(x)
+}
+
+/// [`silu`] from burn's operations.
+fn composed_silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.clone() * sigmoid(x)
 }
 
 /// Whether the code of this folder is for `x`.

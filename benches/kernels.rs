@@ -1,0 +1,148 @@
+//! The kernels of convolutional networks beside PyTorch's and burn's own, on 1 and 2 threads.
+//!
+//! `cargo bench --bench kernels -- PYTHON [only]`, where PYTHON has torch: starts benches/kernels.py, takes turns with it
+//! (on a shared machine only times taken side by side compare), and prints medians in ms and ratios of rates. `only` is a
+//! part of a case's name.
+
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Device, Distribution, Tensor};
+use gensis::model::kernels;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+/// Turns of the programs.
+const ROUNDS: usize = 9;
+/// Time that one program gets in a turn, in seconds.
+const TURN: f64 = 0.1;
+
+/// What is computed: `conv B C H W O k stride padding` or `norm B C H W groups` (with SiLU).
+const CASES: [&str; 12] = [
+    "conv 8 64 32 32 64 3 1 1",
+    "conv 8 128 16 16 128 3 1 1",
+    "conv 8 256 8 8 256 3 1 1",
+    "conv 4 128 64 64 128 3 1 1",
+    "conv 16 3 64 64 64 3 1 1",
+    "conv 4 128 64 64 3 3 1 1",
+    "conv 8 64 32 32 64 3 2 1",
+    "conv 8 64 32 32 128 4 2 1",
+    "conv 8 128 32 32 128 1 1 0",
+    "norm 8 64 32 32 32",
+    "norm 4 128 64 64 32",
+    "norm 8 256 8 8 32",
+];
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let python = arguments.first().map_or("python3", String::as_str);
+    let only = arguments.get(1).map_or("", String::as_str);
+    let mut peer = Peer::start(python)?;
+    println!("| case | pass | threads | gensis ms | PyTorch ms | burn ms | rate against PyTorch | against burn |");
+    println!("|---|---|---:|---:|---:|---:|---:|---:|");
+    for case in CASES.iter().filter(|case| case.contains(only)) {
+        for backward in [false, true] {
+            for threads in [1, 2] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+                let (mut ours, mut burns, mut torch) = (vec![], vec![], vec![]);
+                for _ in 0..ROUNDS {
+                    ours.push(pool.install(|| time(&step(case, backward, true))));
+                    torch.push(peer.time(&format!("{threads} {} {case}", u8::from(backward)))?);
+                    if case.starts_with("conv") {
+                        burns.push(pool.install(|| time(&step(case, backward, false))));
+                    }
+                }
+                let pass = if backward { "both" } else { "forward" };
+                let ratio = |other: &[f64]| median(other.iter().zip(&ours).map(|(other, ours)| other / ours).collect());
+                let (ms, against_torch, against_burn) =
+                    (|times: &[f64]| median(times.to_vec()) * 1e3, ratio(&torch), ratio(&burns));
+                println!(
+                    "| {case} | {pass} | {threads} | {:.2} | {:.2} | {:.2} | {against_torch:.2} | {against_burn:.2} |",
+                    ms(&ours),
+                    ms(&torch),
+                    ms(&burns)
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One pass of a case, by our kernels or by burn's.
+fn step(case: &str, backward: bool, ours: bool) -> impl Fn() {
+    let mut words = case.split(' ');
+    let convolution = words.next() == Some("conv");
+    let n: Vec<usize> = words.map(|word| word.parse().expect("a number")).collect();
+    let device = if backward { Device::flex().autodiff() } else { Device::flex() };
+    let random = |shape: [usize; 4]| {
+        let tensor = Tensor::<4>::random(shape, Distribution::Default, &device);
+        if backward { tensor.require_grad() } else { tensor }
+    };
+    let x = random([n[0], n[1], n[2], n[3]]);
+    let weight = if convolution { random([n[4], n[1], n[5], n[5]]) } else { random([n[1], 1, 1, 1]) };
+    let bias: Tensor<1> = random([weight.dims()[0], 1, 1, 1]).flatten(0, 3);
+    let forward = move || {
+        let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
+        match (convolution, ours) {
+            (true, true) => kernels::conv2d(x, weight, bias, n[6], [n[7]; 4]),
+            (true, false) => conv2d(x, weight, Some(bias), ConvOptions::new([n[6]; 2], [n[7]; 2], [1, 1], 1)),
+            (false, _) => kernels::group_norm_silu(x, weight.flatten(0, 3), bias, n[4], 1e-6),
+        }
+    };
+    let pull = Tensor::<4>::random(forward().shape(), Distribution::Default, &device);
+    move || {
+        let y = forward();
+        if backward {
+            std::hint::black_box((y * pull.clone()).sum().backward());
+        } else {
+            std::hint::black_box(y);
+        }
+    }
+}
+
+/// Median seconds of a call, after one that does not count.
+fn time(step: &impl Fn()) -> f64 {
+    step();
+    let start = Instant::now();
+    let mut times = vec![];
+    while times.len() < 3 || start.elapsed().as_secs_f64() < TURN {
+        let start = Instant::now();
+        step();
+        times.push(start.elapsed().as_secs_f64());
+    }
+    median(times)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// benches/kernels.py: a line with a case in, a line with seconds out.
+struct Peer {
+    process: Child,
+    answers: BufReader<std::process::ChildStdout>,
+}
+
+impl Peer {
+    fn start(python: &str) -> anyhow::Result<Self> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/kernels.py");
+        let mut process = Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let answers = BufReader::new(process.stdout.take().expect("piped"));
+        Ok(Self { process, answers })
+    }
+
+    fn time(&mut self, case: &str) -> anyhow::Result<f64> {
+        writeln!(self.process.stdin.as_mut().expect("piped"), "{case}")?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(line.trim().parse()?)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
