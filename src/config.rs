@@ -6,11 +6,13 @@
 mod autoencoder;
 mod bank;
 mod diffusion;
+mod gen_dino;
 mod load;
 
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
 pub use diffusion::{BetaSchedule, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
+pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
 pub use load::DEFAULT_TOML;
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,8 @@ pub struct Experiment {
     pub sample: Sample,
     /// Stored synthetic images.
     pub bank: Bank,
+    /// DINO with synthetic images.
+    pub gen_dino: GenDino,
     /// Patch embeddings.
     pub embed: Embed,
     /// Benchmarks.

@@ -140,6 +140,7 @@ impl Experiment {
         self.diffusion.check().context("configuration: [diffusion]")?;
         self.sample.check(self.diffusion.noise.steps).context("configuration: [sample]")?;
         self.bank.check().context("configuration: [bank]")?;
+        self.gen_dino.check(&self.bank).context("configuration: [gen_dino]")?;
         mil_config(&self.evaluate.slide).check().context("configuration: [evaluate.slide]")
     }
 }
@@ -252,6 +253,10 @@ mod tests {
         assert!(message.contains("line 2") && message.contains("invalid type"), "{message}");
         let message = error("", &["pretrain.epcohs=2"]);
         assert!(message.contains("--set pretrain.epcohs=2") && message.contains("did you mean `epochs`?"), "{message}");
+        let message = error("", &["gen_dino.variants=[\"ful\"]"]);
+        assert!(message.contains("unknown variant `ful`") && message.contains("without_generative"), "{message}");
+        let message = error("[gen_dino]\nenabled = true\n[bank]\ninterpolated = 0\n", &[]);
+        assert!(message.contains("the variant full needs interpolated images"), "{message}");
         let message = error("", &["grid.mpp=-1"]);
         assert!(message.contains("grid.mpp is -1"), "{message}");
     }

@@ -31,5 +31,6 @@ pub mod stain;
 mod golden;
 
 pub use loader::{
-    Batches, CropBatch, CropLoader, EvalLoader, ImageBatch, ReadFailure, SquareBatch, SquareLoader, Squares,
+    Batches, CropBatch, CropLoader, EvalLoader, ImageBatch, Interpolations, MixedBatch, MultiCrop, ReadFailure,
+    SquareBatch, SquareLoader, Squares, Synthetics,
 };

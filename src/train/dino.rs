@@ -1,13 +1,14 @@
 //! One step of DINO (Caron et al. 2021, `main_dino.py`): the student's view of every crop is pulled to the teacher's
-//! view of every other crop of the same patch.
+//! view of every other crop of the same patch. And of Gen-DINO (Gen-SIS), where some crops show synthetic images and the
+//! student's view of an interpolated image is pulled to the mixture of the teacher's views of the two it lies between.
 
 use super::checkpoint::{self, Identity};
-use super::loss::multi_crop_loss;
+use super::loss::{disentanglement_loss, mixed_targets, multi_crop_loss};
 use super::optimizer::{AdamW, Gradients, take_gradients};
 use super::replicas::Replicas;
 use super::schedule::{Schedule, StepValues};
-use crate::config::{Crops, Head, Model, Precision, Pretrain};
-use crate::data::CropBatch;
+use crate::config::{Crops, Head, Model, Precision, Pretrain, Recipe, Targets};
+use crate::data::{CropBatch, MixedBatch};
 use crate::model::lies_in_host_memory;
 use crate::model::projection::Dino;
 use crate::model::vit::StochasticDepth;
@@ -32,10 +33,13 @@ pub struct Settings {
     pub crops: Crops,
     /// Training.
     pub pretrain: Pretrain,
+    /// What Gen-DINO does otherwise; `None` is DINO.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gen_dino: Option<Recipe>,
 }
 
 impl Settings {
-    /// Takes the sections out of an experiment and resolves the model.
+    /// Takes the sections of DINO out of an experiment and resolves the model.
     ///
     /// # Errors
     /// A model that makes no sense.
@@ -46,6 +50,7 @@ impl Settings {
             head: experiment.head.clone(),
             crops: experiment.crops.clone(),
             pretrain: experiment.pretrain.clone(),
+            gen_dino: None,
         })
     }
 }
@@ -57,8 +62,11 @@ pub struct StepReport {
     pub step: usize,
     /// Its epoch, from 0.
     pub epoch: usize,
-    /// Mean cross-entropy over the pairs of crops.
+    /// What is minimised: mean cross-entropy over the pairs of crops, and with Gen-DINO the weighted disentanglement loss.
     pub loss: f64,
+    /// The two parts of Gen-DINO's loss, before the weight: over the pairs of crops, and of the interpolated views.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<[f64; 2]>,
     /// Learning rate.
     pub lr: f64,
     /// Weight decay.
@@ -95,9 +103,8 @@ pub struct Trainer {
 /// What a micro-batch contributes to a step.
 struct Part {
     gradients: Gradients,
-    /// Share of the loss and of the entropy.
-    loss: Tensor<1>,
-    entropy: Tensor<1>,
+    /// Shares of the loss over the crops, of the disentanglement loss (0 without one) and of the entropy.
+    scalars: [Tensor<1>; 3],
     /// Sum of the raw teacher logits, `[1, out]`.
     logits: Tensor<2>,
 }
@@ -112,7 +119,7 @@ impl Trainer {
     /// # Errors
     /// Settings that contradict each other, a precision the device has not.
     pub fn new(settings: &Settings, steps_per_epoch: usize, device: &Device) -> Result<Self> {
-        let Settings { seed, model, head, crops, pretrain } = settings;
+        let Settings { seed, model, head, crops, pretrain, .. } = settings;
         let on_cpu = lies_in_host_memory(device);
         ensure!(
             pretrain.precision == Precision::F32 || (!on_cpu && device.supports_dtype(DType::BF16)),
@@ -201,18 +208,19 @@ impl Trainer {
         let parts = self.replicas.run(batch.size, |range| self.part(batch, range, step, values))?;
 
         let teacher_rows = 2.0 * batch.size as f64;
-        let (mut gradients, mut losses, mut entropies, mut logits) = (vec![], vec![], vec![], vec![]);
+        let (mut gradients, mut scalars, mut logits) = (vec![], vec![], vec![]);
         for part in parts {
             gradients.push(part.gradients);
-            losses.push(part.loss);
-            entropies.push(part.entropy);
+            scalars.push(Tensor::cat(part.scalars.to_vec(), 0));
             logits.push(part.logits);
         }
         let keep = self.settings.pretrain.center_momentum;
         let center = next_center(self.center.clone(), sum(logits)?, teacher_rows, keep);
         let center_norm = center.clone().square().sum().sqrt();
-        let [loss, teacher_entropy, center_norm] =
-            read([sum(losses)?, sum(entropies)?, center_norm]).context("the step could not be read back")?;
+        let [crops_loss, disentanglement, teacher_entropy, center_norm] =
+            read(Tensor::cat(vec![sum(scalars)?, center_norm], 0)).context("the step could not be read back")?;
+        let weight = self.disentangle();
+        let loss = crops_loss + weight * disentanglement;
         if !loss.is_finite() {
             bail!(
                 "the loss is {loss} at step {step} (epoch {}, lr {:.3e}): nothing was updated. {NOT_FINITE}",
@@ -234,6 +242,7 @@ impl Trainer {
             step,
             epoch: self.schedule.epoch(step),
             loss,
+            parts: (weight > 0.0).then_some([crops_loss, disentanglement]),
             lr: values.lr,
             weight_decay: values.weight_decay,
             momentum: values.momentum,
@@ -251,7 +260,15 @@ impl Trainer {
         let globals = self.crops(&batch.globals, batch.size, &range, crops.global_size as usize);
         let locals = self.crops(&batch.locals, batch.size, &range, crops.local_size as usize);
 
-        let logits = self.teacher.forward(vec![(globals.clone(), None)], pretrain.precision);
+        let side = crops.global_size as usize;
+        let mixed = batch.mixed.as_ref().filter(|_| self.disentangle() > 0.0);
+        let pixels = |pixels: &[f32]| self.crops(pixels, batch.size, &range, side);
+        let seen = match mixed {
+            Some(mixed) => Tensor::cat(vec![globals.clone(), pixels(&mixed.secondary)], 0),
+            None => globals.clone(),
+        };
+        let taught = self.teacher.forward(vec![(seen, None)], pretrain.precision);
+        let logits = taught.clone().narrow(0, 0, 2 * range.len());
         let soft = softmax((logits.clone() - self.center.clone()).div_scalar(values.teacher_temp), 1);
         let entropy = (soft.clone() * soft.clone().clamp_min(1e-30).log()).sum().div_scalar(-2.0 * range.len() as f64);
 
@@ -269,16 +286,49 @@ impl Trainer {
         if crops.local_count > 0 {
             views.push(crops_of(locals, 2));
         }
+        if let Some(mixed) = mixed {
+            views.push(crops_of(pixels(&mixed.views), 2 + crops.local_count));
+        }
         let student = live.forward(views, pretrain.precision);
-        let (loss, slope) = multi_crop_loss(student.clone().inner(), soft, pretrain.student_temp);
+        let said = student.clone().inner();
+        let rows = (2 + crops.local_count) * range.len();
+        let (loss, mut slope) = multi_crop_loss(said.clone().narrow(0, 0, rows), soft, pretrain.student_temp);
+        let mut disentanglement = loss.zeros_like();
+        if let Some(mixed) = mixed {
+            let targets = self.targets(taught, mixed, &range, values.teacher_temp);
+            let said = said.narrow(0, rows, range.len());
+            let (loss, of_mixed) = disentanglement_loss(said, targets, pretrain.student_temp);
+            disentanglement = loss;
+            slope = Tensor::cat(vec![slope, of_mixed.mul_scalar(self.disentangle())], 0);
+        }
         // d(sum of logits * slope) is slope: the loss's own gradient enters the graph in closed form.
         let mut raw = (student * Tensor::from_inner(slope.mul_scalar(share))).sum().backward();
         Ok(Part {
             gradients: take_gradients(&live, &mut raw),
-            loss: loss.mul_scalar(share),
-            entropy: entropy.mul_scalar(share),
+            scalars: [loss.mul_scalar(share), disentanglement.mul_scalar(share), entropy.mul_scalar(share)],
             logits: logits.sum_dim(0),
         })
+    }
+
+    /// Weight of the disentanglement loss; 0 for DINO.
+    fn disentangle(&self) -> f64 {
+        self.settings.gen_dino.as_ref().map_or(0.0, |recipe| recipe.disentangle)
+    }
+
+    /// What the interpolated views of the samples in `range` are pulled to. `taught` are the teacher's raw logits of both
+    /// global views and of the secondary images: the global views of the patches themselves need no second pass.
+    fn targets(&self, taught: Tensor<2>, mixed: &MixedBatch, range: &Range<usize>, temp: f64) -> Vec<Tensor<2>> {
+        let count = range.len();
+        let alpha = TensorData::new(mixed.alphas[range.clone()].to_vec(), [count, 1]);
+        let alpha: Tensor<2> = Tensor::from_data(alpha, &self.device);
+        let pairs = taught.dims()[0] / count - 2;
+        (0..pairs)
+            .map(|pair| {
+                let first = taught.clone().narrow(0, pair * count, count);
+                let second = taught.clone().narrow(0, (2 + pair) * count, count);
+                mixed_targets(first, second, alpha.clone(), self.center.clone(), temp)
+            })
+            .collect()
     }
 
     /// The rows of the samples in `range` of crop-major `pixels`.
@@ -305,6 +355,18 @@ impl Trainer {
             batch.globals.len(),
             batch.locals.len()
         );
+        let pairs = match &self.settings.gen_dino {
+            Some(recipe) if recipe.disentangle > 0.0 => 1 + usize::from(recipe.targets == Targets::Four),
+            _ => 0,
+        };
+        let found = batch.mixed.as_ref().map_or([0; 3], |m| [m.views.len(), m.secondary.len(), m.alphas.len()]);
+        let one = pixels(crops.global_size, 1);
+        ensure!(
+            found == [pairs.min(1) * one, pairs * one, pairs.min(1) * batch.size],
+            "a batch of {} with {found:?} values of interpolated and secondary views and weights does not have {pairs} \
+             pair(s) of targets",
+            batch.size
+        );
         Ok(())
     }
 }
@@ -319,11 +381,15 @@ fn sum<const D: usize>(parts: Vec<Tensor<D>>) -> Result<Tensor<D>> {
     parts.into_iter().reduce(|a, b| a + b).context("a step has at least one micro-batch")
 }
 
-/// Three numbers in one transfer.
-fn read(scalars: [Tensor<1>; 3]) -> Result<[f64; 3]> {
-    let values = Tensor::cat(scalars.to_vec(), 0).try_into_vec_as::<f32>().map_err(|e| anyhow!("{e:?}"))?;
-    Ok([0, 1, 2].map(|i| f64::from(values[i])))
+/// Some numbers in one transfer.
+fn read<const N: usize>(scalars: Tensor<1>) -> Result<[f64; N]> {
+    let values = scalars.try_into_vec_as::<f32>().map_err(|e| anyhow!("{e:?}"))?;
+    ensure!(values.len() == N, "{} numbers, not {N}", values.len());
+    Ok(std::array::from_fn(|i| f64::from(values[i])))
 }
+
+#[cfg(test)]
+pub(crate) mod mixed;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -351,6 +417,7 @@ pub(crate) mod tests {
             head: Head { hidden: 24, bottleneck: 12, out: 40, norm_last_layer: true },
             crops: Crops { global_size: 16, local_size: 8, local_count: 2, ..Crops::default() },
             pretrain: Pretrain { epochs: 3, warmup_epochs: 1, batch: 5, lr: 0.05, ..Pretrain::default() },
+            gen_dino: None,
         }
     }
 
@@ -365,6 +432,14 @@ pub(crate) mod tests {
             globals: draw("globals", 2 * size * side(settings.crops.global_size)),
             locals: draw("locals", settings.crops.local_count * size * side(settings.crops.local_size)),
             indices: (0..size).collect(),
+            mixed: settings.gen_dino.as_ref().filter(|recipe| recipe.disentangle > 0.0).map(|recipe| MixedBatch {
+                views: draw("mixed", size * side(settings.crops.global_size)),
+                secondary: draw(
+                    "secondary",
+                    (1 + usize::from(recipe.targets == Targets::Four)) * size * side(settings.crops.global_size),
+                ),
+                alphas: (0..size).map(|i| 0.3 + 0.1 * i as f32).collect(),
+            }),
         }
     }
 

@@ -1,6 +1,7 @@
-//! DINO's cross-entropy, with its gradient in closed form: the graph of the backward pass begins at the logits.
+//! DINO's cross-entropy and Gen-DINO's disentanglement loss, with their gradients in closed form: the graph of the
+//! backward pass begins at the logits.
 
-use burn::tensor::activation::log_softmax;
+use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Tensor, TensorData};
 
 /// The multi-crop loss and its gradient: `logits` of the student `[crops * B, K]` crop-major, `teacher` its soft
@@ -40,11 +41,29 @@ pub fn cross_entropy(
     (loss, slope)
 }
 
+/// What the student's view of an interpolated image is pulled to: `softmax((α t1 + (1-α) t2 - c) / temp)`, `[B, K]`, of
+/// raw teacher logits `first` and `second`, `[B, K]`, weights `alpha` of the first, `[B, 1]`, and the centre, `[1, K]`.
+///
+/// Logits are mixed, not probabilities, and centred once. Source: Gen-SIS, pseudo-code of the project page.
+pub fn mixed_targets(first: Tensor<2>, second: Tensor<2>, alpha: Tensor<2>, center: Tensor<2>, temp: f64) -> Tensor<2> {
+    let mixed = first * alpha.clone() + second * alpha.neg().add_scalar(1.0);
+    softmax((mixed - center).div_scalar(temp), 1)
+}
+
+/// The disentanglement loss and its gradient: `logits` of the student's views of interpolated images, `[B, K]`, against
+/// one or more sets of [`mixed_targets`], `[B, K]` each. Mean over sets and batch.
+pub fn disentanglement_loss(logits: Tensor<2>, targets: Vec<Tensor<2>>, student_temp: f64) -> (Tensor<1>, Tensor<2>) {
+    let [batch, _] = logits.dims();
+    let sets = targets.len();
+    // Cross-entropy is linear in its target, so a mean of losses is the loss of a mean.
+    let sum = targets.into_iter().reduce(|a, b| a + b).unwrap_or_else(|| logits.zeros_like());
+    cross_entropy(logits, sum, vec![sets as f32; batch], student_temp, (sets.max(1) * batch) as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::Device;
-    use burn::tensor::activation::softmax;
 
     fn tensor<const R: usize>(rows: [[f32; 3]; R]) -> Tensor<2> {
         Tensor::from_floats(rows, &Device::flex())
@@ -97,6 +116,50 @@ mod tests {
         let loss = (pair(0, 1) + pair(0, 2) + pair(1, 0) + pair(1, 2)).div_scalar(-4.0);
         let expected = live.grad(&loss.backward()).unwrap();
         let (_, slope) = multi_crop_loss(tensor(STUDENT), soft_teacher(), 0.1);
+        close(&list(slope), &list(expected));
+    }
+
+    const INTERPOLATED: [[f32; 3]; 1] = [[0.05, -0.05, 0.0]];
+    const CENTER: [[f32; 3]; 1] = [[0.01, 0.0, -0.01]];
+
+    fn mixed(alpha: f32) -> Tensor<2> {
+        let teacher = tensor(TEACHER);
+        let (first, second) = (teacher.clone().narrow(0, 0, 1), teacher.narrow(0, 1, 1));
+        mixed_targets(first, second, Tensor::from_floats([[alpha]], &Device::flex()), tensor(CENTER), 0.04)
+    }
+
+    #[test]
+    fn the_disentanglement_loss_is_the_worked_one() {
+        close(&list(mixed(0.7)), &[0.6481769, 0.2986175, 0.0532056]);
+        close(&list(mixed(0.5)), &[0.4955814, 0.4373490, 0.0670696]);
+        for (alpha, expected) in [(1.0, 0.8395714), (0.7, 1.0054900), (0.5, 1.1511535)] {
+            close(&list(disentanglement_loss(tensor(INTERPOLATED), vec![mixed(alpha)], 0.1).0), &[expected]);
+        }
+        // Two pairs of targets: the mean of their losses.
+        let both = disentanglement_loss(tensor(INTERPOLATED), vec![mixed(1.0), mixed(0.5)], 0.1).0;
+        close(&list(both), &[(0.8395714 + 1.1511535) / 2.0]);
+    }
+
+    /// With all the weight on the first image the loss is DINO's term of its global view against another crop.
+    #[test]
+    fn alpha_of_one_is_the_cross_term_of_dino() {
+        let first = soft_teacher().narrow(0, 0, 1);
+        close(&list(mixed(1.0)), &list(first.clone()));
+        let (ordinary, slope) = cross_entropy(tensor([STUDENT[2]]), first, vec![1.0], 0.1, 1.0);
+        let (loss, found) = disentanglement_loss(tensor([STUDENT[2]]), vec![mixed(1.0)], 0.1);
+        close(&list(loss), &list(ordinary));
+        close(&list(found), &list(slope));
+    }
+
+    #[test]
+    fn the_slope_of_the_disentanglement_loss_is_that_of_autodiff() {
+        let live = Tensor::<2>::from_inner(tensor([STUDENT[0], STUDENT[1]])).require_grad();
+        let targets =
+            || vec![Tensor::cat(vec![mixed(0.7), mixed(0.5)], 0), Tensor::cat(vec![mixed(0.2), mixed(1.0)], 0)];
+        let log = log_softmax(live.clone().div_scalar(0.1), 1);
+        let loss = targets().into_iter().map(|set| (Tensor::from_inner(set) * log.clone()).sum()).reduce(|a, b| a + b);
+        let expected = live.grad(&loss.unwrap().div_scalar(-4.0).backward()).unwrap();
+        let (_, slope) = disentanglement_loss(tensor([STUDENT[0], STUDENT[1]]), targets(), 0.1);
         close(&list(slope), &list(expected));
     }
 }

@@ -161,7 +161,7 @@ fn encoder(trainer: &Trainer, steps: usize) -> Encoder {
         mean: settings.crops.mean,
         std: settings.crops.std,
         origin: serde_json::json!({
-            "method": "dino",
+            "method": if settings.gen_dino.is_some() { "gen_dino" } else { "dino" },
             "version": env!("CARGO_PKG_VERSION"),
             "steps": steps,
             "settings": settings,
@@ -173,6 +173,8 @@ fn encoder(trainer: &Trainer, steps: usize) -> Encoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Targets, Variant};
+    use crate::train::dino::mixed;
     use crate::train::dino::tests::{batch, tiny};
 
     struct Made<'a>(&'a Settings, usize);
@@ -222,7 +224,12 @@ mod tests {
     /// Six steps, checkpoints after 2 and 4; interrupted after 5, so that step 5 is done twice.
     #[test]
     fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
-        let mut settings = tiny();
+        for settings in [tiny(), mixed::settings(Variant::Full, Targets::Four)] {
+            equal_in_one_piece_and_in_two(settings);
+        }
+    }
+
+    fn equal_in_one_piece_and_in_two(mut settings: Settings) {
         settings.pretrain.knn_every = 2;
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut expected = Notes::default();

@@ -84,6 +84,7 @@ mod tests {
             step,
             epoch: 0,
             loss: 1.0,
+            parts: None,
             lr: 0.0,
             weight_decay: 0.0,
             momentum: 0.0,

@@ -7,6 +7,7 @@ use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
 use slide_io::PatchSource;
 
+use super::synthetic::{Mixed, MixedBatch, Synthetics};
 use super::training::{Batches, EpochBatches, TrainingLoader, Treatment};
 use crate::config::Crops;
 use crate::data::augment::{self, Views};
@@ -23,6 +24,8 @@ pub struct CropBatch {
     pub locals: Vec<f32>,
     /// Where the patches are in the source.
     pub indices: Vec<usize>,
+    /// The views behind Gen-DINO's disentanglement loss.
+    pub mixed: Option<MixedBatch>,
 }
 
 /// Multi-crop batches for DINO: see [`TrainingLoader`].
@@ -45,34 +48,63 @@ impl CropLoader {
         threads: usize,
         depth: usize,
     ) -> Result<Self> {
-        augment::check(&crops)?;
-        let normalize = Normalize::new(crops.mean, crops.std);
         let batches = Batches { size: batch, per_epoch: patches_per_epoch, seed, threads, ahead: depth };
-        Self::treated(source, MultiCrop { crops, normalize }, batches)
+        Self::treated(source, MultiCrop::new(crops)?, batches)
     }
 }
 
-/// DINO's recipe.
+/// DINO's recipe, and Gen-DINO's where there are synthetic images.
 pub struct MultiCrop {
     crops: Crops,
     normalize: Normalize,
+    synthetics: Option<Synthetics>,
+}
+
+impl MultiCrop {
+    /// Crops of the patches alone.
+    ///
+    /// # Errors
+    /// Crops that make no sense.
+    pub fn new(crops: Crops) -> Result<Self> {
+        augment::check(&crops)?;
+        Ok(Self { normalize: Normalize::new(crops.mean, crops.std), crops, synthetics: None })
+    }
+
+    /// Crops of synthetic images too.
+    pub fn with(self, synthetics: Option<Synthetics>) -> Self {
+        Self { synthetics, ..self }
+    }
 }
 
 impl Treatment for MultiCrop {
-    type Views = Views;
+    type Views = (Views, Option<Mixed>);
     type Batch = CropBatch;
 
-    fn views(&self, _: usize, image: RgbImage, rng: &mut ChaCha8Rng) -> Result<Views> {
-        augment::crops(&image, &self.crops, rng)
+    fn views(&self, index: usize, image: RgbImage, rng: &mut ChaCha8Rng) -> Result<Self::Views> {
+        match &self.synthetics {
+            Some(synthetics) => synthetics.views(index, &image, &self.crops, rng),
+            None => Ok((augment::crops(&image, &self.crops, rng)?, None)),
+        }
     }
 
-    fn batch(&self, indices: Vec<usize>, views: Vec<Views>) -> CropBatch {
+    fn batch(&self, indices: Vec<usize>, views: Vec<Self::Views>) -> CropBatch {
         let crop_major = |of: fn(&Views) -> &[RgbImage], count: usize| -> Vec<&RgbImage> {
-            (0..count).flat_map(|crop| views.iter().map(move |view| &of(view)[crop])).collect()
+            (0..count).flat_map(|crop| views.iter().map(move |(view, _)| &of(view)[crop])).collect()
         };
         let globals = self.normalize.images(&crop_major(|view| &view.globals, 2));
         let locals = self.normalize.images(&crop_major(|view| &view.locals, self.crops.local_count));
-        CropBatch { size: indices.len(), globals, locals, indices }
+        let mixed: Option<Vec<&Mixed>> = views.iter().map(|(_, mixed)| mixed.as_ref()).collect();
+        // A batch of which a place stayed empty is an error of the loader's; it may have no views at all.
+        let mixed = mixed.filter(|mixed| !mixed.is_empty()).map(|mixed| MixedBatch {
+            views: self.normalize.images(&mixed.iter().map(|mixed| &mixed.view).collect::<Vec<_>>()),
+            secondary: {
+                let targets = mixed[0].secondary.len();
+                let views = (0..targets).flat_map(|target| mixed.iter().map(move |mixed| &mixed.secondary[target]));
+                self.normalize.images(&views.collect::<Vec<_>>())
+            },
+            alphas: mixed.iter().map(|mixed| mixed.alpha).collect(),
+        });
+        CropBatch { size: indices.len(), globals, locals, indices, mixed }
     }
 }
 

@@ -6,6 +6,7 @@ mod crops;
 mod fake;
 mod images;
 pub mod squares;
+mod synthetic;
 pub mod training;
 
 use std::collections::BTreeMap;
@@ -17,9 +18,10 @@ use anyhow::{Result, bail};
 use image::RgbImage;
 use slide_io::{PatchKey, PatchSource};
 
-pub use crops::{CropBatch, CropBatches, CropLoader};
+pub use crops::{CropBatch, CropBatches, CropLoader, MultiCrop};
 pub use images::{EvalLoader, ImageBatch, ImageBatches};
 pub use squares::{SquareBatch, SquareLoader, Squares};
+pub use synthetic::{Interpolations, MixedBatch, Synthetics};
 pub use training::{Batches, TrainingLoader, Treatment};
 
 use crate::data::prefetch::panic_message;
