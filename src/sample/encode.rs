@@ -53,6 +53,14 @@ impl Eyes {
         self.flips.len()
     }
 
+    /// An image as the autoencoder sees it.
+    ///
+    /// # Errors
+    /// An image without pixels.
+    pub fn square(&self, image: &RgbImage) -> Result<RgbImage> {
+        self.squares.of(image.clone())
+    }
+
     /// The views of an image in all its flips.
     ///
     /// # Errors

@@ -7,10 +7,12 @@
 //! | [`painter`] | embeddings to images: guidance, solver, decoder |
 //! | [`interpolate`] | between two embeddings (slerp, lerp) and between two images (pixel mixing) |
 //! | [`bank`] | the synthetic and interpolated images of a whole data set, made once |
+//! | [`generator`] | the bank's images, drawn from the stored embeddings |
 //! | [`sheet`] | rows of images in one picture |
 
 pub mod bank;
 pub mod encode;
+pub mod generator;
 pub mod interpolate;
 pub mod painter;
 pub mod sheet;
