@@ -30,4 +30,5 @@ mod golden;
 
 pub use loader::{
     Batches, CropBatch, CropLoader, EvalLoader, ImageBatch, ReadFailure, SquareBatch, SquareLoader, Squares,
+    TrainingLoader, Treatment,
 };

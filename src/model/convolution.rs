@@ -55,9 +55,13 @@ impl Conv2d {
 
     /// `[B, in, H, W] -> [B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1, 1], 1);
-        conv2d(x, self.weight.val(), Some(self.bias.val()), options)
+        convolved(x, self.weight.val(), Some(self.bias.val()), self.stride, self.padding)
     }
+}
+
+/// `[B, in, H, W] -> [B, out, H', W']` by a weight `[out, in, kernel, kernel]`, padded with zeros on every side.
+pub fn convolved(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: usize) -> Tensor<4> {
+    conv2d(x, weight, bias, ConvOptions::new([stride; 2], [padding; 2], [1, 1], 1))
 }
 
 /// Normalisation over groups of channels, each with its own mean and variance (Wu and He 2018).

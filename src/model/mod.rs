@@ -3,8 +3,10 @@
 
 pub mod autoencoder;
 pub mod convolution;
+pub mod discriminator;
 pub mod layers;
 pub mod parameters;
+pub mod perceptual;
 pub mod projection;
 pub mod random;
 pub mod vit;
