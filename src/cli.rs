@@ -33,7 +33,13 @@ pub enum Command {
     Tile(TileArgs),
     /// Train an encoder on the patches with DINO; continues where it was stopped.
     #[command(after_help = "Example:\n  gensis pretrain --config configs/mosaic.toml --out runs/mosaic --device cuda")]
-    Pretrain(PretrainArgs),
+    Pretrain(TrainingArgs),
+    /// Train the first stage of latent diffusion, or take one from a file; continues where it was stopped.
+    #[command(
+        after_help = "Example:\n  gensis autoencoder --out runs/mosaic --set autoencoder.kind=kl_f4 --device cuda\n  \
+        gensis autoencoder --out runs/mosaic --set autoencoder.weights=vq-f4.ckpt"
+    )]
+    Autoencoder(TrainingArgs),
     /// Compute patch embeddings with the trained encoder, one HDF5 file per slide.
     #[command(after_help = "Example:\n  gensis embed --out runs/mosaic")]
     Embed(StageArgs),
@@ -161,9 +167,9 @@ pub struct TileArgs {
     pub stage: StageArgs,
 }
 
-/// Options of `pretrain`.
+/// Options of a stage that trains.
 #[derive(Debug, Clone, Args)]
-pub struct PretrainArgs {
+pub struct TrainingArgs {
     /// Fail where there is nothing to continue. Without it a training that was stopped is continued all the same, and
     /// one that was never begun begins.
     #[arg(long, conflicts_with = "update")]
