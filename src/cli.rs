@@ -33,7 +33,24 @@ pub enum Command {
     Tile(TileArgs),
     /// Train an encoder on the patches with DINO; continues where it was stopped.
     #[command(after_help = "Example:\n  gensis pretrain --config configs/mosaic.toml --out runs/mosaic --device cuda")]
-    Pretrain(PretrainArgs),
+    Pretrain(TrainingArgs),
+    /// Train the first stage of latent diffusion, or take one from a file; continues where it was stopped.
+    #[command(
+        after_help = "Example:\n  gensis autoencoder --out runs/mosaic --set autoencoder.kind=kl_f4 --device cuda\n  \
+        gensis autoencoder --out runs/mosaic --set autoencoder.weights=vq-f4.ckpt"
+    )]
+    Autoencoder(TrainingArgs),
+    /// Train the latent diffusion model on the encoder's own embeddings; continues where it was stopped.
+    #[command(after_help = "Example:\n  gensis diffusion --out runs/mosaic --set diffusion.unet.channels=96 --device cuda")]
+    Diffusion(TrainingArgs),
+    /// Draw images from the diffusion model: of an image's embedding, of stored embeddings, or between two images.
+    #[command(
+        after_help = "Rows of the picture: a source and samples of it; or the second image, α = 0.2 ..., the first image. \
+        The table on standard output says how near (cosine of embeddings) each came to its sources.\n\n\
+        Example:\n  gensis sample runs/mosaic --images a.png b.png --count 6 --set sample.guidance=3\n  \
+        gensis sample runs/mosaic --interpolate a.png b.png --alphas 0.2,0.4,0.6,0.8 --line slerp"
+    )]
+    Sample(SampleArgs),
     /// Compute patch embeddings with the trained encoder, one HDF5 file per slide.
     #[command(after_help = "Example:\n  gensis embed --out runs/mosaic")]
     Embed(StageArgs),
@@ -76,6 +93,11 @@ const MPP_TIMES_MAGNIFICATION: f64 = 10.0;
 fn magnification(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix(['x', 'X']).unwrap_or(text).parse::<f64>().ok();
     number.filter(|mag| (0.1..=200.0).contains(mag)).ok_or_else(|| "give a magnification such as 20".to_owned())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| "give a number from 0 to 1".to_owned())
 }
 
 fn similarity(text: &str) -> Result<f32, String> {
@@ -161,9 +183,9 @@ pub struct TileArgs {
     pub stage: StageArgs,
 }
 
-/// Options of `pretrain`.
+/// Options of a stage that trains.
 #[derive(Debug, Clone, Args)]
-pub struct PretrainArgs {
+pub struct TrainingArgs {
     /// Fail where there is nothing to continue. Without it a training that was stopped is continued all the same, and
     /// one that was never begun begins.
     #[arg(long, conflicts_with = "update")]
@@ -171,6 +193,55 @@ pub struct PretrainArgs {
     /// The stage's options.
     #[command(flatten)]
     pub stage: StageArgs,
+}
+
+/// Options of `sample`.
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("sources").required(true).args(["images", "interpolate", "embeddings"]))]
+pub struct SampleArgs {
+    /// The run folder.
+    pub run: PathBuf,
+    /// Draw from the embedding of each of these images.
+    #[arg(long, value_name = "IMAGE", num_args = 1..)]
+    pub images: Vec<PathBuf>,
+    /// Draw between two images. α weighs the first.
+    #[arg(long, value_name = "IMAGE", num_args = 2)]
+    pub interpolate: Vec<PathBuf>,
+    /// Draw from embeddings in a table (features/*.parquet) or of a slide (*.h5).
+    #[arg(long, value_name = "FILE", requires = "rows")]
+    pub embeddings: Option<PathBuf>,
+    /// Which of them, from 0.
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    pub rows: Vec<usize>,
+    /// Weights of the first image.
+    #[arg(long, value_name = "ALPHA", value_delimiter = ',', default_value = "0.2,0.4,0.6,0.8", value_parser = share)]
+    pub alphas: Vec<f64>,
+    /// Where to interpolate: on the great circle of the embeddings, on their line, or in the pixels.
+    #[arg(long, value_enum, default_value_t = Line::Slerp)]
+    pub line: Line,
+    /// Samples of each source; strips between two images, each with noise of its own.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub count: u32,
+    /// The picture [default: RUN/samples/sample-NNN.png].
+    #[arg(long, value_name = "PNG")]
+    pub picture: Option<PathBuf>,
+    /// Change one setting, for example --set sample.steps=100. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// Where two images are interpolated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Line {
+    /// On the great circle of their embeddings.
+    Slerp,
+    /// On the straight line between their embeddings.
+    Lerp,
+    /// In the pixels, without a model.
+    Pixels,
 }
 
 /// Options of `duplicates`.

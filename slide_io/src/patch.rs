@@ -411,6 +411,8 @@ impl<T> OpenSlides<T> {
 pub struct Subset {
     source: Arc<dyn PatchSource>,
     indices: Vec<usize>,
+    /// Of the slides that are left; empty where the order is not the source's.
+    slide_ends: Vec<usize>,
 }
 
 impl Subset {
@@ -422,7 +424,14 @@ impl Subset {
         let length = source.len();
         match indices.iter().find(|&&index| index >= length) {
             Some(index) => Err(Error::Usage(format!("there is no patch {index}: the source has {length}"))),
-            None => Ok(Self { source, indices }),
+            None => {
+                let in_order = indices.is_sorted();
+                let ends = source.slide_ends().iter().filter(|_| in_order);
+                let mut slide_ends: Vec<usize> = ends.map(|end| indices.partition_point(|index| index < end)).collect();
+                slide_ends.dedup();
+                slide_ends.retain(|&end| end > 0);
+                Ok(Self { source, indices, slide_ends })
+            }
         }
     }
 }
@@ -442,6 +451,14 @@ impl PatchSource for Subset {
 
     fn classes(&self) -> &[String] {
         self.source.classes()
+    }
+
+    fn slide_ends(&self) -> &[usize] {
+        &self.slide_ends
+    }
+
+    fn prefers_few_slides(&self) -> bool {
+        self.source.prefers_few_slides() && !self.slide_ends.is_empty()
     }
 
     fn read(&self, index: usize) -> Result<Patch> {

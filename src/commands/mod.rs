@@ -1,8 +1,10 @@
 //! One file a subcommand; each reads as a recipe. The stages of a run are functions of a [`Run`], so that `gensis run`
 //! and `gensis demo` are nothing but their sequence.
 
+mod autoencoder;
 mod config;
 mod demo;
+mod diffusion;
 mod doctor;
 mod duplicates;
 mod embed;
@@ -13,9 +15,11 @@ mod pretrain;
 mod progress;
 mod report;
 mod run;
+mod sample;
 mod selftest;
 mod sources;
 mod tile;
+mod training;
 
 pub(crate) use evaluate::mil_config;
 
@@ -123,6 +127,9 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
             stage(&args.stage, packed, tile::tile)
         }
         Command::Pretrain(args) => stage(&args.stage, &[], |run| pretrain::pretrain(run, args.resume)),
+        Command::Autoencoder(args) => stage(&args.stage, &[], |run| autoencoder::autoencoder(run, args.resume)),
+        Command::Diffusion(args) => stage(&args.stage, &[], |run| diffusion::diffusion(run, args.resume)),
+        Command::Sample(args) => sample::sample(&args),
         Command::Embed(args) => stage(&args, &[], embed::embed),
         Command::Evaluate(args) => stage(&args.stage, &[], |run| evaluate::evaluate(run, args.task)),
         Command::Run(args) => run::run(&args),

@@ -101,7 +101,7 @@ impl Studio {
             let source = open(path)?;
             let embedding = self.embedding(&source)?;
             let mut row = vec![self.shown("source", source)?];
-            row.extend(self.samples(&embedding, args.count)?);
+            row.extend(self.samples(&embedding, args.count as usize)?);
             Ok(row)
         };
         args.images.iter().map(row).collect()
@@ -113,7 +113,7 @@ impl Studio {
         let rows = values.len() / dim.max(1);
         let row = |&row: &usize| {
             ensure!(row < rows, "{} has {rows} embeddings, and row {row} (from 0) is asked for", path.display());
-            self.samples(&values[row * dim..(row + 1) * dim], args.count)
+            self.samples(&values[row * dim..(row + 1) * dim], args.count as usize)
         };
         args.rows.iter().map(row).collect()
     }
@@ -134,7 +134,7 @@ impl Studio {
         let squares = [&one, &two].map(|image| self.eyes.square(image));
         let [one, two] = squares;
         let (one, two) = (one?, two?);
-        let rows = if args.line == Line::Pixels { 1 } else { args.count };
+        let rows = if args.line == Line::Pixels { 1 } else { args.count as usize };
         let mut strips = Vec::new();
         for sample in 0..rows {
             let images = match args.line {

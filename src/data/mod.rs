@@ -32,5 +32,5 @@ mod golden;
 
 pub use loader::{
     Batches, CropBatch, CropLoader, EvalLoader, ImageBatch, Interpolations, MixedBatch, MultiCrop, ReadFailure,
-    SquareBatch, SquareLoader, Squares, Synthetics,
+    SquareBatch, SquareLoader, Squares, Synthetics, TrainingLoader, Treatment,
 };

@@ -64,6 +64,13 @@ impl Conv2d {
     }
 }
 
+/// `[B, in, H, W] -> [B, out, H', W']` by a weight `[out, in, kernel, kernel]`, padded with zeros on every side; without a
+/// bias where there is none.
+pub fn convolved(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: usize) -> Tensor<4> {
+    let bias = bias.unwrap_or_else(|| Tensor::zeros([weight.dims()[0]], &x.device()));
+    kernels::conv2d(x, weight, bias, stride, [padding; 4])
+}
+
 /// Normalisation over groups of channels, each with its own mean and variance (Wu and He 2018).
 #[derive(Module, Debug)]
 pub struct GroupNorm {

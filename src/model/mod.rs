@@ -4,10 +4,12 @@
 pub mod autoencoder;
 pub mod convolution;
 pub mod diffusion;
+pub mod discriminator;
 pub mod kernels;
 pub mod layers;
 pub mod noise;
 pub mod parameters;
+pub mod perceptual;
 pub mod projection;
 pub mod random;
 pub mod unet;

@@ -12,8 +12,9 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Last parts of keys that may differ between a run and its continuation: they do not change what is computed.
-const FREE: [&str; 3] = [".checkpoint_every", ".knn_every", ".sample_every"];
+/// Last parts of keys that may differ between a run and its continuation: they do not change what is computed. Weights are
+/// known by their hash, wherever they lie.
+const FREE: [&str; 4] = [".checkpoint_every", ".knn_every", ".sample_every", ".lpips_weights"];
 
 /// What a checkpoint has to agree with to be continued.
 #[derive(Clone, Debug)]

@@ -1,5 +1,7 @@
-//! Training: DINO's loss, schedules and optimiser, the loop, its checkpoints and its watch.
+//! Training: DINO's loss, schedules and optimiser, the loop, its checkpoints and its watch; and the first stage of latent
+//! diffusion.
 
+pub mod autoencoder;
 pub mod checkpoint;
 pub mod diffusion;
 pub mod dino;
@@ -10,7 +12,9 @@ pub mod pretrain;
 pub mod replicas;
 pub mod schedule;
 pub mod selftest;
+pub mod source;
 pub mod watch;
 
 pub use dino::{Settings, StepReport, Trainer};
-pub use pretrain::{CropSource, Observer, Progress, pretrain};
+pub use pretrain::{Observer, Progress, pretrain};
+pub use source::BatchSource;

@@ -8,8 +8,9 @@
 
 use super::dino::{Settings, StepReport, Trainer};
 use super::metrics::{Metrics, Pace, report_every};
+use super::source::BatchSource;
 use super::watch::CollapseWatch;
-use crate::data::{CropBatch, CropLoader};
+use crate::data::CropBatch;
 use crate::model::{Encoder, EncoderConfig};
 use anyhow::{Result, ensure};
 use burn::tensor::Device;
@@ -23,23 +24,6 @@ pub const CHECKPOINT: &str = "checkpoint.safetensors";
 pub const METRICS: &str = "metrics.jsonl";
 /// The result.
 pub const ENCODER: &str = "encoder.safetensors";
-
-/// Where batches come from: an epoch is the same whenever it is asked for.
-pub trait CropSource {
-    /// Batches of an epoch.
-    fn steps_per_epoch(&self) -> usize;
-    /// The batches of `epoch` from number `first` on.
-    fn epoch(&self, epoch: usize, first: usize) -> Box<dyn Iterator<Item = Result<CropBatch>> + '_>;
-}
-
-impl CropSource for CropLoader {
-    fn steps_per_epoch(&self) -> usize {
-        CropLoader::steps_per_epoch(self)
-    }
-    fn epoch(&self, epoch: usize, first: usize) -> Box<dyn Iterator<Item = Result<CropBatch>> + '_> {
-        Box::new(CropLoader::epoch(self, epoch, first))
-    }
-}
 
 /// How far a run is.
 #[derive(Clone, Debug)]
@@ -86,7 +70,7 @@ struct Evaluation {
 /// is not finite, a folder that cannot be written to.
 pub fn pretrain(
     settings: &Settings,
-    source: &dyn CropSource,
+    source: &dyn BatchSource<Batch = CropBatch>,
     folder: &Path,
     resume: bool,
     device: &Device,
@@ -179,7 +163,8 @@ mod tests {
 
     struct Made<'a>(&'a Settings, usize);
 
-    impl CropSource for Made<'_> {
+    impl BatchSource for Made<'_> {
+        type Batch = CropBatch;
         fn steps_per_epoch(&self) -> usize {
             self.1
         }

@@ -38,16 +38,23 @@ impl Replicas {
     /// # Errors
     /// The first error of a part.
     pub fn run<T: Send>(&self, size: usize, part: impl Fn(Range<usize>) -> Result<T> + Sync) -> Result<Vec<T>> {
-        let ranges = split(size, self.count);
+        self.each(split(size, self.count), part)
+    }
+
+    /// `part` of every one of what an earlier [`run`](Self::run) returned, in order.
+    ///
+    /// # Errors
+    /// The first error of a part.
+    pub fn each<I: Send, T: Send>(&self, parts: Vec<I>, part: impl Fn(I) -> Result<T> + Sync) -> Result<Vec<T>> {
         if self.pools.is_empty() {
-            return ranges.into_iter().map(part).collect();
+            return parts.into_iter().map(part).collect();
         }
         let part = &part;
         std::thread::scope(|scope| {
-            let threads: Vec<_> = ranges
+            let threads: Vec<_> = parts
                 .into_iter()
                 .zip(self.pools.iter())
-                .map(|(range, pool)| scope.spawn(move || pool.install(|| part(range))))
+                .map(|(given, pool)| scope.spawn(move || pool.install(|| part(given))))
                 .collect();
             threads
                 .into_iter()
@@ -78,7 +85,9 @@ mod tests {
     fn parts_come_in_order_and_the_first_error_is_told() {
         for on_cpu in [true, false] {
             let replicas = Replicas::new(3, on_cpu).unwrap();
-            assert_eq!(replicas.run(7, |range| Ok(range.len())).unwrap(), [2, 2, 3]);
+            let lengths = replicas.run(7, |range| Ok(range.len())).unwrap();
+            assert_eq!(lengths, [2, 2, 3]);
+            assert_eq!(replicas.each(lengths, |length| Ok(10 * length)).unwrap(), [20, 20, 30]);
             let failed =
                 replicas.run(7, |range| if range.start > 0 { Err(anyhow!("{}", range.start)) } else { Ok(()) });
             assert_eq!(failed.unwrap_err().to_string(), "2");

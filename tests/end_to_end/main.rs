@@ -13,6 +13,7 @@
 //! | `configuration` | mistakes in configurations and on the command line; `config`, `inspect`, `doctor` |
 //! | `duplicates` | copies among slides and images, leaks across splits |
 //! | `images` | image folders instead of slides |
+//! | `first_stage` | the autoencoder of latent diffusion |
 //! | `annotations` | regions that people draw, label masks |
 //! | `packing` | patches packed for training |
 //! | `stain` | stain normalisation of slides and images |
@@ -25,6 +26,7 @@ mod changed_settings;
 mod cohort;
 mod configuration;
 mod duplicates;
+mod first_stage;
 mod folder;
 mod images;
 mod interruption;

@@ -173,6 +173,10 @@ fn a_subset_is_the_patches_it_names() {
     let some = Subset::new(Arc::clone(&all), vec![3, 1]).unwrap();
     assert_eq!((some.len(), some.key(0), some.key(1)), (2, all.key(3), all.key(1)));
     assert!(Subset::new(all, vec![4]).is_err());
+    assert!(some.slide_ends().is_empty(), "its order is not the slides'");
+    let slides = vec![grid("a", 2, None), grid("b", 3, None), grid("c", 1, None)];
+    let left = Subset::new(Arc::new(SlidePatches::new(slides, vec![]).unwrap()), vec![0, 1, 5]).unwrap();
+    assert_eq!((left.slide_ends(), left.prefers_few_slides()), (&[2, 3][..], true));
 }
 
 #[test]

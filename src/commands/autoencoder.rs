@@ -1,0 +1,283 @@
+//! `gensis autoencoder`: the first stage of latent diffusion, trained on the patches of the training slides or images, or
+//! taken from a file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use image::RgbImage;
+use serde_json::{Value, json};
+use slide_io::patch::Subset;
+use slide_io::{PatchSource, atomic_file};
+
+use super::Run;
+use super::pretrain::require_encoder;
+use super::progress::Progress;
+use super::sources::{self, Input};
+use super::training::{self, AHEAD, Unreadable};
+use crate::config::{Autoencoder, PerceptualKind};
+use crate::data::loader::squares::to_images;
+use crate::data::{Batches, SquareBatch, SquareLoader, Squares};
+use crate::device;
+use crate::model::perceptual::{Lpips, Perceptual};
+use crate::model::{Encoder, FirstStage, lies_in_host_memory};
+use crate::run_dir::{Failure, StageRecord};
+use crate::train::autoencoder::{
+    CHECKPOINT, FIRST_STAGE, METRICS, Observer, Progress as StepProgress, Quality, Settings, Training, reconstructions,
+    scaled, train,
+};
+use crate::train::replicas::Replicas;
+
+/// The stage, and its folder.
+const STAGE: &str = "autoencoder";
+/// Originals over reconstructions.
+const PICTURE: &str = "reconstructions.png";
+/// Patches that are never trained on, at most; fewer of few.
+const HELD_OUT: usize = 16;
+/// Of them in the picture.
+const SHOWN: usize = 8;
+
+/// Trains the first stage, or continues where the run was stopped; with `must_resume`, only that. One that is given as
+/// `autoencoder.weights` is used as it is.
+pub(super) fn autoencoder(run: &Run, must_resume: bool) -> Result<()> {
+    let section = run.experiment.autoencoder.resolve()?;
+    let input = Input::open(&run.experiment.data)?;
+    let device = device::open(run.device)?;
+    let given = given(&section, &device)?;
+    let perceptual = if given.is_some() { Perceptual::None } else { perceptual(run, &section, &input, &device)? };
+    let settings =
+        Settings { seed: run.experiment.seed, autoencoder: section, perceptual: perceptual.hash().map(str::to_owned) };
+    let header = header(run, &settings, given.as_ref(), &input)?;
+    let folder = run.dir.root().join(STAGE);
+    if run.dir.current(STAGE, &header).is_some() && folder.join(FIRST_STAGE).exists() {
+        eprintln!("{STAGE}: up to date");
+        return Ok(());
+    }
+    training::check_resume(must_resume, &folder, CHECKPOINT)?;
+    let (source, unusable) = training::patches(run, STAGE, input)?;
+    run.dir.forget(STAGE)?;
+    let resume = training::begin(run, STAGE, &header, &[CHECKPOINT, FIRST_STAGE])?;
+
+    let (source, held_out, unreadable) = held_out(source, settings.autoencoder.image_size)?;
+    let loader = loader(run, &settings.autoencoder, source.clone())?;
+    let mut watcher = Watcher::new(run, &settings, &loader, resume);
+    let stage = match given {
+        Some(stage) => taken(stage, &loader, &folder, &device)?,
+        None => {
+            let training =
+                Training { settings: &settings, perceptual, source: &loader, held_out: &held_out, folder: &folder };
+            train(training, resume, &device, &mut watcher)?
+        }
+    };
+    let quality = picture(&stage, &settings.autoencoder, &held_out, &folder.join(PICTURE), &device)?;
+    let watched = watcher.finish(&quality, &settings)?;
+    let failures = unusable.into_iter().chain(unreadable).chain(watched).collect();
+    let summary = json!({
+        "first_stage": stage.hash,
+        "scale": stage.config.scale,
+        "patches": source.len(),
+        "perceptual": { "kind": settings.autoencoder.perceptual, "hash": settings.perceptual },
+        "psnr": quality.psnr,
+        "codebook_usage": quality.codebook_usage,
+        "last": training::last_metrics(&folder.join(METRICS)),
+    });
+    run.dir.finish(STAGE, &StageRecord { header, failures, summary })
+}
+
+/// The first stage that the experiment gives.
+fn given(section: &Autoencoder, device: &Device) -> Result<Option<FirstStage>> {
+    if section.weights.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let stage = FirstStage::import(&section.weights, section.groups, device)?;
+    let kind = stage.config.network.kind;
+    ensure!(
+        kind == section.kind,
+        "autoencoder.kind is {}, but {} holds a {}",
+        json!(section.kind),
+        section.weights.display(),
+        json!(kind)
+    );
+    Ok(Some(stage))
+}
+
+/// The first stage's file and hash, if it was trained with these settings on these patches.
+pub(super) fn require_first_stage(run: &Run, input: &Input) -> Result<(PathBuf, String)> {
+    let section = run.experiment.autoencoder.resolve()?;
+    let device = device::open(run.device)?;
+    let given = given(&section, &device)?;
+    let perceptual = if given.is_some() { Perceptual::None } else { perceptual(run, &section, input, &device)? };
+    let settings =
+        Settings { seed: run.experiment.seed, autoencoder: section, perceptual: perceptual.hash().map(str::to_owned) };
+    let path = run.dir.root().join(STAGE).join(FIRST_STAGE);
+    let record = run.dir.current(STAGE, &header(run, &settings, given.as_ref(), input)?).filter(|_| path.exists());
+    let hash = record.as_ref().and_then(|record| record.summary["first_stage"].as_str()).map(str::to_owned);
+    let missing = "there is no autoencoder trained with these settings on these patches: run `gensis autoencoder` first";
+    Ok((path, hash.context(missing)?))
+}
+
+/// What looks at reconstructions beside the pixels.
+fn perceptual(run: &Run, section: &Autoencoder, input: &Input, device: &Device) -> Result<Perceptual> {
+    Ok(match section.perceptual {
+        PerceptualKind::None => Perceptual::None,
+        PerceptualKind::Lpips => Perceptual::Lpips(Box::new(Lpips::load(&section.lpips_weights, device)?)),
+        PerceptualKind::Encoder => {
+            let (path, _) = require_encoder(run, input).context(
+                "autoencoder.perceptual = \"encoder\" looks through the pretrained encoder; \"none\" does without",
+            )?;
+            Perceptual::Encoder(Box::new(Encoder::load(&path, device)?))
+        }
+    })
+}
+
+/// Everything the first stage depends on. Weights are known by their hash, not by where they lie.
+fn header(run: &Run, settings: &Settings, given: Option<&FirstStage>, input: &Input) -> Result<Value> {
+    let mut settings = serde_json::to_value(settings)?;
+    if let Some(section) = settings["autoencoder"].as_object_mut() {
+        // How often to look does not change what is learnt.
+        for key in ["checkpoint_every", "lpips_weights", "weights"] {
+            section.remove(key);
+        }
+    }
+    let header = json!({
+        "stage": STAGE,
+        "format": sources::FORMAT,
+        "settings": settings,
+        "weights": given.map(|stage| &stage.hash),
+        "data": training::fingerprint(run, input),
+    });
+    Ok(sources::with_stain(run, header))
+}
+
+fn loader(run: &Run, section: &Autoencoder, source: Arc<dyn PatchSource>) -> Result<SquareLoader> {
+    let batches = Batches {
+        size: section.batch,
+        per_epoch: section.patches_per_epoch,
+        seed: run.experiment.seed,
+        threads: run.threads,
+        ahead: AHEAD,
+    };
+    SquareLoader::new(source, Squares::new(section.image_size as u32, section.flips), batches)
+}
+
+/// A few patches, evenly over the source, as squares; the source without them; and those that could not be read.
+fn held_out(source: Arc<dyn PatchSource>, side: usize) -> Result<(Arc<dyn PatchSource>, SquareBatch, Vec<Failure>)> {
+    let count = HELD_OUT.min(source.len() / 10).max(1);
+    let chosen: Vec<usize> = (0..count).map(|i| (2 * i + 1) * source.len() / (2 * count)).collect();
+    let squares = Squares::new(side as u32, [0.0; 2]);
+    let (mut indices, mut images, mut failures) = (vec![], vec![], vec![]);
+    for &index in &chosen {
+        let read = source.read(index).map_err(anyhow::Error::from).and_then(|patch| squares.of(patch.image));
+        match read {
+            Ok(image) => {
+                indices.push(index);
+                images.push(image);
+            }
+            Err(error) => failures.push(Failure {
+                stage: STAGE.into(),
+                item: source.key(index).item,
+                reason: format!("{error:#}"),
+            }),
+        }
+    }
+    ensure!(!images.is_empty(), "none of {count} patches that were to be held out can be read: {}", failures[0].reason);
+    let pixels = squares.pixels(&images.iter().collect::<Vec<_>>());
+    let rest = (0..source.len()).filter(|index| chosen.binary_search(index).is_err()).collect();
+    Ok((Arc::new(Subset::new(source, rest)?), SquareBatch { pixels, side, indices }, failures))
+}
+
+/// A given first stage as the run's own; the scale of a foreign one is measured.
+fn taken(stage: FirstStage, loader: &SquareLoader, folder: &Path, device: &Device) -> Result<FirstStage> {
+    let foreign = stage.config.origin["imported"] == true;
+    let stage = if foreign { scaled(stage, loader, device)? } else { stage };
+    stage.save(&folder.join(FIRST_STAGE))?;
+    Ok(stage)
+}
+
+/// Held-out patches over their reconstructions, and how well all of them came back.
+fn picture(
+    stage: &FirstStage,
+    section: &Autoencoder,
+    held_out: &SquareBatch,
+    path: &Path,
+    device: &Device,
+) -> Result<Quality> {
+    let replicas = Replicas::new(section.replicas, lies_in_host_memory(device))?;
+    let (found, quality) = reconstructions(&stage.network, &replicas, held_out, device)?;
+    let rows = [&held_out.pixels, &found].map(|pixels| to_images(pixels, held_out.side));
+    let (shown, side) = (SHOWN.min(rows[0].len()), held_out.side as u32);
+    let mut sheet = RgbImage::new(shown as u32 * side, 2 * side);
+    for (y, row) in rows.iter().enumerate() {
+        for (x, image) in row.iter().take(shown).enumerate() {
+            image::imageops::replace(&mut sheet, image, i64::from(side) * x as i64, i64::from(side) * y as i64);
+        }
+    }
+    let mut png = std::io::Cursor::new(Vec::new());
+    sheet.write_to(&mut png, image::ImageFormat::Png)?;
+    atomic_file::write(path, png.get_ref())?;
+    Ok(quality)
+}
+
+/// Shows progress, and keeps what could not be read.
+struct Watcher<'a> {
+    run: &'a Run,
+    loader: &'a SquareLoader,
+    unreadable: Unreadable,
+    progress: Progress,
+    /// Images of a step, and of all steps by this process.
+    batch: u64,
+    shown: u64,
+}
+
+impl<'a> Watcher<'a> {
+    fn new(run: &'a Run, settings: &Settings, loader: &'a SquareLoader, resume: bool) -> Self {
+        let Autoencoder { epochs, batch, weights, .. } = &settings.autoencoder;
+        let steps = if weights.as_os_str().is_empty() { epochs * loader.steps_per_epoch() } else { 0 };
+        Self {
+            run,
+            loader,
+            unreadable: Unreadable::open(STAGE, &run.dir.root().join(STAGE), resume),
+            progress: Progress::new(STAGE, (steps * batch) as u64, "patches"),
+            batch: *batch as u64,
+            shown: 0,
+        }
+    }
+
+    /// Says how it went, and returns what could not be read.
+    fn finish(self, quality: &Quality, settings: &Settings) -> Result<Vec<Failure>> {
+        let looked = match (&settings.perceptual, settings.autoencoder.perceptual) {
+            (Some(hash), PerceptualKind::Lpips) => format!("; compared by LPIPS {}", &hash[..12]),
+            (Some(hash), _) => format!("; compared through encoder {}", &hash[..12]),
+            (None, _) => String::new(),
+        };
+        let seconds = self.progress.finish(&format!("{}{looked}", told(quality)));
+        let fields = json!({ "seconds": seconds, "patches_shown": self.shown, "device": self.run.device.to_string() });
+        self.run.dir.log("autoencoder trained", fields)?;
+        Ok(self.unreadable.failures)
+    }
+}
+
+impl Observer for Watcher<'_> {
+    fn step(&mut self, progress: &StepProgress) {
+        if self.shown == 0 {
+            self.progress.start_at((progress.done as u64 - 1) * self.batch);
+        }
+        self.shown += self.batch;
+        self.progress.advance(self.batch);
+        self.progress.message(format!("rec {:.4}", progress.report.rec));
+        if let Err(error) = self.unreadable.take(&self.loader.failures()) {
+            // Kept in memory all the same; a full disk will stop the next checkpoint with its own message.
+            self.progress.line(&format!("{STAGE}: warning: {error:#}"));
+        }
+    }
+
+    fn quality(&mut self, epoch: usize, quality: &Quality) {
+        self.progress.line(&format!("{STAGE}: epoch {}: {}", epoch + 1, told(quality)));
+    }
+}
+
+fn told(Quality { psnr, codebook_usage }: &Quality) -> String {
+    let usage = codebook_usage.map_or(String::new(), |share| format!(", {:.1} % of the codebook used", 100.0 * share));
+    format!("PSNR {psnr:.2} dB on held-out patches{usage}")
+}
