@@ -14,9 +14,13 @@ mod extension;
 #[cfg(feature = "flex")]
 mod normalisation;
 #[cfg(feature = "flex")]
+mod order;
+#[cfg(feature = "flex")]
 mod product;
 #[cfg(feature = "flex")]
 mod transpose;
+#[cfg(feature = "flex")]
+mod windows;
 
 #[cfg(test)]
 mod tests;

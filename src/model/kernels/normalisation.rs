@@ -237,7 +237,7 @@ fn sum<const N: usize, const M: usize>(slices: [&[f32]; N], term: impl Fn([f32; 
             }
         }
     }
-    let mut sums = columns.map(|column| column.iter().map(|&value| f64::from(value)).sum::<f64>());
+    let mut sums = columns.map(|column| folded(column.map(f64::from)));
     for i in whole..length {
         let terms = term(slices.map(|slice| slice[i]));
         for m in 0..M {
@@ -245,6 +245,19 @@ fn sum<const N: usize, const M: usize>(slices: [&[f32]; N], term: impl Fn([f32; 
         }
     }
     sums
+}
+
+/// The sum of the columns, half by half.
+#[inline(always)]
+fn folded(mut columns: [f64; COLUMNS]) -> f64 {
+    let mut half = COLUMNS / 2;
+    while half > 0 {
+        for i in 0..half {
+            columns[i] += columns[half + i];
+        }
+        half /= 2;
+    }
+    columns[0]
 }
 
 #[inline(always)]

@@ -69,6 +69,25 @@ proptest! {
     }
 }
 
+/// As above, where an image takes several blocks of rows, or a block several images, in each of the ways of computing.
+#[test]
+fn blocks_join() {
+    for sizes in [
+        [2, 70, 50, 40, 20, 3, 1],
+        [2, 70, 48, 40, 24, 4, 2],
+        [2, 3, 90, 90, 20, 3, 1],
+        [2, 150, 40, 30, 2, 3, 1],
+        [5, 40, 4, 4, 70, 3, 1],
+        [9, 20, 7, 7, 64, 3, 1],
+        [1, 130, 30, 30, 130, 1, 1],
+    ] {
+        let (ours, burns) = (run(conv2d, sizes, [1; 4]), run(composed_conv2d, sizes, [1; 4]));
+        for (part, (ours, burns)) in ["y", "x", "weight", "bias"].iter().zip(ours.iter().zip(&burns)) {
+            assert!(difference(burns, ours) < 1e-4, "{sizes:?}, {part}: {}", difference(burns, ours));
+        }
+    }
+}
+
 /// A normalisation of random values with a mean: the result and the gradients of x, weight and bias.
 fn run_norm(norm: impl Fn([Tensor<4>; 3]) -> Tensor<4>, [b, c, h, w]: [usize; 4]) -> Vec<Vec<f32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
