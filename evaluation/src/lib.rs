@@ -9,7 +9,8 @@
 //! 2. [`split`]: folds, or the splits of a csv, with a validation part; no group in two of them.
 //! 3. [`knn`] on patches, [`mil`] on slides: scores per class.
 //! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals.
-//! 5. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 5. [`fid`]: how near generated images are to real ones, by their features.
+//! 6. [`table`]: the long table and its Parquet, CSV and Markdown files.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -18,6 +19,7 @@ pub mod bag;
 pub mod bootstrap;
 pub mod embeddings;
 pub mod error;
+pub mod fid;
 pub mod knn;
 pub mod metric;
 pub mod mil;

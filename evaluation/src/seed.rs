@@ -19,6 +19,8 @@ pub enum Purpose {
     Order = 4,
     /// Which patches of a bag are seen, and dropout.
     Bag = 5,
+    /// Images of a kernel distance.
+    Subset = 6,
 }
 
 /// The generator of `seed` for `purpose`, item (`a`, `b`): for example epoch and index.
