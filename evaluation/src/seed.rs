@@ -21,6 +21,8 @@ pub enum Purpose {
     Bag = 5,
     /// Images of a kernel distance.
     Subset = 6,
+    /// Exchanges of a permutation test.
+    Permutation = 7,
 }
 
 /// The generator of `seed` for `purpose`, item (`a`, `b`): for example epoch and index.
