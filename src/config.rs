@@ -15,6 +15,7 @@ pub use diffusion::{BetaSchedule, Diffusion, Noise, Prediction, Sample, Solver, 
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
 pub use load::DEFAULT_TOML;
 
+use evaluation::mil::HeadKind;
 use serde::{Deserialize, Serialize};
 use slide_io::stain::StainParams;
 use slide_io::{GridSpec, PackSpec, QualityParams, TissueParams};
@@ -436,10 +437,12 @@ impl Default for Knn {
     }
 }
 
-/// Slide-level classification by attention-based multiple-instance learning.
+/// Slide-level classification by multiple-instance learning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SlideLevel {
+    /// Heads, each trained and scored: `mean`, `max`, `abmil`, `clam_sb`, `clam_mb`, `dsmil`, `transmil`.
+    pub aggregators: Vec<HeadKind>,
     /// Folds of the stratified, grouped cross-validation; ignored where the csv gives a split.
     pub folds: usize,
     /// Share of the training part held out for model selection, per fold.
@@ -456,7 +459,7 @@ pub struct SlideLevel {
     pub weight_decay: f64,
     /// Width of the hidden layer.
     pub hidden: usize,
-    /// Width of the gated attention.
+    /// Width of the gated attention of `abmil` and `clam`.
     pub attention: usize,
     /// Dropout.
     pub dropout: f64,
@@ -466,8 +469,14 @@ pub struct SlideLevel {
     pub accumulate: usize,
     /// Largest number of patches of a bag seen in training, drawn anew each epoch; 0 takes all.
     pub max_patches: usize,
-    /// Bootstrap resamples of the intervals.
+    /// Whether the loss of a class weighs as the inverse of its number of training slides.
+    pub balanced: bool,
+    /// Whether the slides of a patient (`data.columns.group`) are one bag, scored as one.
+    pub by_patient: bool,
+    /// Bootstrap resamples of the intervals, of patients where they are given.
     pub bootstrap: usize,
+    /// Exchanges behind each p of a paired permutation test between encoders; 0 leaves the tests out.
+    pub permutations: usize,
     /// Folders of features made elsewhere, one HDF5 file a slide as TRIDENT or CLAM write them: each is scored beside the
     /// trained encoder, or without one where there is none.
     pub features: Vec<PathBuf>,
@@ -479,6 +488,7 @@ impl Default for SlideLevel {
     fn default() -> Self {
         // SI-MIL and PromptMIL's training of gated ABMIL heads (Adam 2e-4, wd 1e-2, 40 epochs, 8 bags per step).
         Self {
+            aggregators: vec![HeadKind::Abmil],
             folds: 5,
             validation: 0.2,
             seeds: vec![0],
@@ -493,7 +503,10 @@ impl Default for SlideLevel {
             standardize: true,
             accumulate: 8,
             max_patches: 0,
+            balanced: false,
+            by_patient: false,
             bootstrap: 1000,
+            permutations: 1000,
             features: vec![],
             baselines: vec![],
         }

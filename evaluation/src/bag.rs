@@ -50,6 +50,32 @@ impl Bag {
     }
 }
 
+/// The patches of several bags in one, as of a patient with several slides: it has the id, label and group of the first. `None`
+/// where there is no bag.
+///
+/// # Errors
+/// Bags of different widths, or some with positions and some without.
+pub fn merge(bags: Vec<Bag>) -> Result<Option<Bag>> {
+    let mut bags = bags.into_iter();
+    let Some(mut merged) = bags.next() else { return Ok(None) };
+    for bag in bags {
+        let Bag { id, dim, features, coords, .. } = bag;
+        if dim != merged.dim || coords.is_empty() != merged.coords.is_empty() {
+            return Err(Error::usage(format!(
+                "{}: the features of slide {id} have width {dim} and {} positions, those before them width {} and {}; embed \
+                 all slides with the same encoder",
+                merged.id,
+                coords.len(),
+                merged.dim,
+                merged.coords.len()
+            )));
+        }
+        merged.features.extend(features);
+        merged.coords.extend(coords);
+    }
+    Ok(Some(merged))
+}
+
 /// Bags by index. `load` may read from disk: training holds one bag at a time, so a cohort need not fit in memory.
 pub trait BagSource: Sync {
     /// Number of slides.
@@ -196,6 +222,20 @@ mod tests {
         let widths = vec![bag("f", vec![0.0; 2]), Bag { dim: 1, ..bag("g", vec![0.0; 2]) }];
         assert!(BagsInMemory::new(widths, 2).unwrap_err().to_string().contains("slide f has 2 numbers per patch, g"));
     }
+
+    #[test]
+    fn slides_of_a_patient_make_one_bag() {
+        let one = |n: usize| Bag { coords: vec![Point::new(n as i64, 0); n], ..bag("a", vec![n as f32; 2 * n]) };
+        let merged = merge(vec![one(1), one(3)]).unwrap().unwrap();
+        assert_eq!((merged.patches(), merged.coords.len(), merged.id.as_str()), (4, 4, "a"));
+        assert_eq!(merged.features, [1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]);
+        assert!(merged.check().is_ok());
+        assert_eq!(merge(vec![]).unwrap(), None);
+        let other = merge(vec![one(1), Bag { dim: 1, ..one(2) }]).unwrap_err().to_string();
+        assert!(other.contains("width 1") && other.contains("same encoder"), "{other}");
+        assert!(merge(vec![one(1), bag("b", vec![0.0; 2])]).is_err());
+    }
+
     #[test]
     fn streamed_bags_are_read_when_asked_for() {
         let load = |index: usize| match index {

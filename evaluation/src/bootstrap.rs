@@ -89,7 +89,7 @@ impl Bootstrap {
 }
 
 /// The number of each item's group, in order of appearance, and how many there are.
-fn number_groups(groups: &[String]) -> (Vec<usize>, usize) {
+pub(crate) fn number_groups(groups: &[String]) -> (Vec<usize>, usize) {
     let mut numbers = HashMap::new();
     let unit_of = groups
         .iter()

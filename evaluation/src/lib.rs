@@ -8,8 +8,10 @@
 //! 1. [`EmbeddingTable`](embeddings::EmbeddingTable) for patches, [`Bag`](bag::Bag)s of patches for slides.
 //! 2. [`split`]: folds, or the splits of a csv, with a validation part; no group in two of them.
 //! 3. [`knn`] on patches, [`mil`] on slides: scores per class.
-//! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals.
-//! 5. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals; [`paired`]: tests of
+//!    two encoders.
+//! 5. [`fid`]: how near generated images are to real ones, by their features.
+//! 6. [`table`]: the long table and its Parquet, CSV and Markdown files.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -18,9 +20,11 @@ pub mod bag;
 pub mod bootstrap;
 pub mod embeddings;
 pub mod error;
+pub mod fid;
 pub mod knn;
 pub mod metric;
 pub mod mil;
+pub mod paired;
 mod seed;
 pub mod split;
 pub mod table;

@@ -19,6 +19,10 @@ pub enum Purpose {
     Order = 4,
     /// Which patches of a bag are seen, and dropout.
     Bag = 5,
+    /// Images of a kernel distance.
+    Subset = 6,
+    /// Exchanges of a permutation test.
+    Permutation = 7,
 }
 
 /// The generator of `seed` for `purpose`, item (`a`, `b`): for example epoch and index.

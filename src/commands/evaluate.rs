@@ -1,6 +1,9 @@
 //! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
 
+mod comparison;
+mod foreign;
 mod slides;
+mod subjects;
 
 pub(super) use slides::check_folds;
 pub(crate) use slides::mil_config;
@@ -65,6 +68,7 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
         // Figures of other settings must not stand beside these settings if this fails.
         remove(&stem.with_extension(extension))?;
         remove(&run.dir.file("results/slide_scores")?.with_extension(extension))?;
+        remove(&run.dir.file("results/comparisons")?.with_extension(extension))?;
     }
     let scores = match (&input, task) {
         (Input::Images(images), Task::All | Task::Knn) => {
@@ -136,7 +140,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
     };
     let Experiment { seed, evaluate, .. } = &run.experiment;
     let foreign = match input {
-        Input::Slides(cohort) => slides::foreign_features(run, cohort)?.iter().map(|f| f.digest(run)).collect(),
+        Input::Slides(cohort) => foreign::foreign_features(run, cohort)?.iter().map(|f| f.digest(run)).collect(),
         Input::Images(_) => Vec::new(),
     };
     Ok(json!({

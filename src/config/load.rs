@@ -119,6 +119,7 @@ impl Experiment {
             (self.evaluate.knn.k.iter().all(|&k| k > 0), "evaluate.knn.k: a number of neighbours is at least 1"),
             (self.evaluate.slide.folds >= 2, "evaluate.slide.folds must be at least 2"),
             (!self.evaluate.slide.seeds.is_empty(), "evaluate.slide.seeds needs at least one seed"),
+            (!self.evaluate.slide.aggregators.is_empty(), "evaluate.slide.aggregators needs at least one head"),
             (
                 (0.0..1.0).contains(&self.evaluate.slide.validation),
                 "evaluate.slide.validation is a share below 1; with 0 the head trains for all its epochs",
@@ -141,7 +142,9 @@ impl Experiment {
         self.sample.check(self.diffusion.noise.steps).context("configuration: [sample]")?;
         self.bank.check().context("configuration: [bank]")?;
         self.gen_dino.check(&self.bank).context("configuration: [gen_dino]")?;
-        mil_config(&self.evaluate.slide).check().context("configuration: [evaluate.slide]")
+        let heads = &self.evaluate.slide.aggregators;
+        let config = mil_config(&self.evaluate.slide);
+        heads.iter().try_for_each(|head| head.check(&config)).context("configuration: [evaluate.slide]")
     }
 }
 

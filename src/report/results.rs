@@ -139,7 +139,7 @@ fn pivot(rows: &[ResultRow]) -> Vec<Pivot<'_>> {
 /// A metric as it is read: `macro_auc` as `macro AUC`.
 fn spelled(metric: &str) -> String {
     let word = |word: &str| match word {
-        "auc" | "f1" => word.to_uppercase(),
+        "auc" | "auprc" | "ece" | "f1" => word.to_uppercase(),
         _ => word.to_owned(),
     };
     metric.split('_').map(word).collect::<Vec<_>>().join(" ")

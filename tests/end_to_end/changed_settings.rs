@@ -90,6 +90,45 @@ fn the_untrained_network_can_be_scored_beside_the_trained_one() {
     REFERENCE.cohort.run(&run, &pixels).with_error(["evaluate.slide.baselines", "evaluate.knn"]);
 }
 
+/// Twelve slides of six patients, two encoders, seven heads.
+#[test]
+fn every_head_is_scored_and_patients_can_be_bags() {
+    let (_folder, run) = finished();
+    let all = r#"evaluate.slide.aggregators=["mean","max","abmil","clam_sb","clam_mb","dsmil","transmil"]"#;
+    let more =
+        [r#"evaluate.slide.baselines=["random"]"#, "evaluate.slide.by_patient=true", "evaluate.slide.balanced=true"];
+    let settings: Vec<&str> = [all].into_iter().chain(more).flat_map(|setting| ["--set", setting]).collect();
+    let ended = REFERENCE.cohort.run(&run, &[&settings[..], &["--update"]].concat()).with_code(0);
+    ended.saying(["evaluate: dino, 3 folds x 1 seeds of mean, max", "pretrain: up to date", "dsmil, transmil"]);
+    let column = |file: &str, name: &str| -> Vec<String> {
+        let mut values: Vec<_> = table(&run.join(file)).into_iter().map(|row| row[name].clone()).collect();
+        values.sort_unstable();
+        values.dedup();
+        values
+    };
+    let heads = ["abmil", "clam_mb", "clam_sb", "dsmil", "max", "mean", "transmil"];
+    for file in ["results/results.csv", "results/slide_scores.csv", "results/comparisons.csv"] {
+        assert_eq!(column(file, "head"), heads, "{file}");
+    }
+    assert_eq!(column("results/slide_scores.csv", "slide"), ["p0", "p1", "p2", "p3", "p4", "p5"]);
+    assert_eq!(table(&run.join("results/slide_scores.csv")).len(), 7 * 6);
+    let tests = table(&run.join("results/comparisons.csv"));
+    // Nine metrics, and DeLong's test of both classes: every patient is one item.
+    assert_eq!(tests.len(), 7 * (9 + 2));
+    for test in &tests {
+        assert_eq!((&test["first"][..], &test["second"][..], &test["n"][..]), ("dino", "random", "6"));
+        let p: f64 = test["p"].parse().unwrap();
+        assert!((0.0..=1.0).contains(&p), "{test:?}");
+    }
+    // One slide of a patient is labelled otherwise: no bag has two labels.
+    let refused = REFERENCE.cohort.copy(&run.join("../relabelled"));
+    let csv = fs::read_to_string(refused.labels()).unwrap();
+    refused.write_labels(&csv.replace("s02,p0,dots", "s02,p0,stripes"));
+    refused.run(&run.join("../other"), &settings).with_error(["evaluate.slide.by_patient", "patient p0", "s02"]);
+    let narrow = ["--set", all, "--set", "evaluate.slide.hidden=12"];
+    REFERENCE.cohort.run(&run, &narrow).with_error(["[evaluate.slide]", "hidden is a multiple of 8, not 12"]);
+}
+
 /// A stage by itself works on what the stages before it made with the same settings, or not at all.
 #[test]
 fn scores_of_another_encoder_or_of_other_embeddings_are_not_given() {

@@ -1,13 +1,13 @@
 //! Gated attention-based multiple-instance learning (Ilse, Tomczak, Welling, ICML 2018), with CLAM's hidden layer:
 //! h = dropout(ReLU(E x)), a = softmax over the patches of wᵀ(tanh(V h) ⊙ σ(U h)), logits = C Σ a h.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::activation::{relu, sigmoid, softmax};
-use burn::tensor::{Device, Tensor, TensorData};
-use rand::{Rng, RngExt};
+use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 
+use super::layers::{dropout, linear};
 use super::{Aggregator, BagOutput, HeadShape};
 
 /// The gated ABMIL head.
@@ -42,13 +42,9 @@ impl Aggregator for GatedAbmil {
         }
     }
 
-    fn forward(&self, bag: Tensor<2>, dropout: Option<&mut ChaCha8Rng>) -> BagOutput {
+    fn forward(&self, bag: Tensor<2>, rng: Option<&mut ChaCha8Rng>) -> BagOutput {
         let [patches, _] = bag.dims();
-        let mut hidden = relu(self.embed.forward(bag));
-        if let Some(rng) = dropout.filter(|_| self.dropout > 0.0) {
-            let mask = dropout_mask(hidden.dims(), self.dropout, rng, &hidden.device());
-            hidden = hidden * mask;
-        }
+        let hidden = dropout(relu(self.embed.forward(bag)), self.dropout, rng);
         let attention = softmax(self.scores(hidden.clone()).reshape([1, patches]), 1);
         let pooled = attention.clone().matmul(hidden);
         BagOutput { logits: self.classify.forward(pooled), attention: attention.reshape([patches]) }
@@ -63,32 +59,16 @@ impl GatedAbmil {
     }
 }
 
-/// A layer with PyTorch's initial weights: all of them uniform in ± 1/√inputs.
-fn linear(inputs: usize, outputs: usize, rng: &mut ChaCha8Rng, device: &Device) -> Linear {
-    let bound = (inputs as f32).sqrt().recip();
-    let mut draw = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-bound..bound)).collect() };
-    let weight = TensorData::new(draw(inputs * outputs), [inputs, outputs]);
-    let bias = TensorData::new(draw(outputs), [outputs]);
-    Linear { weight: Param::from_data(weight, device), bias: Some(Param::from_data(bias, device)) }
-}
-
-/// Zeros with probability `p`, otherwise 1 / (1 - p).
-fn dropout_mask(shape: [usize; 2], p: f64, rng: &mut ChaCha8Rng, device: &Device) -> Tensor<2> {
-    let dropped_below = (p * 2f64.powi(32)) as u32;
-    let kept = (1.0 / (1.0 - p)) as f32;
-    let mask: Vec<f32> =
-        (0..shape[0] * shape[1]).map(|_| if rng.next_u32() < dropped_below { 0.0 } else { kept }).collect();
-    Tensor::from_data(TensorData::new(mask, shape), device)
-}
-
 #[cfg(all(test, feature = "flex"))]
 mod tests {
-    use burn::tensor::activation::log_softmax;
+    use burn::module::Param;
+    use burn::tensor::TensorData;
     use rand::SeedableRng;
     use serde::Deserialize;
 
     use super::*;
     use crate::mil::MilConfig;
+    use crate::mil::layers::cross_entropy;
     use crate::mil::training::{Accumulation, optimiser};
 
     fn matrix(rows: &[Vec<f32>], device: &Device) -> Tensor<2> {
@@ -204,15 +184,16 @@ mod tests {
             let output = head.forward(matrix(&bag.features, &device), None);
             assert_close("logits", &numbers(&output.logits), &bag.logits, 2e-6);
             assert_close("attention", &numbers(&output.attention), &bag.attention, 2e-6);
-            let loss = log_softmax(output.logits, 1).slice([0..1, bag.label..bag.label + 1]).neg();
+            let loss = cross_entropy(output.logits, bag.label);
             assert_close("loss", &numbers(&loss), &[bag.loss], 2e-6);
         }
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
         let mut optimiser = optimiser(&MilConfig { weight_decay: golden.weight_decay, ..MilConfig::default() });
         for after in &golden.steps {
             let mut step = Accumulation::new();
             for bag in &golden.bags {
-                let output = head.forward(matrix(&bag.features, &device), None);
-                step.add(&head, output.logits, bag.label, 1.0, golden.bags.len());
+                let loss = head.loss(matrix(&bag.features, &device), bag.label, &mut rng);
+                step.add(&head, loss, 1.0, golden.bags.len());
             }
             head = optimiser.step(golden.lr, head, step.gradients());
             after.embed.assert_equals("embed", &head.embed, 2e-6);
@@ -221,22 +202,6 @@ mod tests {
             after.score.assert_equals("score", &head.score, 2e-6);
             after.classify.assert_equals("classify", &head.classify, 2e-6);
         }
-    }
-
-    #[test]
-    fn dropout_keeps_the_mean_and_repeats() {
-        let device = Device::flex();
-        let draw = |seed| {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            numbers(&dropout_mask([200, 300], 0.25, &mut rng, &device))
-        };
-        let mask = draw(1);
-        let dropped = mask.iter().filter(|&&x| x == 0.0).count() as f64 / 60_000.0;
-        // Four standard errors of a share of 60,000.
-        assert!((dropped - 0.25).abs() < 4.0 * (0.25f64 * 0.75 / 60_000.0).sqrt(), "{dropped}");
-        assert!(mask.iter().all(|&x| x == 0.0 || (x - 4.0 / 3.0).abs() < 1e-6));
-        assert_eq!(mask, draw(1));
-        assert_ne!(mask, draw(2));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Multiple-instance learning: one label per slide, many patches, and a head that learns which patches matter.
 //!
-//! An [`Aggregator`] turns a bag of embeddings into class scores and one attention weight per patch. [`train_fold`]
+//! An [`Aggregator`] turns a bag of embeddings into class scores and one attention weight per patch; [`HeadKind`] names those
+//! there are. [`train_fold`]
 //! fits one on the training part and keeps the epoch with the lowest validation loss; [`CrossValidation`] does so for
 //! every fold and seed and scores the test part, which nothing else has seen. Dropout, patch sampling and initial
 //! weights come from this crate's own seeded streams and not from the device's generator, so that a run repeats bit
@@ -12,18 +13,32 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 mod abmil;
+mod clam;
 mod cross_validation;
+mod dsmil;
+#[cfg(all(test, feature = "flex"))]
+mod golden;
 mod head;
+mod kind;
+mod layers;
+mod nystrom;
+mod pool;
 mod standard;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 mod training;
+mod transmil;
 
 pub use abmil::GatedAbmil;
+pub use clam::{ClamMb, ClamSb};
 pub use cross_validation::{CrossValidation, FoldPrediction};
+pub use dsmil::Dsmil;
 pub use head::{SlideScore, TrainedHead, score_all};
+pub use kind::{FoldScores, HeadKind};
+pub use pool::{MaxPool, MeanPool};
 pub use standard::Standard;
 pub use training::{EpochRecord, train_fold};
+pub use transmil::TransMil;
 
 /// Sizes of a head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,7 +49,7 @@ pub struct HeadShape {
     pub classes: usize,
     /// Width of the hidden layer.
     pub hidden: usize,
-    /// Width of the gated attention.
+    /// Width of the gated attention, in the heads that have one.
     pub attention: usize,
     /// Share of the hidden units dropped in training.
     pub dropout: f64,
@@ -54,11 +69,22 @@ pub trait Aggregator: Module {
     /// Its name in tables and files.
     const NAME: &'static str;
 
+    /// An error for sizes this head cannot have.
+    fn check(_shape: &HeadShape) -> crate::Result<()> {
+        Ok(())
+    }
+
     /// A new head with weights drawn from `rng`.
     fn init(shape: &HeadShape, rng: &mut ChaCha8Rng, device: &Device) -> Self;
 
     /// Scores a bag `[patches, dim]`. With `dropout` the head trains and draws its masks from that generator.
     fn forward(&self, bag: Tensor<2>, dropout: Option<&mut ChaCha8Rng>) -> BagOutput;
+
+    /// What training lowers for a bag of class `label`, `[1]`: the cross-entropy of its scores, unless a head has more to learn
+    /// from.
+    fn loss(&self, bag: Tensor<2>, label: usize, dropout: &mut ChaCha8Rng) -> Tensor<1> {
+        layers::cross_entropy(self.forward(bag, Some(dropout)).logits, label)
+    }
 }
 
 /// How a head is trained.

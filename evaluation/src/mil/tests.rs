@@ -76,20 +76,74 @@ fn the_marked_patches_are_found() {
 #[test]
 fn the_table_of_slides_has_a_row_per_test_slide() {
     let source = cohort(18);
-    let result = cross_validate(&source, &MilConfig { epochs: 1, ..small() }, &[0, 1], 1).unwrap();
+    let folds = folds_of(&source, 3);
+    let (config, device) = (MilConfig { epochs: 1, ..small() }, Device::flex());
+    let validation = CrossValidation {
+        source: &source,
+        folds: &folds,
+        config: &config,
+        seeds: &[0, 1],
+        device: &device,
+        workers: 1,
+    };
+    let result = validation.scores(HeadKind::Abmil, || ()).unwrap();
     let classes = ["a", "b", "c"].map(str::to_owned);
     let table = crate::table::slide_scores(&result, &classes).unwrap();
     let names: Vec<String> = table.get_column_names().into_iter().map(|name| name.to_string()).collect();
-    assert_eq!(names, ["slide", "group", "fold", "seed", "label", "predicted", "p_a", "p_b", "p_c"]);
+    assert_eq!(names, ["slide", "group", "head", "fold", "seed", "label", "predicted", "p_a", "p_b", "p_c"]);
     assert_eq!(table.height(), 36);
     let last = result.last().unwrap().scores.last().unwrap();
-    assert_eq!(table.column("slide").unwrap().str().unwrap().get(35), Some(last.id.as_str()));
-    assert_eq!(
-        table.column("label").unwrap().str().unwrap().get(35),
-        Some(classes[last.label.unwrap() as usize].as_str())
-    );
+    let text = |name: &str| table.column(name).unwrap().str().unwrap().get(35).map(str::to_owned);
+    assert_eq!(text("slide").as_deref(), Some(last.id.as_str()));
+    assert_eq!(text("head").as_deref(), Some("abmil"));
+    assert_eq!(text("label").as_deref(), Some(classes[last.label.unwrap() as usize].as_str()));
     assert_eq!(table.column("p_c").unwrap().f32().unwrap().get(35), Some(last.probabilities[2]));
     assert!(crate::table::slide_scores(&result, &classes[..2]).is_err());
+}
+
+/// Every head learns the task, has attention that sums to 1, and repeats bit for bit with more workers.
+#[test]
+fn every_head_learns() {
+    let source = cohort(36);
+    let folds = folds_of(&source, 3);
+    let config = MilConfig { epochs: 40, lr: 5e-3, hidden: 16, max_patches: 0, ..small() };
+    let device = Device::flex();
+    for kind in HeadKind::ALL {
+        let validation = |workers, config| CrossValidation {
+            source: &source,
+            folds: &folds,
+            config,
+            seeds: &[0],
+            device: &device,
+            workers,
+        };
+        let result = validation(3, &config).scores(kind, || ()).unwrap();
+        let scores: Vec<&SlideScore> = result.iter().flat_map(|fold| &fold.scores).collect();
+        for slide in &scores {
+            let sum: f32 = slide.attention.iter().sum();
+            assert!((sum - 1.0).abs() < 1e-5 && slide.attention.iter().all(|&a| a >= 0.0), "{kind:?}: {sum}");
+        }
+        let (predictions, _) = score_all(scores.iter().copied(), 3).unwrap();
+        let accuracy = predictions.value(Metric::Accuracy).unwrap();
+        assert!(accuracy > 0.8, "{kind:?}: {accuracy}");
+        let short = MilConfig { epochs: 2, ..config.clone() };
+        let run = |workers| validation(workers, &short).scores(kind, || ()).unwrap();
+        assert_eq!(run(1), run(3));
+    }
+}
+
+#[test]
+fn heads_have_names_and_sizes_they_cannot_have() {
+    for kind in HeadKind::ALL {
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        assert!(kind.check(&MilConfig::default()).is_ok());
+    }
+    let config = MilConfig { hidden: 12, ..small() };
+    assert!(HeadKind::Abmil.check(&config).is_ok());
+    let error = HeadKind::Transmil.check(&config).unwrap_err().to_string();
+    assert!(error.contains("hidden is a multiple of 8, not 12"), "{error}");
+    let train = train_fold::<TransMil>(&cohort(6), &[0, 1], &[], &config, &Device::flex(), 0);
+    assert!(train.unwrap_err().to_string().contains("multiple of 8"));
 }
 
 #[test]

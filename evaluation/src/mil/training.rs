@@ -2,13 +2,13 @@
 
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::head::TrainedHead;
+use super::layers::cross_entropy;
 use super::standard::Standard;
 use super::{Aggregator, MilConfig};
 use crate::bag::{Bag, BagSource};
@@ -30,7 +30,8 @@ pub struct EpochRecord {
 
 /// Trains a head on the slides `train` of `source` and returns the weights of the epoch with the lowest loss on
 /// `validation` (of the last epoch where that is empty). Bags come one by one in an order drawn anew each epoch; every
-/// `accumulate` of them make one Adam step on their mean cross-entropy.
+/// `accumulate` of them make one Adam step on the mean of their losses. On the validation part the loss is the cross-entropy of
+/// the bag's scores, whatever else a head is trained on.
 pub fn train_fold<A: Aggregator>(
     source: &dyn BagSource,
     train: &[usize],
@@ -40,12 +41,13 @@ pub fn train_fold<A: Aggregator>(
     seed: u64,
 ) -> Result<TrainedHead<A>> {
     config.check()?;
+    let shape = config.shape(source.dim(), source.classes());
+    A::check(&shape)?;
     if train.is_empty() {
         return Err(Error::usage("no slide to train on"));
     }
     let weights = class_weights(source, train, validation, config.balanced)?;
     let device = device.clone().autodiff();
-    let shape = config.shape(source.dim(), source.classes());
     let mut model = A::init(&shape, &mut stream(seed, Purpose::Weights, 0, 0), &device);
     let standard = config.standardize.then(|| Standard::of(source, train)).transpose()?;
     let mut optimiser = optimiser(config);
@@ -63,8 +65,8 @@ pub fn train_fold<A: Aggregator>(
                 let mut rng = stream(seed, Purpose::Bag, epoch as u64, index as u64);
                 let (bag, label) = labelled_bag(source, index, standard.as_ref())?;
                 let patches = sample_patches(&bag, config.max_patches, &mut rng, &device);
-                let output = model.forward(patches, Some(&mut rng));
-                losses.add(step.add(&model, output.logits, label, weights[label], bags.len()), weights[label]);
+                let loss = model.loss(patches, label, &mut rng);
+                losses.add(step.add(&model, loss, weights[label], bags.len()), weights[label]);
             }
             model = optimiser.step(lr, model, step.gradients());
         }
@@ -113,9 +115,9 @@ impl<A: Aggregator> Accumulation<A> {
         Self(GradientsAccumulator::new())
     }
 
-    /// Adds the gradient of one of `bags` bags and returns its weighted loss.
-    pub(super) fn add(&mut self, model: &A, logits: Tensor<2>, label: usize, weight: f64, bags: usize) -> Tensor<1> {
-        let loss = cross_entropy(logits, label).mul_scalar(weight);
+    /// Adds the gradient of the loss of one of `bags` bags and returns it weighted.
+    pub(super) fn add(&mut self, model: &A, loss: Tensor<1>, weight: f64, bags: usize) -> Tensor<1> {
+        let loss = loss.mul_scalar(weight);
         let gradients = loss.clone().div_scalar(bags as f64).backward();
         self.0.accumulate(model, GradientsParams::from_grads(gradients, model));
         loss.inner()
@@ -124,10 +126,6 @@ impl<A: Aggregator> Accumulation<A> {
     pub(super) fn gradients(mut self) -> GradientsParams {
         self.0.grads()
     }
-}
-
-fn cross_entropy(logits: Tensor<2>, label: usize) -> Tensor<1> {
-    log_softmax(logits, 1).slice([0..1, label..label + 1]).neg().reshape([1])
 }
 
 /// A weighted mean of losses that stays on the device until it is asked for.

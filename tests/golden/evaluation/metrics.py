@@ -1,4 +1,4 @@
-"""Reference numbers for evaluation/src/metric.rs, from scikit-learn.
+"""Reference numbers for evaluation/src/metric, from scikit-learn.
 
     python3 tests/golden/evaluation/metrics.py        # writes metrics.json beside this file
 
@@ -17,6 +17,28 @@ from sklearn import metrics
 warnings.filterwarnings("ignore")
 
 
+def calibration_error(truth, predicted, probabilities):
+    """Guo et al. (2017), equation 3, with 15 bins; scikit-learn has none."""
+    confidence = probabilities.max(1)
+    edges = np.arange(16) / 15
+    error = 0.0
+    for low, high in zip(edges[:-1], edges[1:]):
+        bin_ = (confidence > low) & (confidence <= high)
+        if bin_.any():
+            error += bin_.mean() * abs((predicted[bin_] == truth[bin_]).mean() - confidence[bin_].mean())
+    return error
+
+
+def brier(truth, probabilities):
+    """By the formula, and by scikit-learn where it takes the rows (it wants them to sum to 1 more exactly)."""
+    value = ((probabilities - np.eye(probabilities.shape[1])[truth]) ** 2).sum(1).mean()
+    exact = probabilities / probabilities.sum(1, keepdims=True)
+    labels = list(range(probabilities.shape[1]))
+    theirs = metrics.brier_score_loss(truth, exact, labels=labels, scale_by_half=False)
+    assert abs(value - theirs) < 1e-6, (value, theirs)
+    return value
+
+
 def reference(truth, scores, classes):
     predicted = scores.argmax(1)
     labels = list(range(classes))
@@ -25,6 +47,12 @@ def reference(truth, scores, classes):
         positive = truth == c
         return metrics.roc_auc_score(positive, scores[:, c]) if 0 < positive.sum() < len(truth) else math.nan
 
+    def average_precision(c):
+        positive = truth == c
+        return metrics.average_precision_score(positive, scores[:, c]) if 0 < positive.sum() < len(truth) else math.nan
+
+    probabilities = scores.astype(np.float64)
+    calibrated = np.abs(probabilities.sum(1) - 1).max() <= 1e-3
     kappa = metrics.cohen_kappa_score(truth, predicted, labels=labels, weights="quadratic")
     values = {
         "accuracy": metrics.accuracy_score(truth, predicted),
@@ -32,7 +60,10 @@ def reference(truth, scores, classes):
         "macro_f1": metrics.f1_score(truth, predicted, average="macro", zero_division=0),
         "weighted_f1": metrics.f1_score(truth, predicted, average="weighted", zero_division=0),
         "macro_auc": np.nanmean([auc(c) for c in labels]),
+        "macro_auprc": np.nanmean([average_precision(c) for c in labels]),
         "quadratic_kappa": kappa,
+        "ece": calibration_error(truth, predicted, probabilities) if calibrated else math.nan,
+        "brier": brier(truth, probabilities) if calibrated else math.nan,
     }
     return {
         "confusion": metrics.confusion_matrix(truth, predicted, labels=labels).ravel().tolist(),
@@ -40,14 +71,15 @@ def reference(truth, scores, classes):
     }
 
 
-def case(name, classes, n, seed, *, signal=1.0, missing=(), never_predicted=(), levels=0):
-    """Softmax scores with `signal` towards the truth; `levels` > 0 rounds them so that they tie."""
+def case(name, classes, n, seed, *, signal=1.0, missing=(), never_predicted=(), levels=0, sharpness=1.0):
+    """Softmax scores with `signal` towards the truth; `levels` > 0 rounds them so that they tie and sum to about 1."""
     rng = np.random.default_rng(seed)
     present = [c for c in range(classes) if c not in missing]
     truth = rng.choice(present, n, p=rng.dirichlet(np.full(len(present), 3.0)))
     logits = rng.normal(size=(n, classes))
     logits[np.arange(n), truth] += signal
     logits[:, list(never_predicted)] -= 20
+    logits *= sharpness
     scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     if levels:
         scores = np.round(scores * levels) / levels
@@ -68,6 +100,7 @@ cases = [
     case("a class neither true nor predicted", 5, 70, 8, missing=(3,), never_predicted=(3,)),
     case("one class only", 3, 10, 9, missing=(0, 2)),
     case("two items", 2, 2, 11),
+    case("too sure", 4, 150, 12, signal=0.5, sharpness=4.0),
 ]
 # The worked numbers of the specification, as a check of this script itself.
 assert abs(reference(np.array([0, 0, 1, 1, 2, 2]), np.eye(3)[[0, 1, 1, 1, 2, 0]], 3)["values"]["macro_f1"] - 0.6555556) < 1e-6

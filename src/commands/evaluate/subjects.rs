@@ -1,0 +1,134 @@
+//! What one bag stands for, a slide or all slides of a patient, and which of them train, choose and test.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use evaluation::Error;
+use evaluation::bag::{Bag, merge};
+use evaluation::split::{Fold, Part, Strata};
+use slide_io::manifest::Split;
+use slide_io::{SlideRecord, h5};
+
+use crate::config::SlideLevel;
+
+/// A slide, or a patient.
+pub(super) struct Subject {
+    pub id: String,
+    /// What must stay together: the patient, or the slide itself.
+    pub group: String,
+    pub label: Option<u32>,
+    split: Option<Split>,
+    /// Its slides' features; none where only the folds are asked for.
+    pub files: Vec<PathBuf>,
+}
+
+/// A subject for each of `slides`, or with `by_patient` for each patient, in order of appearance. `files`: one per slide, or
+/// none at all.
+///
+/// # Errors
+/// A patient whose slides have different labels or are in different parts of a given split.
+pub(super) fn subjects(slides: &[&SlideRecord], files: &[&PathBuf], by_patient: bool) -> Result<Vec<Subject>> {
+    let mut subjects: Vec<Subject> = Vec::new();
+    for (index, slide) in slides.iter().enumerate() {
+        let group = slide.group.clone().unwrap_or_else(|| slide.id.clone());
+        let file = files.get(index).map(|file| (*file).clone());
+        let patient = subjects.iter_mut().find(|subject| by_patient && subject.group == group);
+        let Some(patient) = patient else {
+            let id = if by_patient { group.clone() } else { slide.id.clone() };
+            let files = file.into_iter().collect();
+            subjects.push(Subject { id, group, label: slide.label, split: slide.split, files });
+            continue;
+        };
+        ensure!(
+            patient.label == slide.label && patient.split == slide.split,
+            "evaluate.slide.by_patient: the slides of patient {group} differ in their label or split (slide {}); correct the \
+             csv, or score slides one by one",
+            slide.id
+        );
+        patient.files.extend(file);
+    }
+    Ok(subjects)
+}
+
+impl Subject {
+    /// The patches of all its slides.
+    pub fn load(&self) -> evaluation::Result<Bag> {
+        let slide = |file: &PathBuf| -> evaluation::Result<Bag> {
+            let features = h5::read_features(file)?;
+            Ok(Bag {
+                id: self.id.clone(),
+                dim: features.dim,
+                features: features.values,
+                coords: features.coordinates.origins,
+                label: self.label,
+                group: self.group.clone(),
+            })
+        };
+        let bags = self.files.iter().map(slide).collect::<evaluation::Result<Vec<_>>>()?;
+        merge(bags)?.ok_or_else(|| Error::usage(format!("{} has no features", self.id)))
+    }
+}
+
+/// The given split as one fold, or cross-validation folds.
+pub(super) fn folds(settings: &SlideLevel, subjects: &[Subject]) -> Result<Vec<Fold>> {
+    let labels: Vec<u32> = subjects.iter().filter_map(|subject| subject.label).collect();
+    let groups: Vec<String> = subjects.iter().map(|subject| subject.group.clone()).collect();
+    let strata = Strata::new(&labels, &groups)?;
+    let part = |split| match split {
+        Split::Train => Part::Train,
+        Split::Val => Part::Val,
+        Split::Test => Part::Test,
+    };
+    let parts: Vec<Option<Part>> = subjects.iter().map(|subject| subject.split.map(part)).collect();
+    // The folds are those of the first seed: seeds differ in the head's training, not in what is tested.
+    let seed = settings.seeds[0];
+    if parts.iter().any(Option::is_some) {
+        Ok(vec![strata.given(&parts, settings.validation, seed)?])
+    } else {
+        Ok(strata.k_fold(settings.folds, settings.validation, seed)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slide(id: &str, group: Option<&str>, label: u32, split: Option<Split>) -> SlideRecord {
+        SlideRecord {
+            id: id.into(),
+            path: format!("{id}.tiff").into(),
+            label: Some(label),
+            label_name: None,
+            group: group.map(str::to_owned),
+            split,
+            mpp: None,
+        }
+    }
+
+    #[test]
+    fn slides_of_a_patient_are_one_subject_where_asked_for() {
+        let slides = [slide("a", Some("p"), 1, None), slide("b", None, 0, None), slide("c", Some("p"), 1, None)];
+        let slides: Vec<&SlideRecord> = slides.iter().collect();
+        let files = ["a.h5", "b.h5", "c.h5"].map(PathBuf::from);
+        let files: Vec<&PathBuf> = files.iter().collect();
+        let told = |by_patient| -> Vec<_> {
+            let subjects = subjects(&slides, &files, by_patient).unwrap();
+            subjects.into_iter().map(|s| (s.id, s.group, s.files.len())).collect()
+        };
+        let named = |id: &str, group: &str, files| (id.to_owned(), group.to_owned(), files);
+        assert_eq!(told(false), [named("a", "p", 1), named("b", "b", 1), named("c", "p", 1)]);
+        assert_eq!(told(true), [named("p", "p", 2), named("b", "b", 1)]);
+        assert!(subjects(&slides, &[], true).unwrap().iter().all(|subject| subject.files.is_empty()));
+    }
+
+    #[test]
+    fn a_patient_of_two_labels_or_parts_is_no_subject() {
+        let (train, test) = (Some(Split::Train), Some(Split::Test));
+        for other in [slide("b", Some("p"), 0, train), slide("b", Some("p"), 1, test)] {
+            let first = slide("a", Some("p"), 1, train);
+            let error = subjects(&[&first, &other], &[], true).err().unwrap().to_string();
+            assert!(error.contains("patient p") && error.contains("slide b"), "{error}");
+            assert_eq!(subjects(&[&first, &other], &[], false).unwrap().len(), 2);
+        }
+    }
+}
