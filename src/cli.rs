@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::DeviceChoice;
+use crate::sample::bank::Part;
 
 /// Whole-slide images in, slide-level results out, with an encoder trained on those slides alone.
 #[derive(Debug, Parser)]
@@ -31,9 +32,16 @@ pub enum Command {
     /// Find tissue and write patch coordinates at an exact µm/px (TRIDENT and CLAM layout).
     #[command(after_help = "Example:\n  gensis tile --slides 'slides/*.svs' --set grid.mpp=0.5 --out runs/mine")]
     Tile(TileArgs),
-    /// Train an encoder on the patches with DINO; continues where it was stopped.
+    /// Make synthetic and interpolated images of every patch with the diffusion model; continues where it was stopped.
+    #[command(
+        after_help = "Several machines can share the work: give each a copy of the run folder and a part of the files, \
+        then copy the files of bank/ together and run the command once more.\n\n\
+        Example:\n  gensis augment --out runs/mosaic --device cuda --shard 2/4"
+    )]
+    Augment(AugmentArgs),
+    /// Train an encoder on the patches with DINO, or with --gen-dino; continues where it was stopped.
     #[command(after_help = "Example:\n  gensis pretrain --config configs/mosaic.toml --out runs/mosaic --device cuda")]
-    Pretrain(TrainingArgs),
+    Pretrain(PretrainArgs),
     /// Train the first stage of latent diffusion, or take one from a file; continues where it was stopped.
     #[command(
         after_help = "Example:\n  gensis autoencoder --out runs/mosaic --set autoencoder.kind=kl_f4 --device cuda\n  \
@@ -41,7 +49,9 @@ pub enum Command {
     )]
     Autoencoder(TrainingArgs),
     /// Train the latent diffusion model on the encoder's own embeddings; continues where it was stopped.
-    #[command(after_help = "Example:\n  gensis diffusion --out runs/mosaic --set diffusion.unet.channels=96 --device cuda")]
+    #[command(
+        after_help = "Example:\n  gensis diffusion --out runs/mosaic --set diffusion.unet.channels=96 --device cuda"
+    )]
     Diffusion(TrainingArgs),
     /// Draw images from the diffusion model: of an image's embedding, of stored embeddings, or between two images.
     #[command(
@@ -181,6 +191,29 @@ pub struct TileArgs {
     /// The stage's options.
     #[command(flatten)]
     pub stage: StageArgs,
+}
+
+/// Options of `augment`.
+#[derive(Debug, Clone, Args)]
+pub struct AugmentArgs {
+    /// Make only every n-th file from the i-th on: 1/4, 2/4, 3/4 and 4/4 make the whole.
+    #[arg(long, value_name = "I/N", default_value_t = Part::WHOLE)]
+    pub shard: Part,
+    /// The stage's options.
+    #[command(flatten)]
+    pub stage: StageArgs,
+}
+
+/// Options of `pretrain`.
+#[derive(Debug, Clone, Args)]
+pub struct PretrainArgs {
+    /// Train the encoders of gen_dino.variants on real and synthetic images (gen_dino.enabled); the vanilla encoder and the
+    /// bank are made before.
+    #[arg(long)]
+    pub gen_dino: bool,
+    /// The training's options.
+    #[command(flatten)]
+    pub training: TrainingArgs,
 }
 
 /// Options of a stage that trains.

@@ -146,7 +146,7 @@ impl RunDir {
 }
 
 /// Stages in the order of the flow, named as their records are.
-pub const STAGES: [&str; 6] = ["tile", "pretrain", "autoencoder", "diffusion", "embed", "evaluate"];
+pub const STAGES: [&str; 8] = ["tile", "pretrain", "autoencoder", "diffusion", "bank", "gen_dino", "embed", "evaluate"];
 
 /// The record of a finished stage of the run in `root`.
 pub fn read_record(root: &Path, stage: &str) -> Option<StageRecord> {

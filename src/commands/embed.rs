@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use slide_io::stain::Normalized;
 use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, SlideRecord, atomic_file, h5};
 
-use super::pretrain::require_encoder;
+use super::gen_dino::{Trained, require_encoders};
 use super::progress::Progress;
-use super::sources::{self, ENCODER_NAME, ImageSets, Input, UNTRAINED_NAME};
+use super::sources::{self, ImageSets, Input, UNTRAINED_NAME};
 use super::tile::guarded;
 use super::{Run, unreadable};
 use crate::config::{Baseline, Embed};
@@ -36,17 +36,28 @@ pub(super) struct Embedded {
     pub failures: Vec<ReadFailure>,
 }
 
-/// Embeds all patches of the experiment with the encoder of its run folder.
+/// Embeds all patches of the experiment with the encoders of its run folder.
 pub(super) fn embed(run: &Run) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
-    let encoder = Encoder::load(&require_encoder(run, &input)?.0, &device::open(run.device)?)?;
+    let trained = require_encoders(run, &input)?;
+    embed_with(run, input, &trained)
+}
+
+/// Embeds all patches with `trained`, the vanilla encoder first.
+pub(super) fn embed_with(run: &Run, input: Input, trained: &[Trained]) -> Result<()> {
+    let device = device::open(run.device)?;
+    let mut loaded: Vec<(&str, Encoder)> = Vec::new();
+    for encoder in trained {
+        loaded.push((&encoder.name, Encoder::load(&encoder.path, &device)?));
+    }
     let knn = matches!(input, Input::Images(_));
     let evaluate = &run.experiment.evaluate;
     let baselines = if knn { &evaluate.knn.baselines } else { &evaluate.slide.baselines };
-    let untrained = baselines.contains(&Baseline::Random).then(|| untrained(run, &encoder)).transpose()?;
-    let encoders: Vec<(&str, &Encoder)> = std::iter::once((ENCODER_NAME, &encoder))
-        .chain(untrained.as_ref().map(|untrained| (UNTRAINED_NAME, untrained)))
-        .collect();
+    if baselines.contains(&Baseline::Random) {
+        loaded.push((UNTRAINED_NAME, untrained(run, &loaded[0].1)?));
+    }
+    let encoders: Vec<(&str, &Encoder)> = loaded.iter().map(|(name, encoder)| (*name, encoder)).collect();
+    let encoder = encoders[0].1;
     run.dir.forget("embed")?;
     let mut failures = Vec::new();
     match input {

@@ -20,8 +20,8 @@ use slide_io::{ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 
 use super::Run;
 use super::embed::is_current;
-use super::pretrain::require_encoder;
-use super::sources::{self, ENCODER_NAME, ImageSets, Input, UNTRAINED_NAME};
+use super::gen_dino::{Trained, require_encoders};
+use super::sources::{self, ImageSets, Input, UNTRAINED_NAME};
 use crate::cli::Task;
 use crate::config::{Baseline, Experiment};
 use crate::device;
@@ -50,14 +50,20 @@ struct Scores {
 pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     check_folds(run)?;
-    let own = match own_embeddings(run, &input) {
+    let trained = match require_encoders(run, &input) {
         Err(_) if only_foreign(run, &input) => {
             eprintln!("evaluate: only features made elsewhere: no encoder was trained here");
             None
         }
-        own => Some(own?),
+        trained => Some(trained?),
     };
-    let header = header(run, &input, own.as_ref())?;
+    evaluate_with(run, task, &input, trained)
+}
+
+/// Scores the embeddings of `trained`.
+pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Option<Vec<Trained>>) -> Result<()> {
+    let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
+    let header = header(run, input, own.as_ref())?;
     let stem = run.dir.file(RESULTS)?;
     if task == Task::All && run.dir.current("evaluate", &header).is_some() {
         eprintln!("evaluate: up to date");
@@ -67,12 +73,12 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     for extension in ["parquet", "csv", "md"] {
         // Figures of other settings must not stand beside these settings if this fails.
         remove(&stem.with_extension(extension))?;
-        remove(&run.dir.file("results/slide_scores")?.with_extension(extension))?;
         remove(&run.dir.file("results/comparisons")?.with_extension(extension))?;
     }
-    let scores = match (&input, task) {
+    slides::remove_scores(run)?;
+    let scores = match (input, task) {
         (Input::Images(images), Task::All | Task::Knn) => {
-            knn(run, images, own.as_ref().map_or("", |own| own.encoder.as_str()))?
+            knn(run, images, own.as_ref().map_or(&[], |own| &own.encoders))?
         }
         (Input::Slides(cohort), Task::All | Task::Slide) => slides::slide_level(run, cohort, own.as_ref())?,
         (Input::Images(_), Task::Slide) => bail!("image folders have no slides: only `gensis evaluate knn` applies"),
@@ -101,41 +107,48 @@ fn only_foreign(run: &Run, input: &Input) -> bool {
     named && !run.dir.root().join("pretrain").exists()
 }
 
-/// The embeddings of the run's own encoder.
+/// The embeddings of the run's own encoders.
 struct Own {
-    /// Hash of its weights.
-    encoder: String,
+    /// Those encoders, the vanilla one first.
+    encoders: Vec<Trained>,
     /// What `embed` recorded.
     summary: Value,
 }
 
-/// The embeddings of the encoder that was trained with these settings.
-fn own_embeddings(run: &Run, input: &Input) -> Result<Own> {
-    let (_, encoder) = require_encoder(run, input)?;
+/// The embeddings of the encoders that were trained with these settings.
+fn own_embeddings(run: &Run, encoders: Vec<Trained>) -> Result<Own> {
     let embed = run.dir.record("embed").context("there are no embeddings: run `gensis embed` first")?;
+    let current = encoders.iter().all(|trained| embed.summary["hashes"][&trained.name] == *trained.hash);
     ensure!(
-        embed.summary["encoder"] == *encoder && embed.header["embed"] == as_stored(&json!(run.experiment.embed)),
+        current && embed.header["embed"] == as_stored(&json!(run.experiment.embed)),
         "the embeddings are of another encoder or of other settings: run `gensis embed` first"
     );
-    Ok(Own { encoder, summary: embed.summary })
+    Ok(Own { encoders, summary: embed.summary })
 }
 
 /// Everything the scores depend on.
 fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
-    let encoder = own.map_or("", |own| own.encoder.as_str());
+    let encoders: &[Trained] = own.map_or(&[], |own| &own.encoders);
     let items: Vec<Value> = match input {
         Input::Slides(cohort) => cohort
             .slides
             .iter()
             .map(|slide| {
-                let features = (own.is_some() && has_features(run, slide, ENCODER_NAME, encoder))
-                    .then(|| sources::features_header(run, encoder, slide));
-                json!([slide.id, slide.label_name, slide.group, slide.split, features])
+                let features = |trained: &Trained| {
+                    let there = has_features(run, slide, &trained.name, &trained.hash);
+                    json!(there.then(|| sources::features_header(run, &trained.hash, slide)))
+                };
+                let mut item = vec![json!(slide.id), json!(slide.label_name), json!(slide.group), json!(slide.split)];
+                item.extend(encoders.iter().map(features));
+                json!(item)
             })
             .collect(),
         Input::Images(images) => {
-            let folders = std::iter::once(&images.train).chain(images.test.as_ref());
-            folders.map(|folder| sources::table_header(run, encoder, folder)).collect()
+            let folders: Vec<_> = std::iter::once(&images.train).chain(images.test.as_ref()).collect();
+            let tables = |trained: &Trained| -> Vec<Value> {
+                folders.iter().map(|folder| sources::table_header(run, &trained.hash, folder)).collect()
+            };
+            encoders.iter().flat_map(tables).collect()
         }
     };
     let Experiment { seed, evaluate, .. } = &run.experiment;
@@ -183,7 +196,7 @@ fn confusion(title: String, predictions: &Predictions, classes: &[String]) -> St
 }
 
 /// Weighted k-NN of the test images among the training images.
-fn knn(run: &Run, images: &ImageSets, encoder: &str) -> Result<Scores> {
+fn knn(run: &Run, images: &ImageSets, encoders: &[Trained]) -> Result<Scores> {
     let Some(test_folder) = images.test.as_ref().filter(|folder| !folder.classes().is_empty()) else {
         return Ok(Scores::default());
     };
@@ -196,7 +209,8 @@ fn knn(run: &Run, images: &ImageSets, encoder: &str) -> Result<Scores> {
         Baseline::Pixels => ("pixels", Some("pixels")),
     });
     let mut scores = Scores::default();
-    for (name, hash) in std::iter::once((ENCODER_NAME, Some(encoder))).chain(baselines) {
+    let own = encoders.iter().map(|trained| (trained.name.as_str(), Some(trained.hash.as_str())));
+    for (number, (name, hash)) in own.chain(baselines).enumerate() {
         let load = |part: &str, folder: &ImageFolder| -> Result<EmbeddingTable> {
             let path = run.dir.root().join(format!("features/{name}-{part}.parquet"));
             // The hash of the untrained network is in its table only.
@@ -207,7 +221,7 @@ fn knn(run: &Run, images: &ImageSets, encoder: &str) -> Result<Scores> {
         let (train, test) = (load("train", &images.train)?, load("test", test_folder)?);
         for result in classify(&train, &test, &config, &device)? {
             let head = format!("{}-NN", result.k);
-            if result.used < result.k && name == ENCODER_NAME {
+            if result.used < result.k && number == 0 {
                 eprintln!("evaluate: {head}: there are only {} training images, so all of them vote", result.used);
             }
             let base = ResultRow {
@@ -220,7 +234,7 @@ fn knn(run: &Run, images: &ImageSets, encoder: &str) -> Result<Scores> {
                 ..ResultRow::default()
             };
             scores.rows.extend(rows_of(&base, &result.predictions, None, &bootstrap)?);
-            if name == ENCODER_NAME {
+            if number < encoders.len() {
                 scores.confusions.push(confusion(format!("{name}, {head}"), &result.predictions, &test.classes));
             }
         }

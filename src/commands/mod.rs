@@ -1,6 +1,7 @@
 //! One file a subcommand; each reads as a recipe. The stages of a run are functions of a [`Run`], so that `gensis run`
 //! and `gensis demo` are nothing but their sequence.
 
+mod augment;
 mod autoencoder;
 mod config;
 mod demo;
@@ -8,7 +9,9 @@ mod diffusion;
 mod doctor;
 mod duplicates;
 mod embed;
+mod encoder_training;
 mod evaluate;
+mod gen_dino;
 mod inspect;
 mod pack;
 mod pretrain;
@@ -126,7 +129,15 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
             let packed = if args.pack { &["pack.enabled=true"][..] } else { &[] };
             stage(&args.stage, packed, tile::tile)
         }
-        Command::Pretrain(args) => stage(&args.stage, &[], |run| pretrain::pretrain(run, args.resume)),
+        Command::Augment(args) => stage(&args.stage, &[], |run| augment::augment(run, args.shard)),
+        Command::Pretrain(args) if args.gen_dino => {
+            let args = &args.training;
+            stage(&args.stage, &["gen_dino.enabled=true"], |run| gen_dino::gen_dino(run, args.resume))
+        }
+        Command::Pretrain(args) => {
+            let args = &args.training;
+            stage(&args.stage, &[], |run| pretrain::pretrain(run, args.resume))
+        }
         Command::Autoencoder(args) => stage(&args.stage, &[], |run| autoencoder::autoencoder(run, args.resume)),
         Command::Diffusion(args) => stage(&args.stage, &[], |run| diffusion::diffusion(run, args.resume)),
         Command::Sample(args) => sample::sample(&args),

@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 use slide_io::stain::Target;
 
 use super::sources::Input;
-use super::{Outcome, Run, embed, evaluate, pretrain, report, tile};
+use super::{Outcome, Run, augment, autoencoder, diffusion, embed, evaluate, gen_dino, pretrain, report, tile};
 use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
+use crate::sample::bank::Part;
 
 pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
     let experiment = Experiment::load(Some(&args.experiment), &args.settings.all())?;
@@ -21,7 +22,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
     stages(&Run::open(experiment, &out, args.update, &args.compute)?)
 }
 
-/// Tile, pretrain, embed, evaluate, report.
+/// Tile, pretrain, with Gen-DINO augment and train again, embed, evaluate, report.
 pub(super) fn stages(run: &Run) -> Result<Outcome> {
     // What failed on the way is worth knowing all the more when a stage fails; its own error is the one to tell.
     let (result, outcome, report) = (work(run), run.close(), report::write(run.dir.root()));
@@ -34,6 +35,12 @@ fn work(run: &Run) -> Result<()> {
     Target::new(&run.experiment.stain)?;
     tile::tile(run)?;
     pretrain::pretrain(run, false)?;
+    if run.experiment.gen_dino.enabled {
+        autoencoder::autoencoder(run, false)?;
+        diffusion::diffusion(run, false)?;
+        augment::augment(run, Part::WHOLE)?;
+        gen_dino::gen_dino(run, false)?;
+    }
     embed::embed(run)?;
     evaluate::evaluate(run, Task::All)
 }

@@ -56,14 +56,20 @@ pub(super) fn begin(run: &Run, stage: &str, header: &Value, files: &[&str]) -> R
              train anew (the old training is kept beside it)",
             folder.display()
         );
-        let free = (1..).map(|number| folder.with_extension(format!("old-{number}"))).find(|kept| !kept.exists());
-        if let Some(kept) = free {
-            std::fs::rename(folder, &kept).with_context(|| format!("cannot move {} aside", folder.display()))?;
-            eprintln!("{stage}: the earlier training is kept in {}", kept.display());
-        }
+        set_aside(stage, "training", folder)?;
     }
     atomic_file::write(&begun, &serde_json::to_vec_pretty(header)?)?;
     Ok(false)
+}
+
+/// Moves a folder with `what` of other settings out of the way.
+pub(super) fn set_aside(stage: &str, what: &str, folder: &Path) -> Result<()> {
+    let free = (1..).map(|number| folder.with_extension(format!("old-{number}"))).find(|kept| !kept.exists());
+    if let Some(kept) = free {
+        std::fs::rename(folder, &kept).with_context(|| format!("cannot move {} aside", folder.display()))?;
+        eprintln!("{stage}: the earlier {what} is kept in {}", kept.display());
+    }
+    Ok(())
 }
 
 /// The last step's line of `metrics.jsonl`.

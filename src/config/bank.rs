@@ -19,8 +19,6 @@ pub struct Bank {
     pub quality: u8,
     /// Images of the data set whose synthetic images share a file.
     pub shard: usize,
-    /// Images generated at a time.
-    pub batch: usize,
 }
 
 /// How the images of a bank are stored.
@@ -69,7 +67,6 @@ impl Default for Bank {
             // As packed patches are stored: its loss is far below what augmentation changes.
             quality: 90,
             shard: 1024,
-            batch: 64,
         }
     }
 }
@@ -84,7 +81,6 @@ impl Bank {
         ensure!((0.0..=high).contains(&low) && high <= 1.0, "alpha: 0 <= {low} <= {high} <= 1 does not hold");
         ensure!((1..=100).contains(&self.quality), "quality is {}: JPEG's goes from 1 to 100", self.quality);
         ensure!(self.shard > 0, "shard must be above 0: a file holds the images of at least one image");
-        ensure!(self.batch > 0, "batch must be above 0");
         ensure!(self.generative + self.interpolated > 0, "generative and interpolated are both 0: nothing to make");
         Ok(())
     }

@@ -19,7 +19,19 @@ use crate::commands::progress::Progress;
 use crate::commands::sources::{self, ENCODER_NAME, Input, UNTRAINED_NAME};
 use crate::config::{Baseline, SlideLevel};
 use crate::device::{self, DeviceChoice};
-use crate::run_dir::Failure;
+use crate::run_dir::{Failure, remove};
+
+/// The table of every test slide's scores, without extension; that of another encoder than the vanilla one has its name
+/// behind it.
+const SCORES: &str = "slide_scores";
+
+/// Removes the scores of slides of an earlier evaluation, of whatever encoder.
+pub(super) fn remove_scores(run: &Run) -> Result<()> {
+    let folder = run.dir.root().join("results");
+    let files = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+    let of_slides = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SCORES));
+    files.filter(of_slides).try_for_each(|path| remove(&path))
+}
 
 /// Stops before hours of work if the labels cannot be split as asked: a patient in two parts, too few per class.
 pub(in crate::commands) fn check_folds(run: &Run) -> Result<()> {
@@ -43,7 +55,8 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>) -> Resu
     }
     let settings = &run.experiment.evaluate.slide;
     let untrained = settings.baselines.contains(&Baseline::Random);
-    let names = [Some(ENCODER_NAME), untrained.then_some(UNTRAINED_NAME)].into_iter().flatten();
+    let trained: Vec<&str> = own.map_or(vec![], |own| own.encoders.iter().map(|encoder| &encoder.name[..]).collect());
+    let names = trained.iter().copied().chain(untrained.then_some(UNTRAINED_NAME));
     let mut scored = Vec::new();
     for (name, own) in names.filter_map(|name| own.map(|own| (name, own))) {
         let hash = own.summary["hashes"][name].as_str();
@@ -53,10 +66,10 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>) -> Resu
         };
         let dim = own.summary["dim"].as_u64().unwrap_or(0) as usize;
         let files = labelled.iter().map(|slide| file(slide)).collect();
-        let stored = Stored { name: name.into(), own: name == ENCODER_NAME, dim, files };
+        let stored = Stored { name: name.into(), own: trained.contains(&name), dim, files };
         scored.extend(score_slides(run, cohort, &labelled, &stored, &mut scores)?);
     }
-    let mut names = vec![ENCODER_NAME.to_owned(), UNTRAINED_NAME.to_owned()];
+    let mut names: Vec<String> = [ENCODER_NAME, UNTRAINED_NAME].iter().chain(&trained).map(|n| n.to_string()).collect();
     for foreign in foreign_features(run, cohort)? {
         let stored = foreign.stored(&labelled, &names, &mut scores)?;
         names.push(stored.name.clone());
@@ -74,7 +87,7 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>) -> Resu
 pub(super) struct Stored {
     /// The encoder's name.
     pub name: String,
-    /// Whether it is the run's own trained encoder.
+    /// Whether it is one of the run's own trained encoders.
     pub own: bool,
     pub dim: usize,
     /// Of every labelled slide, where it has features.
@@ -144,8 +157,9 @@ fn score_slides(
     progress.finish(&format!("{name}, {folds} folds x {seeds} seeds of {}", heads.join(", ")));
     if *own {
         let slides = slide_scores(&predicted, &cohort.classes)?;
-        write_parquet(&slides, &run.dir.file("results/slide_scores.parquet")?)?;
-        write_csv(&slides, &run.dir.file("results/slide_scores.csv")?)?;
+        let stem = if name == ENCODER_NAME { SCORES.to_owned() } else { format!("{SCORES}_{name}") };
+        write_parquet(&slides, &run.dir.file(&format!("results/{stem}.parquet"))?)?;
+        write_csv(&slides, &run.dir.file(&format!("results/{stem}.csv"))?)?;
     }
     tabulate(run, cohort, stored, folds == 1, &predicted, scores)
 }

@@ -132,6 +132,16 @@ impl Header {
         })
     }
 
+    /// Images made of every image that can be read.
+    pub fn per_image(&self) -> usize {
+        self.generative + self.interpolated
+    }
+
+    /// Whether a decoder is needed to read it.
+    pub fn stores_latents(&self) -> bool {
+        self.storage == Storage::Latents
+    }
+
     /// Shard files of the whole bank.
     pub fn shards(&self) -> usize {
         self.images.div_ceil(self.shard)

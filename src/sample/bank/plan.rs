@@ -98,7 +98,7 @@ impl Header {
     pub(super) fn shard_images(&self, shard: usize) -> usize {
         let sources = shard * self.shard..((shard + 1) * self.shard).min(self.images);
         let without = self.without.iter().filter(|image| sources.contains(image)).count();
-        (sources.len() - without) * (self.generative + self.interpolated)
+        (sources.len() - without) * self.per_image()
     }
 }
 

@@ -1,0 +1,188 @@
+//! `gensis augment`: synthetic and interpolated images of every patch that training sees, made once.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use slide_io::PatchSource;
+
+use super::Run;
+use super::autoencoder::require_first_stage;
+use super::diffusion::{require_model, stored_latents};
+use super::pretrain::require_encoder;
+use super::progress::Progress;
+use super::sources::{self, Input};
+use super::training::{self, set_aside};
+use crate::config::{Bank, Interpolation};
+use crate::data::latents::LatentFile;
+use crate::device;
+use crate::model::diffusion::DiffusionModel;
+use crate::model::{Encoder, FirstStage};
+use crate::run_dir::StageRecord;
+use crate::sample::bank::{Decoder, Generator, Header, Origin, Part, SyntheticBank, Work};
+use crate::sample::generator::EmbeddingGenerator;
+use crate::sample::painter::Painter;
+
+/// Makes what is missing of `part` of the banks that the experiment needs.
+pub(super) fn augment(run: &Run, part: Part) -> Result<()> {
+    let input = Input::open(&run.experiment.data)?;
+    let models = models(run, &input)?;
+    make(run, &input, &models, part, |interpolation| {
+        let (painter, latents) = painter(run, &input)?;
+        Ok(Box::new(EmbeddingGenerator::new(painter, latents, interpolation)?))
+    })
+}
+
+/// What a bank depends on beside the encoder and the experiment.
+#[derive(Clone, Debug)]
+pub(super) struct Models {
+    /// Hash of the autoencoder.
+    pub autoencoder: String,
+    /// Hash of the diffusion model.
+    pub diffusion: String,
+    /// Settings of the sampler.
+    pub sampler: Value,
+    /// Width and height of its images, px.
+    pub size: [u32; 2],
+    /// Patches it was trained for.
+    pub images: usize,
+    /// Those without an embedding, ascending.
+    pub without: Vec<usize>,
+}
+
+/// The diffusion model of the run, as banks know it.
+///
+/// # Errors
+/// One that is not trained with these settings on these patches.
+pub(super) fn models(run: &Run, input: &Input) -> Result<Models> {
+    let (_, diffusion) = require_model(run, input)?;
+    let (_, autoencoder) = require_first_stage(run, input)?;
+    let record = run.dir.record("diffusion").context("there is no record of the diffusion model")?;
+    let images =
+        record.summary["images"].as_u64().context("the record of the diffusion model lacks its images")? as usize;
+    let (painter, latents) = painter(run, input)?;
+    let mut without: BTreeSet<usize> = (0..images).collect();
+    for number in 0..latents.len() {
+        without.remove(&latents.source(number)?);
+    }
+    // How many are drawn at a time does not change an image.
+    let mut sampler = json!(run.experiment.sample);
+    if let Some(sampler) = sampler.as_object_mut() {
+        sampler.remove("batch");
+    }
+    let side = painter.image_side() as u32;
+    Ok(Models { autoencoder, diffusion, sampler, size: [side; 2], images, without: without.into_iter().collect() })
+}
+
+/// What draws images, and the embeddings it draws from.
+fn painter(run: &Run, input: &Input) -> Result<(Painter, LatentFile)> {
+    let device = device::open(run.device)?;
+    let encoder = Encoder::load(&require_encoder(run, input)?.0, &device)?;
+    let stage = FirstStage::load(&require_first_stage(run, input)?.0, &device)?;
+    let model = DiffusionModel::load(&require_model(run, input)?.0, &device)?;
+    let latents = stored_latents(run, input, &stage, &encoder)?;
+    Ok((Painter::new(model, stage, &run.experiment.sample, &device)?, latents))
+}
+
+/// Makes the banks with the generator that `of` gives for a line between embeddings.
+pub(super) fn make(
+    run: &Run,
+    input: &Input,
+    models: &Models,
+    part: Part,
+    of: impl Fn(Interpolation) -> Result<Box<dyn Generator>>,
+) -> Result<()> {
+    let banks = banks(run);
+    let headers = banks.iter().map(|&bank| header(run, input, models, bank)).collect::<Result<Vec<_>>>()?;
+    let record = json!({ "stage": "bank", "format": sources::FORMAT, "banks": headers });
+    let mut complete = true;
+    for (&interpolation, header) in banks.iter().zip(&headers) {
+        let folder = folder(run, interpolation);
+        let name = interpolation.name();
+        let work = match Work::new(&folder, header, part) {
+            // Only a bank of other settings is refused.
+            Err(_) if run.update => {
+                set_aside("augment", "bank", &folder)?;
+                Work::new(&folder, header, part)?
+            }
+            work => work?,
+        };
+        if work.done == work.images {
+            eprintln!("augment: {name}: up to date");
+        } else {
+            run.dir.forget("bank")?;
+            let progress = Progress::new("augment", work.images as u64, "images");
+            progress.start_at(work.done as u64);
+            let batch = run.experiment.sample.batch;
+            let made = work.run(&*of(interpolation)?, batch, |images| progress.advance(images as u64))?;
+            progress.finish(&format!("{name}: {made}"));
+            let shares: Value = made.shares().map(|(part, share)| json!([part, share])).into_iter().collect();
+            let figures = json!({ "images": made.images, "seconds": made.seconds, "busy": shares });
+            run.dir.log("bank made", json!({ "bank": name, "made": figures, "shard": part.to_string() }))?;
+        }
+        let whole = Work::new(&folder, header, Part::WHOLE)?;
+        complete &= whole.done == whole.images;
+    }
+    if !complete {
+        eprintln!("augment: other parts are missing; copy their files into {}", run.dir.root().join("bank").display());
+        return Ok(());
+    }
+    let images: usize = headers.iter().map(|header| (header.images - header.without.len()) * header.per_image()).sum();
+    run.dir.finish("bank", &StageRecord { header: record, failures: vec![], summary: json!({ "images": images }) })
+}
+
+/// The banks that the experiment's variants need; the usual one where no variant is trained.
+fn banks(run: &Run) -> Vec<Interpolation> {
+    let needed: BTreeSet<Interpolation> =
+        run.experiment.gen_dino.recipes().iter().flat_map(|recipe| recipe.banks()).collect();
+    match needed.is_empty() && !run.experiment.gen_dino.enabled {
+        true => vec![Interpolation::Slerp],
+        false => needed.into_iter().collect(),
+    }
+}
+
+fn folder(run: &Run, interpolation: Interpolation) -> PathBuf {
+    run.dir.root().join("bank").join(interpolation.name())
+}
+
+/// Everything the bank of this interpolation depends on.
+pub(super) fn header(run: &Run, input: &Input, models: &Models, interpolation: Interpolation) -> Result<Header> {
+    let experiment = &run.experiment;
+    let bank = match interpolation {
+        Interpolation::Slerp => experiment.bank.clone(),
+        // Synthetic images of one image lie in the other bank.
+        Interpolation::Lerp => Bank { generative: 0, ..experiment.bank.clone() },
+    };
+    let (_, encoder) = require_encoder(run, input)?;
+    let origin = Origin {
+        data: sources::with_stain(run, json!({ "patches": training::fingerprint(run, input) })),
+        images: models.images,
+        without: models.without.clone(),
+        encoder,
+        autoencoder: models.autoencoder.clone(),
+        diffusion: models.diffusion.clone(),
+        sampler: models.sampler.clone(),
+        size: models.size,
+    };
+    Header::new(&bank, origin, interpolation, experiment.seed)
+}
+
+/// Opens the bank of this interpolation, made of `source`.
+pub(super) fn open(
+    run: &Run,
+    input: &Input,
+    models: &Models,
+    interpolation: Interpolation,
+    source: Arc<dyn PatchSource>,
+) -> Result<SyntheticBank> {
+    let header = header(run, input, models, interpolation)?;
+    let decoder =
+        if header.stores_latents() { Some(Arc::new(painter(run, input)?.0) as Arc<dyn Decoder>) } else { None };
+    SyntheticBank::open(&folder(run, interpolation), &header, source, decoder)
+        .with_context(|| format!("the bank of {} interpolations", interpolation.name()))
+}
+
+#[cfg(test)]
+mod tests;
