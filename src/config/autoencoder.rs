@@ -187,6 +187,8 @@ pub struct Autoencoder {
     pub kl_weight: f64,
     /// Weight of the codebook's loss.
     pub codebook_weight: f64,
+    /// Every this many steps, from the first on, codes that the batch does not use become latents of the batch; 0 never.
+    pub revive_every: usize,
     /// Weight of the discriminator; 0 trains without one, below 0 takes the kind's.
     pub disc_weight: f64,
     /// First step that uses the discriminator; below 0 takes the kind's.
@@ -221,6 +223,8 @@ impl Default for Autoencoder {
             lpips_weights: PathBuf::new(),
             kl_weight: 1e-6,
             codebook_weight: 1.0,
+            // The reference's. Its long trainings spread the codes out; in some hundred steps they hardly leave the origin.
+            revive_every: 0,
             disc_weight: -1.0,
             disc_start: -1,
             disc_layers: 0,

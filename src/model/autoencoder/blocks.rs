@@ -5,7 +5,6 @@ use crate::model::convolution::{Conv2d, GroupNorm, silu, upsampled};
 use crate::model::layers::Linear;
 use burn::module::Module;
 use burn::tensor::activation::softmax;
-use burn::tensor::ops::PadMode;
 use burn::tensor::{Device, Tensor};
 
 /// Every group normalisation's.
@@ -141,12 +140,12 @@ pub struct Downsample {
 
 impl Downsample {
     pub(super) fn new(make: &Maker, name: &str, width: usize) -> Self {
-        Self { conv: make.conv(&format!("{name}.conv"), width, width, 3).with_stride(2, 0) }
+        Self { conv: make.conv(&format!("{name}.conv"), width, width, 3).with_stride(2, 0).with_padding([0, 0, 1, 1]) }
     }
 
     /// `[B, C, H, W] -> [B, C, H / 2, W / 2]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.conv.forward(x.pad((0, 1, 0, 1), PadMode::Constant(0.0)))
+        self.conv.forward(x)
     }
 }
 

@@ -2,8 +2,12 @@
 
 use crate::model::layers::parameter;
 use crate::model::random;
+use anyhow::{Result, anyhow};
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeSet;
 
 /// Bounds of a log-variance.
 const LOG_VARIANCE: [f64; 2] = [-30.0, 20.0];
@@ -83,10 +87,29 @@ impl Codebook {
         self.embedding.weight.dims()[1]
     }
 
+    /// The codebook whose codes that are none of `used` are latents of `rows` (`[N][z]`, row-major) drawn by `rng`: codes
+    /// without latents get no gradient, and would stay where they are for good (Dhariwal et al. 2020).
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    pub fn revived(&self, used: &BTreeSet<i64>, rows: &[f32], rng: &mut ChaCha8Rng) -> Result<Self> {
+        let weight = self.embedding.weight.val();
+        let [channels, size] = weight.dims();
+        let mut values = weight.clone().try_into_vec_as::<f32>().map_err(|e| anyhow!("{e:?}"))?;
+        for code in (0..size).filter(|&code| !used.contains(&(code as i64))) {
+            let row = rng.random_range(0..rows.len() / channels) * channels;
+            (0..channels).for_each(|channel| values[channel * size + code] = rows[row + channel]);
+        }
+        let device = weight.device();
+        let weight = self.embedding.weight.clone();
+        let revived = Tensor::from_data(TensorData::new(values, [channels, size]), &device);
+        Ok(Self { embedding: Embedding { weight: weight.map(|_| revived) } })
+    }
+
     /// The code nearest (L2) to each latent; of equals the first.
     pub fn quantize(&self, latents: Tensor<4>) -> Quantized {
         let [batch, channels, height, width] = latents.dims();
-        let rows: Tensor<2> = latents.permute([0, 2, 3, 1]).reshape([batch * height * width, channels]);
+        let rows = by_position(latents);
         let weight = self.embedding.weight.val();
         let codes = nearest(rows.clone().without_autodiff(), weight.clone().without_autodiff());
         let chosen = weight.select(1, codes.clone()).transpose();
@@ -99,6 +122,12 @@ impl Codebook {
             codes,
         }
     }
+}
+
+/// `[B, z, h, w] -> [B h w, z]`.
+pub fn by_position(latents: Tensor<4>) -> Tensor<2> {
+    let [batch, channels, height, width] = latents.dims();
+    latents.permute([0, 2, 3, 1]).reshape([batch * height * width, channels])
 }
 
 /// For each of `rows` `[N, z]` the nearest column of `codes` `[z, K]`: |c|² - 2 r·c is the squared distance but for |r|².
@@ -115,7 +144,6 @@ fn nearest(rows: Tensor<2>, codes: Tensor<2>) -> Tensor<1, Int> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::TensorData;
 
     fn list<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         tensor.into_data().try_into_vec().unwrap()
@@ -169,6 +197,16 @@ mod tests {
         };
         close(list(latents.grad(&gradients).unwrap()), [0.05, 0.0, 0.1, -0.5]);
         close(list(codebook.embedding.weight.grad(&gradients).unwrap()), [-0.0125, 0.0, -0.025, 0.125]);
+    }
+
+    #[test]
+    fn codes_that_are_not_used_become_latents() {
+        let mut rng = random::keyed(0, "revive", &[]);
+        let rows = [0.5, 0.25, -0.5, -0.25];
+        let revived = two_codes().revived(&BTreeSet::from([0]), &rows, &mut rng).unwrap();
+        let codes = list(revived.embedding.weight.val());
+        assert_eq!((codes[0], codes[2]), (0.0, 0.0), "a code that is used stays");
+        assert!(rows.chunks(2).any(|row| row == [codes[1], codes[3]]), "{codes:?}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::step::{Trainer, read};
 use crate::data::SquareBatch;
+use crate::model::autoencoder::latent::by_position;
 use crate::model::autoencoder::{Autoencoder, Posterior};
 use crate::model::discriminator::Statistics;
 use crate::train::optimizer::{Gradients, take_gradients};
@@ -31,6 +32,8 @@ pub(super) struct Pass {
     /// nll, rec, perceptual, bottleneck (not weighed), generator: this part's share of each.
     pub numbers: [Tensor<1>; 5],
     pub codes: Option<Tensor<1, Int>>,
+    /// What was quantised, `[N, z]`; none without a codebook.
+    pub quantized: Option<Tensor<2>>,
     pub statistics: Option<Statistics>,
 }
 
@@ -56,8 +59,10 @@ impl Trainer {
         let images = rows(&batch.pixels, size, &range, [count, 3, side, side], &self.device);
         let live = self.network.clone().train();
         let moments = live.moments(Tensor::from_inner(images.clone()));
+        let mut rows_quantized = None;
         let (latents, bottleneck, codes) = match &live.quantize {
             Some(codebook) => {
+                rows_quantized = Some(by_position(moments.clone().inner()));
                 let quantized = codebook.quantize(moments);
                 (quantized.latents, quantized.loss.mul_scalar(share), Some(quantized.codes))
             }
@@ -113,6 +118,7 @@ impl Trainer {
             slopes,
             last,
             codes,
+            quantized: rows_quantized,
             statistics,
         })
     }
@@ -162,10 +168,18 @@ pub(super) fn ratio_at_last_weight(passes: &[Pass]) -> Result<f64> {
     Ok((norm(0)? / (norm(1)? + NORM)).clamp(0.0, LARGEST))
 }
 
-pub(super) fn count_codes(passes: &[Pass]) -> Result<usize> {
+/// The codes that a step's images take.
+pub(super) fn codes(passes: &[Pass]) -> Result<BTreeSet<i64>> {
     let mut codes = BTreeSet::new();
     for part in passes.iter().filter_map(|pass| pass.codes.clone()) {
         codes.extend(part.try_into_vec_as::<i64>().map_err(|e| anyhow!("{e:?}"))?);
     }
-    Ok(codes.len())
+    Ok(codes)
+}
+
+/// What a step quantises, row-major `[N][z]`.
+pub(super) fn quantized(passes: &[Pass]) -> Result<Vec<f32>> {
+    let parts = passes.iter().filter_map(|pass| pass.quantized.clone());
+    let rows = parts.map(|part| part.try_into_vec_as::<f32>().map_err(|e| anyhow!("{e:?}")));
+    Ok(rows.collect::<Result<Vec<_>>>()?.concat())
 }

@@ -8,7 +8,7 @@
 //! Generator and discriminator take their steps from the same reconstruction (the reference computes another one for the
 //! discriminator, of the generator just updated), and before it starts the discriminator is left out altogether.
 
-use super::pass::{count_codes, ratio_at_last_weight};
+use super::pass::{codes, quantized, ratio_at_last_weight};
 use crate::config::{Autoencoder as Section, PerceptualKind};
 use crate::data::SquareBatch;
 use crate::model::autoencoder::Autoencoder;
@@ -231,7 +231,9 @@ impl Trainer {
         let loss = nll + weight * bottleneck + d_weight * generator;
         let epoch = step / self.steps_per_epoch;
         self.check_finite(loss, "loss", step)?;
-        let codes = count_codes(&passes)?;
+        let used = codes(&passes)?;
+        let revives = section.revive_every > 0 && step.is_multiple_of(section.revive_every);
+        let latents = if revives { quantized(&passes)? } else { vec![] };
         for statistics in passes.iter().filter_map(|pass| pass.statistics.as_ref()) {
             self.statistics = followed(std::mem::take(&mut self.statistics), statistics);
         }
@@ -258,6 +260,11 @@ impl Trainer {
         for norm in norms.into_iter().flatten() {
             self.check_finite(norm, "gradient", step)?;
         }
+        if let Some(codebook) = self.network.quantize.as_ref().filter(|_| revives) {
+            let mut rng = random::keyed(self.settings.seed, "revive", &[step as u64]);
+            self.network.quantize = Some(codebook.revived(&used, &latents, &mut rng)?);
+        }
+        let codes = used.len();
         Ok(StepReport { step, epoch, loss, rec, perceptual, bottleneck, codes, d_weight, generator, discriminator })
     }
 

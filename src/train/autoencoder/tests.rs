@@ -108,6 +108,7 @@ fn tiny(kind: AutoencoderKind) -> Settings {
         groups: 2,
         ch_mult: vec![1, 1, 2],
         codebook: if kind.has_codebook() { 16 } else { 0 },
+        revive_every: 3,
         image_size: 16,
         epochs: 3,
         batch: 3,
