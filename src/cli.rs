@@ -67,7 +67,11 @@ pub enum Command {
     /// Score the embeddings: k-NN on patches, gated attention MIL on slides.
     #[command(after_help = "Example:\n  gensis evaluate --out runs/mosaic --set evaluate.slide.folds=10 --update")]
     Evaluate(EvaluateArgs),
-    /// Run a whole experiment: tile, pretrain, embed, evaluate, report. Finished stages are skipped.
+    /// Draw attention maps of the encoders, and real beside generated and interpolated patches, into figures/.
+    #[command(after_help = "Example:\n  gensis figures --out runs/mosaic")]
+    Figures(StageArgs),
+    /// Run a whole experiment: tile, pretrain, embed, evaluate, report; with gen_dino.enabled also the autoencoder, the
+    /// diffusion model, the bank and Gen-DINO. Finished stages are skipped.
     #[command(
         after_help = "Example:\n  gensis run configs/mosaic.toml --slides cohort/train_images --labels cohort/train.csv --out runs/mosaic"
     )]
@@ -321,6 +325,8 @@ pub enum Task {
     Knn,
     /// Slide-level classification.
     Slide,
+    /// Fréchet and kernel distance, precision and recall of the bank's images, and whether each shows its source.
+    Fid,
 }
 
 /// Options of `run`.

@@ -2,6 +2,7 @@
 
 mod comparison;
 mod foreign;
+mod generation;
 mod slides;
 mod subjects;
 
@@ -76,7 +77,8 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         remove(&run.dir.file("results/comparisons")?.with_extension(extension))?;
     }
     slides::remove_scores(run)?;
-    let scores = match (input, task) {
+    let mut scores = match (input, task) {
+        (_, Task::Fid) => Scores::default(),
         (Input::Images(images), Task::All | Task::Knn) => {
             knn(run, images, own.as_ref().map_or(&[], |own| &own.encoders))?
         }
@@ -86,6 +88,9 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
             bail!("the patches of slides have no labels of their own: only `gensis evaluate slide` applies")
         }
     };
+    if task == Task::Fid || (task == Task::All && generation::has_bank(run)) {
+        scores.rows.extend(generation::generation(run, input)?.rows);
+    }
     for failure in &scores.failures {
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
@@ -163,6 +168,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         "seed": seed,
         "items": items,
         "foreign": foreign,
+        "bank": generation::header(run),
     }))
 }
 

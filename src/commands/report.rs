@@ -8,8 +8,9 @@ use serde_json::Value;
 use slide_io::{atomic_file, h5, jpeg, quality};
 
 use super::evaluate::{RESULTS, StoredConfusion};
+use super::figures;
 use super::tile::TiledSlide;
-use crate::report::{self, Chart, Confusion, Highlight, Report, Series, SlideRow, Thumbnail};
+use crate::report::{self, Chart, Confusion, Figure, Highlight, Report, Series, SlideRow, Thumbnail};
 use crate::run_dir::{RunDir, STAGES, read_record};
 use crate::train::pretrain::METRICS;
 
@@ -52,13 +53,16 @@ fn collect(root: &Path) -> Result<Report> {
         failures: failures
             .map(|failure| report::Failure { stage: failure.stage, item: failure.item, reason: failure.reason })
             .collect(),
-        curves: curves(&root.join("pretrain").join(METRICS)),
+        curves: training_curves(root),
         results,
         confusions: confusions
             .into_iter()
             .map(|stored| Confusion { title: stored.title, classes: stored.classes, counts: stored.counts })
             .collect(),
-        figures: vec![],
+        figures: figures::pictures(root)
+            .into_iter()
+            .map(|(title, caption, image)| Figure { title, caption, image })
+            .collect(),
         configuration,
     })
 }
@@ -172,26 +176,45 @@ fn smaller(jpeg: &[u8]) -> Option<Vec<u8>> {
     jpeg::encode(&small, 80, jpeg::ColorModel::YCbCr).ok()
 }
 
-fn curves(metrics: &Path) -> Vec<Chart> {
+/// The curves of every training in the folder.
+fn training_curves(root: &Path) -> Vec<Chart> {
+    let dino = [
+        ("loss", "cross-entropy, nats", &[("loss", "loss"), ("disentanglement", "parts/1")][..]),
+        ("teacher entropy", "nats", &[("entropy", "teacher_entropy")]),
+        ("centre", "norm", &[("centre norm", "center_norm")]),
+        ("held-out training patches", "k-NN accuracy", &[("20-NN", "knn")]),
+        ("learning rate", "learning rate", &[("learning rate", "lr")]),
+    ];
+    let mut charts = curves("DINO", &root.join("pretrain").join(METRICS), &dino);
+    let reconstruction =
+        [("reconstruction", "mean absolute difference", &[("L1", "rec")][..]), ("held-out patches", "PSNR, dB", &[("PSNR", "psnr")])];
+    charts.extend(curves("Autoencoder", &root.join("autoencoder").join(METRICS), &reconstruction));
+    let denoising = [("loss", "mean squared error of the noise", &[("loss", "loss")][..])];
+    charts.extend(curves("Diffusion", &root.join("diffusion").join(METRICS), &denoising));
+    let mut variants: Vec<_> =
+        root.join("gen_dino").read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    variants.sort();
+    for folder in variants {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().replace('_', " ");
+        charts.extend(curves(&format!("Gen-DINO, {name}"), &folder.join(METRICS), &dino[..2]));
+    }
+    charts
+}
+
+/// A chart for each of `wanted` (title, vertical axis, series as name and JSON path) that `metrics` has numbers for.
+fn curves(stage: &str, metrics: &Path, wanted: &[(&str, &str, &[(&str, &str)])]) -> Vec<Chart> {
     let text = std::fs::read_to_string(metrics).unwrap_or_default();
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let series = |name: &str, key: &str| Series {
+    let series = |&(name, key): &(&str, &str)| Series {
         name: name.into(),
-        points: lines.iter().filter_map(|line| Some((line["step"].as_f64()?, line[key].as_f64()?))).collect(),
+        points: lines.iter().filter_map(|line| Some((line["step"].as_f64()?, line.pointer(&format!("/{key}"))?.as_f64()?))).collect(),
     };
-    let chart = |title: &str, y: &str, series: Vec<Series>| Chart {
-        title: title.into(),
+    let chart = |(title, y, keys): &(&str, &str, &[(&str, &str)])| Chart {
+        title: format!("{stage}: {title}"),
         x_label: "step".into(),
-        y_label: y.into(),
-        series: series.into_iter().filter(|series| !series.points.is_empty()).collect(),
+        y_label: (*y).into(),
+        series: keys.iter().map(series).filter(|series| !series.points.is_empty()).collect(),
         log_y: false,
     };
-    let charts = [
-        chart("DINO loss", "cross-entropy, nats", vec![series("loss", "loss")]),
-        chart("Teacher entropy", "nats", vec![series("entropy", "teacher_entropy")]),
-        chart("Centre", "norm", vec![series("centre norm", "center_norm")]),
-        chart("Held-out training patches", "k-NN accuracy", vec![series("20-NN", "knn")]),
-        chart("Learning rate", "learning rate", vec![series("learning rate", "lr")]),
-    ];
-    charts.into_iter().filter(|chart| !chart.series.is_empty()).collect()
+    wanted.iter().map(chart).filter(|chart| !chart.series.is_empty()).collect()
 }

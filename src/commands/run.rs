@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use slide_io::stain::Target;
 
 use super::sources::Input;
-use super::{Outcome, Run, augment, autoencoder, diffusion, embed, evaluate, gen_dino, pretrain, report, tile};
+use super::{Outcome, Run, augment, autoencoder, diffusion, embed, evaluate, figures, gen_dino, pretrain, report, tile};
 use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
 use crate::sample::bank::Part;
@@ -22,7 +22,8 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
     stages(&Run::open(experiment, &out, args.update, &args.compute)?)
 }
 
-/// Tile, pretrain, with Gen-DINO augment and train again, embed, evaluate, report.
+/// Tile, pretrain, with Gen-DINO the autoencoder, the diffusion model, the bank and training again, embed, evaluate,
+/// figures, report.
 pub(super) fn stages(run: &Run) -> Result<Outcome> {
     // What failed on the way is worth knowing all the more when a stage fails; its own error is the one to tell.
     let (result, outcome, report) = (work(run), run.close(), report::write(run.dir.root()));
@@ -42,5 +43,6 @@ fn work(run: &Run) -> Result<()> {
         gen_dino::gen_dino(run, false)?;
     }
     embed::embed(run)?;
-    evaluate::evaluate(run, Task::All)
+    evaluate::evaluate(run, Task::All)?;
+    figures::figures(run)
 }

@@ -1,0 +1,155 @@
+//! `gensis evaluate fid`: how near the bank's images are to the real ones, by features of the encoder that conditions the
+//! diffusion model, and whether they show what they were asked for.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use evaluation::fid::{
+    Features, Gaussian, KernelSubsets, Reference, ReferenceHeader, frechet_distance, kernel_distance, precision_recall,
+};
+use evaluation::table::ResultRow;
+use rand::RngExt;
+use serde_json::{Value, json};
+use slide_io::PatchSource;
+
+use super::{Scores, data_name};
+use crate::commands::augment::{self, models};
+use crate::commands::pretrain::require_encoder;
+use crate::commands::sources::{ENCODER_NAME, Input};
+use crate::commands::{Run, embed, training};
+use crate::config::Interpolation;
+use crate::device;
+use crate::model::Encoder;
+use crate::model::random::keyed;
+use crate::sample::bank::{Kind, SyntheticBank};
+
+/// Images judged, at most: FID's own number.
+const JUDGED: usize = 50_000;
+/// Neighbours of precision and recall (Kynkäänniemi et al. 2019).
+const NEIGHBOURS: usize = 3;
+/// Images a generated one has to find its source among.
+const LINEUP: usize = 100;
+
+/// Figures of the generated and the interpolated images of a bank.
+pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
+    let models = models(run, input)?;
+    let (path, hash) = require_encoder(run, input)?;
+    let encoder = Encoder::load(&path, &device::open(run.device)?)?;
+    let (source, _) = training::patches(run, "evaluate", Input::open(&run.experiment.data)?)?;
+    let bank = Arc::new(augment::open(run, input, &models, Interpolation::Slerp, source.clone())?);
+    let real = embedded(run, &encoder, source.clone(), thinned((0..source.len()).collect()))?;
+    save_reference(run, &real, &hash)?;
+    let mut scores = Scores::default();
+    for kind in [Kind::Generative, Kind::Interpolated] {
+        let chosen = (0..bank.images().len()).filter(|&at| bank.images()[at].kind == kind).collect();
+        let made = embedded(run, &encoder, bank.clone(), thinned(chosen))?;
+        if made.rows.len() < 2 {
+            continue;
+        }
+        let base = ResultRow {
+            task: "fid".into(),
+            data: data_name(run),
+            encoder: ENCODER_NAME.into(),
+            head: kind.name().into(),
+            seed: Some(run.experiment.seed),
+            n: made.rows.len() as u64,
+            ..ResultRow::default()
+        };
+        scores.rows.extend(distances(&base, &real, &made, run.experiment.seed)?);
+        scores.rows.push(found(&base, &bank, &real, &made, run.experiment.seed));
+    }
+    Ok(scores)
+}
+
+/// Embeddings of some images of a source.
+struct Embedded {
+    /// Which.
+    rows: Vec<usize>,
+    dim: usize,
+    values: Vec<f32>,
+}
+
+impl Embedded {
+    fn features(&self) -> Result<Features<'_>> {
+        Ok(Features::new(&self.values, self.dim)?)
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.dim..(row + 1) * self.dim]
+    }
+}
+
+fn embedded(run: &Run, encoder: &Encoder, source: Arc<dyn PatchSource>, indices: Vec<usize>) -> Result<Embedded> {
+    let threads = (run.threads, embed::workers(run));
+    let embedded = embed::features(encoder, source, indices, &run.experiment.embed, threads, |_| ())?;
+    Ok(Embedded { rows: embedded.indices, dim: encoder.dim(), values: embedded.values })
+}
+
+/// At most [`JUDGED`], evenly.
+fn thinned(indices: Vec<usize>) -> Vec<usize> {
+    let step = indices.len().div_ceil(JUDGED).max(1);
+    indices.into_iter().step_by(step).collect()
+}
+
+/// The real images' statistics, with what they are of.
+fn save_reference(run: &Run, real: &Embedded, encoder: &str) -> Result<()> {
+    let header = ReferenceHeader {
+        data: data_name(run),
+        split: "train".into(),
+        preprocessing: json!(run.experiment.embed).to_string(),
+        encoder: encoder.into(),
+    };
+    let gaussian = Gaussian::of(real.features()?)?;
+    Ok(Reference { header, gaussian }.save(&run.dir.file("results/fid_reference.safetensors")?)?)
+}
+
+fn distances(base: &ResultRow, real: &Embedded, made: &Embedded, seed: u64) -> Result<Vec<ResultRow>> {
+    let (truth, drawn) = (real.features()?, made.features()?);
+    let frechet = frechet_distance(&Gaussian::of(truth)?, &Gaussian::of(drawn)?)?;
+    let size = KernelSubsets::default().size.min(truth.len()).min(drawn.len());
+    let kernel = kernel_distance(truth, drawn, &KernelSubsets { size, seed, ..KernelSubsets::default() })?;
+    let k = NEIGHBOURS.min(truth.len().min(drawn.len()).saturating_sub(1)).max(1);
+    let shares = precision_recall(truth, drawn, k)?;
+    let row = |metric: &str, value: f64| ResultRow { metric: metric.into(), value: Some(value), ..base.clone() };
+    Ok(vec![
+        row("frechet_distance", frechet),
+        ResultRow {
+            low: Some(kernel.mean - kernel.std),
+            high: Some(kernel.mean + kernel.std),
+            ..row("kernel_distance", kernel.mean)
+        },
+        row("precision", shares.precision),
+        row("recall", shares.recall),
+    ])
+}
+
+/// How often a generated image's embedding is nearer (cosine) to its source's than to those of 99 other real images,
+/// drawn for each by the seed.
+fn found(base: &ResultRow, bank: &SyntheticBank, real: &Embedded, made: &Embedded, seed: u64) -> ResultRow {
+    let lineup = LINEUP.min(real.rows.len());
+    let nearness = |made: &[f32], row: usize| {
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        dot(made, real.row(row)) / dot(real.row(row), real.row(row)).sqrt().max(1e-12)
+    };
+    let hit = |(row, &at): (usize, &usize)| -> Option<bool> {
+        let source = real.rows.binary_search(&bank.images()[at].source).ok()?;
+        let own = nearness(made.row(row), source);
+        let mut rng = keyed(seed, "fid lineup", &[at as u64]);
+        let mut others = std::iter::repeat_with(|| rng.random_range(0..real.rows.len())).filter(|&other| other != source);
+        Some(others.by_ref().take(lineup - 1).all(|other| nearness(made.row(row), other) < own))
+    };
+    let hits: Vec<bool> = made.rows.iter().enumerate().filter_map(hit).collect();
+    let share = hits.iter().filter(|hit| **hit).count() as f64 / hits.len().max(1) as f64;
+    let value = (!hits.is_empty()).then_some(share);
+    ResultRow { metric: format!("source_found_among_{lineup}"), value, n: hits.len() as u64, ..base.clone() }
+}
+
+/// Whether the run has a bank to judge.
+pub(super) fn has_bank(run: &Run) -> bool {
+    run.experiment.gen_dino.enabled && run.dir.record("bank").is_some()
+}
+
+/// What the figures depend on: the bank as it was made, or nothing.
+pub(super) fn header(run: &Run) -> Value {
+    if has_bank(run) { json!(run.dir.record("bank").map(|record| record.header)) } else { Value::Null }
+}

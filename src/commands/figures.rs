@@ -1,0 +1,184 @@
+//! `gensis figures`: pictures of what the models of a run do. Attention of the encoders, and real beside generated and
+//! interpolated images.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use burn::tensor::{Device, Tensor, TensorData};
+use image::{Rgb, RgbImage};
+use serde_json::{Value, json};
+use slide_io::PatchSource;
+
+use super::augment::{self, models};
+use super::diffusion::write_png;
+use super::gen_dino::require_encoders;
+use super::sources::Input;
+use super::{Run, training};
+use crate::config::{Embed, Interpolation};
+use crate::data::normalize::Normalize;
+use crate::data::{Squares, crop};
+use crate::device;
+use crate::model::Encoder;
+use crate::run_dir::StageRecord;
+use crate::sample::bank::Kind;
+use crate::sample::sheet::sheet;
+
+/// Patches shown.
+const SHOWN: usize = 8;
+/// Smallest side of a picture in a sheet, px.
+const SIDE: u32 = 96;
+
+/// The folder of the pictures.
+pub(super) const FOLDER: &str = "figures";
+
+/// Draws what the run has: attention always, synthetic images where there is a bank.
+pub(super) fn figures(run: &Run) -> Result<()> {
+    let input = Input::open(&run.experiment.data)?;
+    let device = device::open(run.device)?;
+    let encoders = require_encoders(run, &input)?;
+    let bank = run.dir.record("bank").filter(|_| run.experiment.gen_dino.enabled).map(|record| record.header);
+    let hashes: Vec<_> = encoders.iter().map(|trained| json!([trained.name, trained.hash])).collect();
+    let header = json!({ "stage": FOLDER, "encoders": hashes, "bank": bank, "embed": run.experiment.embed });
+    if run.dir.current(FOLDER, &header).is_some() {
+        eprintln!("figures: up to date");
+        return Ok(());
+    }
+    run.dir.forget(FOLDER)?;
+    let (source, _) = training::patches(run, FOLDER, Input::open(&run.experiment.data)?)?;
+    let shown = shown(&*source);
+    for trained in &encoders {
+        let encoder = Encoder::load(&trained.path, &device)?;
+        let rows = shown.iter().map(|(_, image)| attention(&encoder, image, &run.experiment.embed, &device));
+        write(run, &format!("attention_{}.png", trained.name), &rows.collect::<Result<Vec<_>>>()?)?;
+    }
+    if bank.is_some() {
+        let rows = synthetic(run, &input, source, &shown)?;
+        write(run, "synthetic.png", &rows)?;
+    }
+    eprintln!("figures: {}", run.dir.root().join(FOLDER).display());
+    run.dir.finish(FOLDER, &StageRecord { header, failures: vec![], summary: Value::Null })
+}
+
+fn write(run: &Run, name: &str, rows: &[Vec<RgbImage>]) -> Result<()> {
+    write_png(&run.dir.file(&format!("{FOLDER}/{name}"))?, &sheet(rows, SIDE))
+}
+
+/// Some patches that can be read, evenly over the source.
+fn shown(source: &dyn PatchSource) -> Vec<(usize, RgbImage)> {
+    let count = SHOWN.min(source.len());
+    let read = |i: usize| {
+        let index = i * source.len() / count;
+        Some((index, source.read(index).ok()?.image))
+    };
+    (0..count).filter_map(read).collect()
+}
+
+/// A patch, the mean over the heads of what [CLS] attends to in the last block, and each head's (Caron et al. 2021,
+/// figure 3). Every map goes from black at its least to white at its most.
+fn attention(encoder: &Encoder, image: &RgbImage, embed: &Embed, device: &Device) -> Result<Vec<RgbImage>> {
+    let view = crop::evaluation_view(image.clone(), embed.resize, embed.crop)?;
+    let (width, height) = view.dimensions();
+    let pixels = Normalize::new(encoder.config.mean, encoder.config.std).images(&[&view]);
+    let batch = Tensor::from_data(TensorData::new(pixels, [1, 3, height as usize, width as usize]), device);
+    let maps = encoder.vit.last_attention(batch);
+    let [_, heads, tokens, _] = maps.dims();
+    let from_cls = maps.narrow(2, 0, 1).narrow(3, 1, tokens - 1);
+    let values = from_cls.try_into_vec_as::<f32>().map_err(|e| anyhow!("the attention could not be read: {e:?}"))?;
+    let patch = encoder.config.model.patch as u32;
+    let by_head: Vec<&[f32]> = values.chunks_exact(tokens - 1).collect();
+    let mean: Vec<f32> =
+        (0..tokens - 1).map(|token| by_head.iter().map(|head| head[token]).sum::<f32>() / heads as f32).collect();
+    let map = |values: &[f32]| heat(values, width / patch, patch, (width, height));
+    let mut row = vec![view.clone(), map(&mean)];
+    row.extend(by_head.into_iter().map(map));
+    Ok(row)
+}
+
+/// A map of `columns` tokens a row as a picture, every token `patch` px; what is beyond the last token stays black.
+fn heat(values: &[f32], columns: u32, patch: u32, (width, height): (u32, u32)) -> RgbImage {
+    let (low, high) = values.iter().fold((f32::MAX, f32::MIN), |(low, high), &v| (low.min(v), high.max(v)));
+    let share = |value: f32| (value - low) / (high - low).max(f32::MIN_POSITIVE);
+    RgbImage::from_fn(width, height, |x, y| {
+        let (column, row) = (x / patch, y / patch);
+        let value = (column < columns).then(|| values.get((row * columns + column) as usize)).flatten();
+        // Black, red, yellow, white.
+        let level = value.map_or(0.0, |&value| 3.0 * share(value));
+        Rgb([0.0, 1.0, 2.0].map(|start| ((level - start).clamp(0.0, 1.0) * 255.0) as u8))
+    })
+}
+
+/// A patch, synthetic images of it, the patch between it and another, and that other.
+fn synthetic(
+    run: &Run,
+    input: &Input,
+    source: Arc<dyn PatchSource>,
+    shown: &[(usize, RgbImage)],
+) -> Result<Vec<Vec<RgbImage>>> {
+    let models = models(run, input)?;
+    let bank = augment::open(run, input, &models, Interpolation::Slerp, source.clone())?;
+    let squares = Squares::new(models.size[0], [0.0; 2]);
+    let mut rows = Vec::new();
+    for (index, image) in shown {
+        let mut row = vec![squares.of(image.clone())?];
+        let generative = (0..bank.header().generative).map_while(|k| bank.get(*index, Kind::Generative, k).ok());
+        row.extend(generative.map(|made| made.image));
+        if let Ok(made) = bank.get(*index, Kind::Interpolated, 0)
+            && let Some(other) = made.secondary.and_then(|other| source.read(other).ok())
+        {
+            row.extend([made.image, squares.of(other.image)?]);
+        }
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Titles and captions of the pictures in a run folder that are there, for the report.
+pub(super) fn pictures(root: &Path) -> Vec<(String, String, Vec<u8>)> {
+    let mut pictures = Vec::new();
+    let mut add = |path: &Path, title: String, caption: &str| {
+        if let Ok(bytes) = std::fs::read(path) {
+            pictures.push((title, caption.to_owned(), bytes));
+        }
+    };
+    let named = |folder: &str, start: &str| {
+        let entries = root.join(folder).read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        let starts = |path: &std::path::PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start))
+        };
+        let mut paths: Vec<_> = entries.filter(starts).collect();
+        paths.sort();
+        paths
+    };
+    add(
+        &root.join(FOLDER).join("synthetic.png"),
+        "Real, generated and interpolated patches".into(),
+        "Each row: a patch, images generated from its embedding, an image between it and another patch, and that other patch",
+    );
+    if let Some(last) = named("diffusion/samples", "step-").last() {
+        let caption = "First row: patches as the autoencoder has them; below, images drawn from their embeddings";
+        add(last, "Samples of the diffusion model".into(), caption);
+    }
+    let caption = "Held-out patches over what the autoencoder makes of them";
+    add(&root.join("autoencoder/reconstructions.png"), "Reconstructions".into(), caption);
+    for path in named(FOLDER, "attention_") {
+        let encoder = path.file_stem().unwrap_or_default().to_string_lossy().replace("attention_", "");
+        let caption = "Each row: a patch, what [CLS] attends to in the last block (mean over heads), and each head";
+        add(&path, format!("Attention of {encoder}"), caption);
+    }
+    pictures
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_goes_from_black_to_white_token_by_token() {
+        let map = heat(&[0.1, 0.2, 0.3, 0.4], 2, 3, (7, 6));
+        assert_eq!(map.get_pixel(0, 0).0, [0, 0, 0]);
+        assert_eq!(map.get_pixel(5, 5).0, [255, 255, 254]);
+        assert!(map.get_pixel(5, 0).0[0] > 250 && map.get_pixel(5, 0).0[1] < 5);
+        assert_eq!(map.get_pixel(6, 0).0, [0, 0, 0], "beyond the last token");
+    }
+}
