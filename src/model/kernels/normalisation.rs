@@ -102,8 +102,8 @@ impl WithSimd for Forward<'_> {
     fn with_simd<S: Simd>(self) -> Moments {
         let Self { sizes, x, weight, bias, y } = self;
         let count = x.len() as f64;
-        let mean = (sum([x], |[x]| [x])[0] / count) as f32;
-        let variance = sum([x], |[x]| [(x - mean) * (x - mean)])[0] / count;
+        let mean = (total(x) / count) as f32;
+        let variance = total_squares(x, mean) / count;
         let scale = (1.0 / (variance + sizes.eps).sqrt()) as f32;
         let planes = x.chunks_exact(sizes.pixels).zip(y.chunks_exact_mut(sizes.pixels));
         for ((x, y), (weight, bias)) in planes.zip(weight.iter().zip(bias)) {
@@ -159,7 +159,8 @@ impl WithSimd for Backward<'_> {
             } else {
                 dx.copy_from_slice(grad);
             }
-            let [dz, dz_n] = sum([&*dx, x], |[dz, x]| [dz, dz * ((x - mean) * scale)]);
+            let (dz, dz_x) = total_products(dx, x, mean);
+            let dz_n = f64::from(scale) * dz_x;
             *sums = [dz as f32, dz_n as f32];
             plain += f64::from(weight) * dz;
             weighted += f64::from(weight) * dz_n;
@@ -222,42 +223,72 @@ impl WithSimd for SiluBackward<'_> {
     }
 }
 
-/// Sums over the elements of equally long slices: in f32 down each column, over the columns in f64.
+/// The sum of some values. Plain loops over arrays here and below: what the compiler leaves a call in is not compiled for
+/// the machine's vectors.
 #[inline(always)]
-fn sum<const N: usize, const M: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]) -> [f32; M]) -> [f64; M] {
-    let length = slices[0].len();
-    let whole = length / COLUMNS * COLUMNS;
-    let mut columns = [[0.0f32; COLUMNS]; M];
-    for first in (0..whole).step_by(COLUMNS) {
-        let parts = slices.map(|slice| &slice[first..first + COLUMNS]);
+fn total(values: &[f32]) -> f64 {
+    let mut columns = [0.0; COLUMNS];
+    let (chunks, rest) = values.as_chunks::<COLUMNS>();
+    for chunk in chunks {
         for i in 0..COLUMNS {
-            let terms = term(parts.map(|part| part[i]));
-            for m in 0..M {
-                columns[m][i] += terms[m];
-            }
+            columns[i] += chunk[i];
         }
     }
-    let mut sums = columns.map(|column| folded(column.map(f64::from)));
-    for i in whole..length {
-        let terms = term(slices.map(|slice| slice[i]));
-        for m in 0..M {
-            sums[m] += f64::from(terms[m]);
+    for (i, value) in rest.iter().enumerate() {
+        columns[i] += value;
+    }
+    folded(&columns)
+}
+
+/// The sum of squared distances from `mean`.
+#[inline(always)]
+fn total_squares(values: &[f32], mean: f32) -> f64 {
+    let mut columns = [0.0; COLUMNS];
+    let (chunks, rest) = values.as_chunks::<COLUMNS>();
+    for chunk in chunks {
+        for i in 0..COLUMNS {
+            columns[i] += (chunk[i] - mean) * (chunk[i] - mean);
         }
     }
-    sums
+    for (i, value) in rest.iter().enumerate() {
+        columns[i] += (value - mean) * (value - mean);
+    }
+    folded(&columns)
+}
+
+/// The sum of `a`, and that of its products with the distances of `b` from `mean`.
+#[inline(always)]
+fn total_products(a: &[f32], b: &[f32], mean: f32) -> (f64, f64) {
+    let (mut columns, mut products) = ([0.0; COLUMNS], [0.0; COLUMNS]);
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<COLUMNS>(), b.as_chunks::<COLUMNS>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..COLUMNS {
+            columns[i] += a[i];
+            products[i] += a[i] * (b[i] - mean);
+        }
+    }
+    for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        columns[i] += a;
+        products[i] += a * (b - mean);
+    }
+    (folded(&columns), folded(&products))
 }
 
 /// The sum of the columns, half by half.
 #[inline(always)]
-fn folded(mut columns: [f64; COLUMNS]) -> f64 {
+fn folded(columns: &[f32; COLUMNS]) -> f64 {
+    let mut sums = [0.0; COLUMNS];
+    for i in 0..COLUMNS {
+        sums[i] = f64::from(columns[i]);
+    }
     let mut half = COLUMNS / 2;
     while half > 0 {
         for i in 0..half {
-            columns[i] += columns[half + i];
+            sums[i] += sums[half + i];
         }
         half /= 2;
     }
-    columns[0]
+    sums[0]
 }
 
 #[inline(always)]
