@@ -113,7 +113,8 @@ pub(super) fn require_first_stage(run: &Run, input: &Input) -> Result<(PathBuf, 
     let path = run.dir.root().join(STAGE).join(FIRST_STAGE);
     let record = run.dir.current(STAGE, &header(run, &settings, given.as_ref(), input)?).filter(|_| path.exists());
     let hash = record.as_ref().and_then(|record| record.summary["first_stage"].as_str()).map(str::to_owned);
-    let missing = "there is no autoencoder trained with these settings on these patches: run `gensis autoencoder` first";
+    let missing =
+        "there is no autoencoder trained with these settings on these patches: run `gensis autoencoder` first";
     Ok((path, hash.context(missing)?))
 }
 

@@ -16,10 +16,10 @@ use super::sources::{self, Input};
 use super::training::{self, AHEAD};
 use super::{Run, unreadable};
 use crate::config::Sample;
-use crate::data::latents::{Encoded, LatentFile, LatentHeader, LatentWriter};
-use crate::data::prefetch::{Prefetch, Work, thread_pool};
 use crate::data::ReadFailure;
+use crate::data::latents::{Encoded, LatentFile, LatentHeader, LatentWriter};
 use crate::data::loader::read;
+use crate::data::prefetch::{Prefetch, Work, thread_pool};
 use crate::device;
 use crate::model::diffusion::{DiffusionConfig, DiffusionModel};
 use crate::model::{Encoder, FirstStage};
@@ -61,7 +61,8 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
     let encoder = Encoder::load(&encoder_path, &device)?;
     let experiment = &run.experiment;
     let side = experiment.autoencoder.image_size;
-    let eyes = Eyes::new(stage.clone(), encoder.clone(), side as u32, &experiment.embed, &experiment.diffusion, &device);
+    let eyes =
+        Eyes::new(stage.clone(), encoder.clone(), side as u32, &experiment.embed, &experiment.diffusion, &device);
     let latent = [stage.latent_channels(), side / stage.factor()];
     let latent_header = LatentHeader {
         shape: [latent[0], latent[1], latent[1]],
@@ -91,8 +92,7 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
     let total = (settings.diffusion.epochs * loader.steps_per_epoch()) as u64 * batch;
     let progress = Progress::new(STAGE, total, "images");
     let examples = examples(&path, &latent_header)?;
-    let mut watcher =
-        Watcher { run, stage, examples, folder: folder.clone(), progress, batch, shown: 0 };
+    let mut watcher = Watcher { run, stage, examples, folder: folder.clone(), progress, batch, shown: 0 };
     let model = train(&settings, &loader, &folder, resume, &device, &mut watcher)?;
 
     let last = training::last_metrics(&folder.join(METRICS));
@@ -145,7 +145,8 @@ pub(super) fn require_model(run: &Run, input: &Input) -> Result<(PathBuf, String
     let path = run.dir.root().join(STAGE).join(MODEL);
     let record = run.dir.current(STAGE, &header(run, input, &encoder, &autoencoder)?).filter(|_| path.exists());
     let hash = record.as_ref().and_then(|record| record.summary["model"].as_str()).map(str::to_owned);
-    let missing = "there is no diffusion model trained with these settings on these patches: run `gensis diffusion` first";
+    let missing =
+        "there is no diffusion model trained with these settings on these patches: run `gensis diffusion` first";
     Ok((path, hash.context(missing)?))
 }
 
@@ -224,11 +225,7 @@ impl Work for Reading {
 
     fn item(&self, number: usize) -> Self::Item {
         let image = read(&*self.source, number)?;
-        let failure = |error| ReadFailure {
-            index: number,
-            key: self.source.key(number),
-            reason: format!("{error:#}"),
-        };
+        let failure = |error| ReadFailure { index: number, key: self.source.key(number), reason: format!("{error:#}") };
         self.eyes.views(&image).map_err(failure)
     }
 

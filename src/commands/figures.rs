@@ -143,9 +143,8 @@ pub(super) fn pictures(root: &Path) -> Vec<(String, String, Vec<u8>)> {
     };
     let named = |folder: &str, start: &str| {
         let entries = root.join(folder).read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
-        let starts = |path: &std::path::PathBuf| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start))
-        };
+        let starts =
+            |path: &std::path::PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start));
         let mut paths: Vec<_> = entries.filter(starts).collect();
         paths.sort();
         paths

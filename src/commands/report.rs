@@ -186,8 +186,10 @@ fn training_curves(root: &Path) -> Vec<Chart> {
         ("learning rate", "learning rate", &[("learning rate", "lr")]),
     ];
     let mut charts = curves("DINO", &root.join("pretrain").join(METRICS), &dino);
-    let reconstruction =
-        [("reconstruction", "mean absolute difference", &[("L1", "rec")][..]), ("held-out patches", "PSNR, dB", &[("PSNR", "psnr")])];
+    let reconstruction = [
+        ("reconstruction", "mean absolute difference", &[("L1", "rec")][..]),
+        ("held-out patches", "PSNR, dB", &[("PSNR", "psnr")]),
+    ];
     charts.extend(curves("Autoencoder", &root.join("autoencoder").join(METRICS), &reconstruction));
     let denoising = [("loss", "mean squared error of the noise", &[("loss", "loss")][..])];
     charts.extend(curves("Diffusion", &root.join("diffusion").join(METRICS), &denoising));
@@ -207,7 +209,10 @@ fn curves(stage: &str, metrics: &Path, wanted: &[(&str, &str, &[(&str, &str)])])
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let series = |&(name, key): &(&str, &str)| Series {
         name: name.into(),
-        points: lines.iter().filter_map(|line| Some((line["step"].as_f64()?, line.pointer(&format!("/{key}"))?.as_f64()?))).collect(),
+        points: lines
+            .iter()
+            .filter_map(|line| Some((line["step"].as_f64()?, line.pointer(&format!("/{key}"))?.as_f64()?)))
+            .collect(),
     };
     let chart = |(title, y, keys): &(&str, &str, &[(&str, &str)])| Chart {
         title: format!("{stage}: {title}"),

@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use slide_io::stain::Target;
 
 use super::sources::Input;
-use super::{Outcome, Run, augment, autoencoder, diffusion, embed, evaluate, figures, gen_dino, pretrain, report, tile};
+use super::{
+    Outcome, Run, augment, autoencoder, diffusion, embed, evaluate, figures, gen_dino, pretrain, report, tile,
+};
 use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
 use crate::sample::bank::Part;

@@ -36,7 +36,8 @@ pub(super) fn sample(args: &SampleArgs) -> Result<Outcome> {
     println!("row,column,what,alpha,similarity_first,similarity_second");
     for (y, row) in rows.iter().enumerate() {
         for (x, drawn) in row.iter().enumerate() {
-            let cosine = |source: &Option<Vec<f32>>| source.as_ref().map_or(String::new(), |s| studio.nearness(drawn, s));
+            let cosine =
+                |source: &Option<Vec<f32>>| source.as_ref().map_or(String::new(), |s| studio.nearness(drawn, s));
             let alpha = drawn.alpha.map_or(String::new(), |alpha| alpha.to_string());
             println!("{y},{x},{},{alpha},{},{}", drawn.what, cosine(&drawn.first), cosine(&drawn.second));
         }
@@ -121,9 +122,7 @@ impl Studio {
     fn samples(&self, embedding: &[f32], count: usize) -> Result<Vec<Drawn>> {
         let wish = |sample: usize| Wish { embedding: Some(embedding.to_vec()), seed: self.seed + sample as u64 };
         let images = self.painter.images(&(0..count).map(wish).collect::<Vec<_>>())?;
-        let drawn = |image| {
-            Ok(Drawn { first: Some(embedding.to_vec()), ..self.shown("sample", image)? })
-        };
+        let drawn = |image| Ok(Drawn { first: Some(embedding.to_vec()), ..self.shown("sample", image)? });
         images.into_iter().map(drawn).collect()
     }
 
@@ -138,7 +137,9 @@ impl Studio {
         let mut strips = Vec::new();
         for sample in 0..rows {
             let images = match args.line {
-                Line::Pixels => args.alphas.iter().map(|&alpha| mix_pixels(&one, &two, alpha)).collect::<Result<_>>()?,
+                Line::Pixels => {
+                    args.alphas.iter().map(|&alpha| mix_pixels(&one, &two, alpha)).collect::<Result<_>>()?
+                }
                 Line::Slerp => self.on_line(Interpolation::Slerp, [&e1, &e2], &args.alphas, sample)?,
                 Line::Lerp => self.on_line(Interpolation::Lerp, [&e1, &e2], &args.alphas, sample)?,
             };
@@ -162,10 +163,8 @@ impl Studio {
         alphas: &[f64],
         sample: usize,
     ) -> Result<Vec<RgbImage>> {
-        let wish = |&alpha: &f64| Wish {
-            embedding: Some(interpolate(kind, e1, e2, alpha)),
-            seed: self.seed + sample as u64,
-        };
+        let wish =
+            |&alpha: &f64| Wish { embedding: Some(interpolate(kind, e1, e2, alpha)), seed: self.seed + sample as u64 };
         self.painter.images(&alphas.iter().map(wish).collect::<Vec<_>>())
     }
 

@@ -243,7 +243,12 @@ mod tests {
     use serde_json::json;
 
     fn header() -> LatentHeader {
-        LatentHeader { shape: [2, 1, 3], embedding: 4, flips: 2, origin: json!({ "autoencoder": "a", "mean": 0.23f32 }) }
+        LatentHeader {
+            shape: [2, 1, 3],
+            embedding: 4,
+            flips: 2,
+            origin: json!({ "autoencoder": "a", "mean": 0.23f32 }),
+        }
     }
 
     fn encoded(seed: usize) -> Encoded {

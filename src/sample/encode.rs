@@ -43,7 +43,8 @@ impl Eyes {
         device: &Device,
     ) -> Self {
         let both = |flip: bool| if flip { vec![false, true] } else { vec![false] };
-        let flips = both(diffusion.vflip).into_iter().flat_map(|v| both(diffusion.hflip).into_iter().map(move |h| [h, v]));
+        let flips =
+            both(diffusion.vflip).into_iter().flat_map(|v| both(diffusion.hflip).into_iter().map(move |h| [h, v]));
         let squares = Squares::new(side, [0.0; 2]);
         Self { stage, encoder, squares, embed: embed.clone(), flips: flips.collect(), device: device.clone() }
     }
@@ -103,7 +104,9 @@ impl Eyes {
         let embeddings = self.embeddings(&views.iter().map(|view| &view.evaluation).collect::<Vec<_>>())?;
         let (latent, embedding) = (latents.len() / views.len(), self.encoder.dim());
         let pairs = latents.chunks_exact(latent).zip(embeddings.chunks_exact(embedding));
-        Ok(pairs.map(|(latent, embedding)| Encoded { latent: latent.to_vec(), embedding: embedding.to_vec() }).collect())
+        Ok(pairs
+            .map(|(latent, embedding)| Encoded { latent: latent.to_vec(), embedding: embedding.to_vec() })
+            .collect())
     }
 
     fn embeddings(&self, images: &[&RgbImage]) -> Result<Vec<f32>> {

@@ -4,11 +4,11 @@ use super::bank::{Decoder, Latent};
 use super::solver::Trajectory;
 use crate::config::Sample;
 use crate::data::loader::squares::to_images;
+use crate::model::FirstStage;
 use crate::model::diffusion::DiffusionModel;
 use crate::model::lies_in_host_memory;
 use crate::model::noise::NoiseSchedule;
 use crate::model::random::{keyed, normal};
-use crate::model::FirstStage;
 use crate::train::diffusion::conditioned;
 use anyhow::{Result, anyhow, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -175,9 +175,12 @@ impl Painter {
 impl Decoder for Painter {
     fn decode(&self, latent: &Latent) -> Result<RgbImage> {
         let [channels, height, width] = latent.shape;
-        let fits = channels == self.stage.latent_channels() && height == width && latent.values.len() == channels * height * width;
+        let fits = channels == self.stage.latent_channels()
+            && height == width
+            && latent.values.len() == channels * height * width;
         ensure!(fits, "a latent of {channels} x {height} x {width} is none of the autoencoder's");
-        let latents = Tensor::from_data(TensorData::new(latent.values.clone(), [1, channels, height, width]), &self.device);
+        let latents =
+            Tensor::from_data(TensorData::new(latent.values.clone(), [1, channels, height, width]), &self.device);
         let pixels = host(self.stage.decode(latents))?;
         to_images(&pixels, height * self.stage.factor()).pop().ok_or_else(|| anyhow!("the autoencoder made no image"))
     }

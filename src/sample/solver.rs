@@ -52,13 +52,7 @@ impl<'a> Trajectory<'a> {
 
     /// Step `i`: `x` at its time and the network's `answer` to it become `x` at the next. `noise` is asked for where
     /// [`is_random`](Self::is_random).
-    pub fn step(
-        &mut self,
-        i: usize,
-        x: Tensor<4>,
-        answer: Tensor<4>,
-        noise: impl FnOnce() -> Tensor<4>,
-    ) -> Tensor<4> {
+    pub fn step(&mut self, i: usize, x: Tensor<4>, answer: Tensor<4>, noise: impl FnOnce() -> Tensor<4>) -> Tensor<4> {
         let (now, next) = self.alphas(i);
         let (epsilon, clean) = self.schedule.split(x.clone(), answer, self.times[i]);
         let random = self.is_random(i);

@@ -135,7 +135,8 @@ fn found(base: &ResultRow, bank: &SyntheticBank, real: &Embedded, made: &Embedde
         let source = real.rows.binary_search(&bank.images()[at].source).ok()?;
         let own = nearness(made.row(row), source);
         let mut rng = keyed(seed, "fid lineup", &[at as u64]);
-        let mut others = std::iter::repeat_with(|| rng.random_range(0..real.rows.len())).filter(|&other| other != source);
+        let mut others =
+            std::iter::repeat_with(|| rng.random_range(0..real.rows.len())).filter(|&other| other != source);
         Some(others.by_ref().take(lineup - 1).all(|other| nearness(made.row(row), other) < own))
     };
     let hits: Vec<bool> = made.rows.iter().enumerate().filter_map(hit).collect();

@@ -379,7 +379,9 @@ pub fn train(
             step += 1;
             let left = Duration::from_secs_f64(pace.tick() * (steps - step) as f64);
             observer.step(&Progress { report: &report, done: step, steps, left });
-            if every(step, checkpoint_every) || (checkpoint_every == 0 && step.is_multiple_of(per_epoch)) || step == steps
+            if every(step, checkpoint_every)
+                || (checkpoint_every == 0 && step.is_multiple_of(per_epoch))
+                || step == steps
             {
                 metrics.sync()?;
                 trainer.save(&path, step)?;

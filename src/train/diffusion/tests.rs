@@ -15,7 +15,8 @@ fn settings() -> Settings {
         context: 6,
         groups: 2,
     };
-    let diffusion = Diffusion { unet, batch: 4, epochs: 2, warmup_steps: 2, lr: 2e-3, sample_every: 3, ..Diffusion::default() };
+    let diffusion =
+        Diffusion { unet, batch: 4, epochs: 2, warmup_steps: 2, lr: 2e-3, sample_every: 3, ..Diffusion::default() };
     let config = DiffusionConfig {
         unet: diffusion.unet.clone(),
         noise: diffusion.noise.clone(),
