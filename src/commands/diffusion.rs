@@ -28,7 +28,7 @@ use crate::sample::encode::{Eyes, View};
 use crate::sample::painter::{Painter, Wish};
 use crate::sample::sheet::sheet;
 use crate::train::diffusion::{
-    CHECKPOINT, LatentLoader, METRICS, MODEL, Observer, Progress as StepProgress, Settings, train,
+    CHECKPOINT, LatentLoader, METRICS, MODEL, Observer, Progress as StepProgress, Settings, check_latents, train,
 };
 
 /// The stage, its folder and its record.
@@ -53,14 +53,16 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
     }
     training::check_resume(must_resume, &folder, CHECKPOINT)?;
     let device = device::open(run.device)?;
-    let (source, unusable) = training::patches(run, STAGE, input)?;
-    run.dir.forget(STAGE)?;
-    let resume = training::begin(run, STAGE, &header, &[CHECKPOINT, MODEL])?;
-
     let stage = FirstStage::load(&stage_path, &device)?;
     let encoder = Encoder::load(&encoder_path, &device)?;
     let experiment = &run.experiment;
     let side = experiment.autoencoder.image_size;
+    // Before anything is set aside for it.
+    check_latents(side / stage.factor(), &experiment.diffusion.unet)?;
+    let (source, unusable) = training::patches(run, STAGE, input)?;
+    run.dir.forget(STAGE)?;
+    let resume = training::begin(run, STAGE, &header, &[CHECKPOINT, MODEL])?;
+
     let eyes =
         Eyes::new(stage.clone(), encoder.clone(), side as u32, &experiment.embed, &experiment.diffusion, &device);
     let latent = [stage.latent_channels(), side / stage.factor()];

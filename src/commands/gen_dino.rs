@@ -1,6 +1,7 @@
 //! `gensis pretrain --gen-dino`: DINO again, each variant from scratch, with the images of the bank among its views.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -100,8 +101,8 @@ impl Banks {
         let mut banks = BTreeMap::new();
         for bank in trainings.iter().filter_map(|training| training.settings.gen_dino.as_ref()).flat_map(Recipe::banks)
         {
-            if !banks.contains_key(&bank) {
-                banks.insert(bank, Arc::new(augment::open(run, input, models, bank, source.clone())?));
+            if let Entry::Vacant(place) = banks.entry(bank) {
+                place.insert(Arc::new(augment::open(run, input, models, bank, source.clone())?));
             }
         }
         Ok(Self(banks))

@@ -203,8 +203,11 @@ fn training_curves(root: &Path) -> Vec<Chart> {
     charts
 }
 
-/// A chart for each of `wanted` (title, vertical axis, series as name and JSON path) that `metrics` has numbers for.
-fn curves(stage: &str, metrics: &Path, wanted: &[(&str, &str, &[(&str, &str)])]) -> Vec<Chart> {
+/// Title, vertical axis, and series as name and JSON path.
+type Wanted<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+/// A chart for each of `wanted` that `metrics` has numbers for.
+fn curves(stage: &str, metrics: &Path, wanted: &[Wanted]) -> Vec<Chart> {
     let text = std::fs::read_to_string(metrics).unwrap_or_default();
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let series = |&(name, key): &(&str, &str)| Series {
@@ -214,7 +217,7 @@ fn curves(stage: &str, metrics: &Path, wanted: &[(&str, &str, &[(&str, &str)])])
             .filter_map(|line| Some((line["step"].as_f64()?, line.pointer(&format!("/{key}"))?.as_f64()?)))
             .collect(),
     };
-    let chart = |(title, y, keys): &(&str, &str, &[(&str, &str)])| Chart {
+    let chart = |(title, y, keys): &Wanted| Chart {
         title: format!("{stage}: {title}"),
         x_label: "step".into(),
         y_label: (*y).into(),

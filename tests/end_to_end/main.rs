@@ -14,6 +14,7 @@
 //! | `duplicates` | copies among slides and images, leaks across splits |
 //! | `images` | image folders instead of slides |
 //! | `first_stage` | the autoencoder of latent diffusion |
+//! | `generation` | Gen-SIS: diffusion, bank, Gen-DINO, samples |
 //! | `annotations` | regions that people draw, label masks |
 //! | `packing` | patches packed for training |
 //! | `stain` | stain normalisation of slides and images |
@@ -28,6 +29,7 @@ mod configuration;
 mod duplicates;
 mod first_stage;
 mod folder;
+mod generation;
 mod images;
 mod interruption;
 mod labels;

@@ -1,0 +1,173 @@
+//! The steps of latent diffusion beside PyTorch and diffusers at the same sizes on the CPU: a step of the autoencoder, a
+//! step of the U-Net, and sampling by DDIM.
+//!
+//! `cargo bench --bench generation -- PYTHON`, where PYTHON has torch and diffusers: starts benches/generation.py, takes
+//! turns with it (on a shared machine only times taken side by side compare), and prints medians of seconds and of the
+//! ratios of rates, and the ratio of the fastest turns.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use burn::tensor::{Device, Distribution, Tensor};
+use gensis::config::{Autoencoder, AutoencoderKind, Diffusion, PerceptualKind, Sample, UnetShape};
+use gensis::data::SquareBatch;
+use gensis::model::FirstStage;
+use gensis::model::autoencoder::FirstStageConfig;
+use gensis::model::diffusion::DiffusionConfig;
+use gensis::model::perceptual::Perceptual;
+use gensis::sample::painter::{Painter, Wish};
+use gensis::train::{autoencoder, diffusion};
+
+/// Turns of the programs.
+const ROUNDS: usize = 5;
+/// Images of a step, and images drawn.
+const BATCH: usize = 8;
+/// Side of the images; latents are a quarter of it.
+const SIDE: usize = 64;
+const EMBEDDING: usize = 128;
+const DDIM_STEPS: usize = 50;
+
+/// One run of a case.
+type Run = dyn FnMut() -> Result<()>;
+
+fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let mut peer = Peer::start(arguments.first().map_or("python3", String::as_str))?;
+    println!("| what | gensis s | PyTorch s | against PyTorch | fastest |\n|---|---:|---:|---:|---:|");
+    let device = Device::flex();
+    let mut unet = unet_trainer(&device)?;
+    let mut stage = stage_trainer(&device)?;
+    let first_stage = FirstStage::new(
+        stage.network.clone(),
+        FirstStageConfig {
+            network: stage.settings().autoencoder.sizes()?,
+            scale: 1.0,
+            origin: serde_json::Value::Null,
+        },
+    );
+    let settings = Sample { steps: DDIM_STEPS, guidance: 2.0, ..Sample::default() };
+    let painter = Painter::new(unet.model(0), first_stage, &settings, &device)?;
+    let latents = values(BATCH * 3 * (SIDE / 4).pow(2), &device)?;
+    let batch = diffusion::LatentBatch { size: BATCH, latents, embeddings: values(BATCH * EMBEDDING, &device)? };
+    let pixels = values(BATCH * 3 * SIDE * SIDE, &device)?;
+    let squares = SquareBatch { pixels, side: SIDE, indices: (0..BATCH).collect() };
+    let wishes: Vec<Wish> =
+        (0..BATCH as u64).map(|seed| Wish { embedding: Some(batch.embeddings[..EMBEDDING].to_vec()), seed }).collect();
+
+    let mut step = 0;
+    let mut cases: [(&str, Box<Run>); 3] = [
+        ("autoencoder", {
+            let mut step = 0;
+            Box::new(move || {
+                step += 1;
+                stage.step(&squares, step - 1).map(drop)
+            })
+        }),
+        (
+            "unet",
+            Box::new(move || {
+                step += 1;
+                unet.step(&batch, step - 1).map(drop)
+            }),
+        ),
+        ("ddim", Box::new(move || painter.images(&wishes).map(drop))),
+    ];
+    for (name, run) in &mut cases {
+        run()?;
+        let (mut ours, mut torch) = (vec![], vec![]);
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            run()?;
+            ours.push(start.elapsed().as_secs_f64());
+            torch.push(peer.time(name)?);
+        }
+        let ratio = median(torch.iter().zip(&ours).map(|(torch, ours)| torch / ours).collect());
+        let fastest = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+        println!(
+            "| {name} | {:.2} | {:.2} | {ratio:.2} | {:.2} |",
+            median(ours.clone()),
+            median(torch.clone()),
+            fastest(&torch) / fastest(&ours)
+        );
+    }
+    Ok(())
+}
+
+fn unet_trainer(device: &Device) -> Result<diffusion::Trainer> {
+    let unet = UnetShape {
+        channels: 64,
+        channel_mult: vec![1, 2, 2],
+        res_blocks: 1,
+        attention: vec![2, 4],
+        heads: 4,
+        context: 64,
+        groups: 32,
+    };
+    let section = Diffusion { unet, batch: BATCH, epochs: 1000, ..Diffusion::default() };
+    let config = DiffusionConfig {
+        unet: section.unet.clone(),
+        noise: section.noise.clone(),
+        normalize_condition: true,
+        latent: [3, SIDE / 4],
+        embedding: EMBEDDING,
+        encoder: String::new(),
+        autoencoder: String::new(),
+        origin: serde_json::Value::Null,
+    };
+    diffusion::Trainer::new(&diffusion::Settings { seed: 0, diffusion: section, config }, 1000, device)
+}
+
+fn stage_trainer(device: &Device) -> Result<autoencoder::Trainer> {
+    let section = Autoencoder {
+        kind: AutoencoderKind::KlF4,
+        channels: 32,
+        image_size: SIDE,
+        batch: BATCH,
+        epochs: 1000,
+        perceptual: PerceptualKind::None,
+        disc_weight: 0.0,
+        ..Autoencoder::default()
+    };
+    let settings = autoencoder::Settings { seed: 0, autoencoder: section.resolve()?, perceptual: None };
+    autoencoder::Trainer::new(&settings, Perceptual::None, 1000, device)
+}
+
+fn values(count: usize, device: &Device) -> Result<Vec<f32>> {
+    let drawn = Tensor::<1>::random([count], Distribution::Uniform(-1.0, 1.0), device);
+    drawn.try_into_vec_as::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The other program.
+struct Peer {
+    process: Child,
+    answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Peer {
+    fn start(python: &str) -> Result<Self> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/generation.py");
+        let mut process =
+            Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context(script)?;
+        let answers = BufReader::new(process.stdout.take().context("a pipe")?).lines();
+        Ok(Self { process, answers })
+    }
+
+    fn time(&mut self, case: &str) -> Result<f64> {
+        writeln!(self.process.stdin.as_mut().context("a pipe")?, "{case}")?;
+        Ok(self.answers.next().context("the other program ended")??.parse()?)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It ends with its input; a failure here harms nobody.
+        let _ = self.process.kill();
+    }
+}

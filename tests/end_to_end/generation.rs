@@ -1,0 +1,154 @@
+//! Gen-SIS from end to end: autoencoder, diffusion, bank, Gen-DINO, and what is drawn and said of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::cohort::EXPERIMENT;
+use crate::folder::{assert_same, failures, results, table};
+use crate::images::draw;
+use crate::program::{Stopped, gensis, holds_file, kill_when};
+
+const SECTIONS: &str = r#"
+[autoencoder]
+kind = "kl_f4"
+channels = 4
+groups = 2
+image_size = 32
+epochs = 1
+batch = 4
+lr = 1e-3
+perceptual = "none"
+disc_weight = 0.0
+
+[diffusion]
+epochs = 2
+batch = 4
+warmup_steps = 2
+vflip = true
+sample_every = 3
+
+[diffusion.unet]
+channels = 8
+channel_mult = [1, 2]
+res_blocks = 1
+attention = [2]
+heads = 2
+context = 8
+groups = 2
+
+[sample]
+steps = 3
+batch = 4
+
+[bank]
+shard = 4
+
+[gen_dino]
+enabled = true
+variants = ["full", "without_disentanglement"]
+"#;
+
+fn experiment(folder: &Path) -> PathBuf {
+    let (images, file) = (folder.join("images"), folder.join("experiment.toml"));
+    draw(&images);
+    fs::write(&file, format!("[data]\nimages = {images:?}\n{EXPERIMENT}{SECTIONS}")).unwrap();
+    file
+}
+
+fn line(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| word.to_string()).collect()
+}
+
+/// One run as it is; another killed while latents, steps, the bank and Gen-DINO are on their way.
+#[test]
+fn the_whole_chain_ends_with_both_encoders_and_killed_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = experiment(folder.path());
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    let command = |out: &Path| line(&["run", file.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    gensis(command(&whole)).with_code(0).saying(["the bottleneck is"]);
+    assert_eq!(failures(&whole), []);
+    let rows = table(&whole.join("results/results.csv"));
+    for encoder in ["dino", "gen_dino", "gen_dino_without_disentanglement"] {
+        assert!(rows.iter().any(|row| row["task"] == "knn" && row["encoder"] == encoder), "{encoder}");
+        assert!(whole.join(format!("figures/attention_{encoder}.png")).exists());
+    }
+    for (head, metric) in [("generative", "frechet_distance"), ("interpolated", "recall")] {
+        let row =
+            rows.iter().find(|row| row["task"] == "fid" && row["head"] == head && row["metric"] == metric).unwrap();
+        assert!(row["value"].parse::<f64>().unwrap() >= 0.0 && row["n"] == "16", "{row:?}");
+    }
+    let report = fs::read_to_string(whole.join("report.html")).unwrap();
+    for text in ["Real, generated and interpolated patches", "Samples of the diffusion model", "Gen-DINO, full: loss"] {
+        assert!(report.contains(text), "{text}");
+    }
+    gensis(command(&whole)).with_code(0).saying([
+        "diffusion: up to date",
+        "augment: slerp: up to date",
+        "figures: up to date",
+    ]);
+
+    let lines = |path: &str| fs::read_to_string(parts.join(path)).map_or(0, |text| text.lines().count());
+    let moments: [&dyn Fn(&str) -> bool; 3] =
+        [&|_| lines("diffusion/metrics.jsonl") > 0, &|_| holds_file(&parts.join("bank"), ".json"), &|_| {
+            lines("gen_dino/full/metrics.jsonl") > 0
+        }];
+    for moment in moments {
+        assert!(matches!(kill_when(&command(&parts), moment), Stopped::Killed), "it ended before it could be killed");
+    }
+    gensis(command(&parts)).with_code(0);
+    assert_same(&results(&parts), &results(&whole));
+
+    samples(&whole, folder.path());
+}
+
+/// Pictures are drawn, nothing is overwritten, and other models are refused by name.
+fn samples(run: &Path, folder: &Path) {
+    let [run, picture] = [run.to_path_buf(), folder.join("strip.png")].map(|path| path.to_str().unwrap().to_owned());
+    let image = |name: &str| folder.join("images/train").join(name).to_str().unwrap().to_owned();
+    let (one, two) = (image("dots/0.png"), image("stripes/0.png"));
+    let strip =
+        ["sample", &run, "--interpolate", &one, &two, "--alphas", "0.25,0.75", "--count", "1", "--picture", &picture];
+    let ended = gensis(strip).with_code(0);
+    let told: Vec<Vec<&str>> = ended.stdout.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(told.len(), 1 + 4, "{}", ended.stdout);
+    // The ends are the images themselves: the second is itself at α = 0, the first at α = 1.
+    assert_eq!((told[1][3], told[1][5], told[4][3], told[4][4]), ("0", "1.0000", "1", "1.0000"), "{}", ended.stdout);
+    assert_eq!(image::open(&picture).unwrap().height(), 4 + 96 + 4);
+    gensis(strip).with_error(["exists", "--picture"]);
+    gensis(["sample", &run, "--images", &one, &two, "--count", "2", "--set", "sample.solver=dpm"]).with_code(0);
+    assert!(Path::new(&run).join("samples/sample-001.png").exists());
+    let features = Path::new(&run).join("features/dino-test.parquet").to_str().unwrap().to_owned();
+    gensis(["sample", &run, "--embeddings", &features, "--rows", "1,7", "--count", "1"]).with_code(0);
+    gensis(["sample", &run, "--embeddings", &features, "--rows", "8"]).with_error(["8 embeddings", "row 8"]);
+    gensis(["sample", &run, "--images", "absent.png"]).with_error(["absent.png"]);
+    gensis(["sample", &run, "--images", &one, "--set", "sample.steps=2000"]).with_error(["sample.steps = 2000"]);
+    // An encoder that the diffusion model does not know.
+    let gen_dino = Path::new(&run).join("gen_dino/full/encoder.safetensors");
+    fs::copy(gen_dino, Path::new(&run).join("pretrain/encoder.safetensors")).unwrap();
+    gensis(["sample", &run, "--images", &one]).with_error(["was trained with the encoder", "and this is"]);
+}
+
+#[test]
+fn stages_ask_for_the_one_before_and_sizes_that_do_not_fit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = experiment(folder.path());
+    let out = folder.path().join("run");
+    let stage = |words: &[&str]| {
+        let place = ["--config", file.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        gensis(words.iter().chain(&place).copied())
+    };
+    stage(&["diffusion"]).with_error(["gensis pretrain"]);
+    stage(&["pretrain"]).with_code(0);
+    stage(&["diffusion"]).with_error(["gensis autoencoder"]);
+    stage(&["autoencoder"]).with_code(0);
+    stage(&["augment"]).with_error(["gensis diffusion"]);
+    stage(&["pretrain", "--gen-dino"]).with_error(["gensis diffusion"]);
+    stage(&["diffusion", "--resume"]).with_error(["nothing to resume"]);
+    stage(&["diffusion"]).with_code(0);
+    stage(&["pretrain", "--gen-dino"]).with_error(["gensis augment"]);
+    stage(&["evaluate", "fid"]).with_error(["gensis"]);
+    let deeper = "diffusion.unet.channel_mult=[1,1,1,1,1]";
+    stage(&["diffusion", "--update", "--set", deeper]).with_error(["8 x 8", "diffusion.unet.channel_mult"]);
+    stage(&["diffusion", "--set", "diffusion.unet.attention=[3]"]).with_error(["diffusion.unet.attention = 3"]);
+}
