@@ -22,15 +22,15 @@ mod transpose;
 #[cfg(feature = "flex")]
 mod windows;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "flex"))]
 mod tests;
 
+use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::module;
 use burn::tensor::ops::{ConvOptions, PadMode};
-use burn::tensor::{DType, Tensor};
 #[cfg(feature = "flex")]
-use {burn::backend::Dispatch, extension::Kernels};
+use {burn::backend::Dispatch, burn::tensor::DType, extension::Kernels};
 
 /// Convolution with a square kernel: `x [B, C, H, W]`, `weight [O, C, k, k]`, `bias [O]` to `[B, O, H', W']`.
 /// `padding` is the zeros at the top, left, bottom and right.
