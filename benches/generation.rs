@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Tensor};
-use gensis::config::{Autoencoder, AutoencoderKind, Diffusion, PerceptualKind, Sample, UnetShape};
+use gensis::config::{Autoencoder, AutoencoderKind, Condition, Diffusion, PerceptualKind, Sample, UnetShape};
 use gensis::data::SquareBatch;
 use gensis::model::FirstStage;
 use gensis::model::autoencoder::FirstStageConfig;
@@ -109,7 +109,8 @@ fn unet_trainer(device: &Device) -> Result<diffusion::Trainer> {
     let config = DiffusionConfig {
         unet: section.unet.clone(),
         noise: section.noise.clone(),
-        normalize_condition: true,
+        condition: Condition::Sphere,
+        statistics: [vec![], vec![]],
         latent: [3, SIDE / 4],
         embedding: EMBEDDING,
         encoder: String::new(),

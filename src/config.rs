@@ -11,7 +11,7 @@ mod load;
 
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
-pub use diffusion::{BetaSchedule, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
+pub use diffusion::{BetaSchedule, Condition, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
 pub use load::DEFAULT_TOML;
 

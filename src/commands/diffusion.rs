@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::sources::{self, Input};
 use super::training::{self, AHEAD};
 use super::{Run, unreadable};
-use crate::config::Sample;
+use crate::config::{Condition, Sample};
 use crate::data::ReadFailure;
 use crate::data::latents::{Encoded, LatentFile, LatentHeader, LatentWriter};
 use crate::data::loader::read;
@@ -81,7 +81,8 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
         config: DiffusionConfig {
             unet: experiment.diffusion.unet.clone(),
             noise: experiment.diffusion.noise.clone(),
-            normalize_condition: experiment.diffusion.normalize_condition,
+            condition: experiment.diffusion.condition,
+            statistics: statistics(&file, experiment.diffusion.condition)?,
             latent,
             embedding: encoder.dim(),
             encoder: encoder_hash,
@@ -89,7 +90,7 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
             origin: Value::Null,
         },
     };
-    let loader = LatentLoader::new(file, &settings.diffusion, settings.seed)?;
+    let loader = LatentLoader::new(file, &settings)?;
     let batch = settings.diffusion.batch as u64;
     let total = (settings.diffusion.epochs * loader.steps_per_epoch()) as u64 * batch;
     let progress = Progress::new(STAGE, total, "images");
@@ -234,6 +235,26 @@ impl Work for Reading {
     fn batch(&self, numbers: Range<usize>, items: Vec<Self::Item>) -> Self::Batch {
         (numbers, items)
     }
+}
+
+/// Mean and deviation of every channel of the embeddings, where they condition.
+fn statistics(file: &LatentFile, condition: Condition) -> Result<[Vec<f32>; 2]> {
+    if condition == Condition::Sphere {
+        return Ok([vec![], vec![]]);
+    }
+    let width = file.header().embedding;
+    let (mut sums, mut squares) = (vec![0.0f64; width], vec![0.0f64; width]);
+    for record in 0..file.len() {
+        for (i, value) in file.read(record, 0)?.embedding.into_iter().enumerate() {
+            sums[i] += f64::from(value);
+            squares[i] += f64::from(value).powi(2);
+        }
+    }
+    let count = file.len().max(1) as f64;
+    let means: Vec<f64> = sums.iter().map(|sum| sum / count).collect();
+    let deviation = |(square, mean): (&f64, &f64)| (square / count - mean * mean).max(0.0).sqrt() as f32;
+    let deviations = squares.iter().zip(&means).map(deviation).collect();
+    Ok([means.iter().map(|&mean| mean as f32).collect(), deviations])
 }
 
 /// What the sheets show: some images' latents, as the autoencoder decodes them, and embeddings.

@@ -176,7 +176,7 @@ mod tests {
     fn a_map_goes_from_black_to_white_token_by_token() {
         let map = heat(&[0.1, 0.2, 0.3, 0.4], 2, 3, (7, 6));
         assert_eq!(map.get_pixel(0, 0).0, [0, 0, 0]);
-        assert_eq!(map.get_pixel(5, 5).0, [255, 255, 254]);
+        assert_eq!(map.get_pixel(5, 5).0, [255, 255, 255]);
         assert!(map.get_pixel(5, 0).0[0] > 250 && map.get_pixel(5, 0).0[1] < 5);
         assert_eq!(map.get_pixel(6, 0).0, [0, 0, 0], "beyond the last token");
     }

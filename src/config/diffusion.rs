@@ -11,8 +11,8 @@ pub struct Diffusion {
     pub unet: UnetShape,
     /// Noise.
     pub noise: Noise,
-    /// Whether embeddings are put on the unit sphere before they condition.
-    pub normalize_condition: bool,
+    /// How embeddings condition.
+    pub condition: Condition,
     /// Share of the training images whose embedding is replaced by zeros, for guidance.
     pub condition_dropout: f64,
     /// Passes over the patches.
@@ -39,6 +39,17 @@ pub struct Diffusion {
     pub sample_every: usize,
     /// Micro-batches whose gradients are summed, as `pretrain.replicas`.
     pub replicas: usize,
+}
+
+/// How embeddings condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// On the unit sphere, as Large-Image-Diffusion has them.
+    Sphere,
+    /// With mean 0 and deviation 1 in every channel over the training images: the embeddings of a briefly trained encoder
+    /// share a large constant part, and on the sphere hardly differ.
+    Standardized,
 }
 
 /// Sizes of the U-Net.
@@ -130,7 +141,7 @@ impl Default for Diffusion {
         Self {
             unet: UnetShape::default(),
             noise: Noise::default(),
-            normalize_condition: true,
+            condition: Condition::Sphere,
             condition_dropout: 0.1,
             epochs: 100,
             batch: 100,

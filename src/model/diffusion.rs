@@ -4,7 +4,7 @@ use super::noise::NoiseSchedule;
 use super::parameters;
 use super::unet::Unet;
 use super::weights::{hash, read_safetensors, write_safetensors};
-use crate::config::{Noise, UnetShape};
+use crate::config::{Condition, Noise, UnetShape};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,10 @@ pub struct DiffusionConfig {
     pub unet: UnetShape,
     /// The forward process it was trained on.
     pub noise: Noise,
-    /// Whether embeddings are put on the unit sphere first.
-    pub normalize_condition: bool,
+    /// How embeddings condition.
+    pub condition: Condition,
+    /// Mean and deviation of every channel of the training images' embeddings; empty where they do not matter.
+    pub statistics: [Vec<f32>; 2],
     /// Channels and side of the latents it was trained on.
     pub latent: [usize; 2],
     /// Width of the embeddings.
@@ -31,6 +33,25 @@ pub struct DiffusionConfig {
     /// Where the weights come from.
     #[serde(default)]
     pub origin: serde_json::Value,
+}
+
+impl DiffusionConfig {
+    /// An embedding as it conditions.
+    pub fn conditioned(&self, mut embedding: Vec<f32>) -> Vec<f32> {
+        match self.condition {
+            Condition::Sphere => {
+                let length = embedding.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt().max(1e-12);
+                embedding.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
+            }
+            Condition::Standardized => {
+                let [means, deviations] = &self.statistics;
+                for ((v, mean), deviation) in embedding.iter_mut().zip(means).zip(deviations) {
+                    *v = (*v - mean) / deviation.max(1e-6);
+                }
+            }
+        }
+        embedding
+    }
 }
 
 /// A diffusion model ready to use.

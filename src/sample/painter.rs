@@ -9,7 +9,6 @@ use crate::model::diffusion::DiffusionModel;
 use crate::model::lies_in_host_memory;
 use crate::model::noise::NoiseSchedule;
 use crate::model::random::{keyed, normal};
-use crate::train::diffusion::conditioned;
 use anyhow::{Result, anyhow, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
@@ -163,7 +162,7 @@ impl Painter {
                         config.embedding,
                         embedding.len()
                     );
-                    values.extend(conditioned(embedding.clone(), config.normalize_condition));
+                    values.extend(config.conditioned(embedding.clone()));
                 }
             }
         }

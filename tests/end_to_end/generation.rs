@@ -90,7 +90,7 @@ fn the_whole_chain_ends_with_both_encoders_and_killed_with_the_same_bytes() {
 
     let lines = |path: &str| fs::read_to_string(parts.join(path)).map_or(0, |text| text.lines().count());
     let moments: [&dyn Fn(&str) -> bool; 3] =
-        [&|_| lines("diffusion/metrics.jsonl") > 0, &|_| holds_file(&parts.join("bank"), ".json"), &|_| {
+        [&|_| lines("diffusion/metrics.jsonl") > 0, &|_| holds_file(&parts.join("bank/slerp"), ".json"), &|_| {
             lines("gen_dino/full/metrics.jsonl") > 0
         }];
     for moment in moments {

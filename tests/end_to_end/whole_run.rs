@@ -94,7 +94,7 @@ fn the_report_stands_alone_and_names_every_slide() {
     for number in 0..SLIDES {
         assert!(report.contains(&id(number)), "{} is not in the report", id(number));
     }
-    for word in ["DINO loss", "abmil", "<svg", "src=\"data:image/jpeg;base64,", "128 px"] {
+    for word in ["DINO: loss", "abmil", "<svg", "src=\"data:image/jpeg;base64,", "128 px"] {
         assert!(report.contains(word), "{word} is not in the report");
     }
     for outside in ["src=\"http", "src=\"//", "href=\"http", "<link", "url(http", "@import", "src=\"thumbnails"] {
@@ -137,7 +137,7 @@ fn stages_one_by_one_give_the_bytes_of_the_whole_run() {
     gensis(&["embed", "--out", out, "--config", experiment.to_str().unwrap()])
         .with_error(["run `gensis pretrain` first"]);
     gensis(&["tile", "--out", out, "--config", experiment.to_str().unwrap()]).with_code(0);
-    for stage in ["pretrain", "embed", "evaluate"] {
+    for stage in ["pretrain", "embed", "evaluate", "figures"] {
         gensis(&[stage, "--out", out]).with_code(0);
     }
     gensis(&["report", out]).with_code(0);

@@ -56,8 +56,10 @@ pub struct FirstStage {
 impl FirstStage {
     /// Wraps a network.
     pub fn new(network: Autoencoder, config: FirstStageConfig) -> Self {
-        let hash = hash_with(&parameters::export(&network), &config.scale.to_le_bytes());
-        Self { config, hash, network }
+        // In single precision, which JSON gives back as it was.
+        let scale = config.scale as f32;
+        let hash = hash_with(&parameters::export(&network), &scale.to_le_bytes());
+        Self { config: FirstStageConfig { scale: scale.into(), ..config }, hash, network }
     }
 
     /// Reads a file of ours, or a foreign one as [`import`](Self::import) does, with 32 groups.

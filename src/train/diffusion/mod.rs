@@ -147,7 +147,9 @@ impl Trainer {
     }
 
     fn identity(&self) -> Result<Identity> {
-        let settings = serde_json::to_value(&self.settings)?;
+        let mut settings = serde_json::to_value(&self.settings)?;
+        // They follow from the encoder and the images, and JSON does not keep the last bit of every number.
+        settings["config"]["statistics"] = serde_json::Value::Null;
         Ok(Identity { kind: "diffusion checkpoint", steps_per_epoch: self.steps_per_epoch, settings })
     }
 
@@ -278,29 +280,30 @@ pub struct LatentLoader {
     file: LatentFile,
     order: EpochOrder,
     batch: usize,
-    normalize: bool,
+    config: DiffusionConfig,
 }
 
 impl LatentLoader {
-    /// Batches of `settings.batch` of the file's images.
+    /// Batches of `diffusion.batch` of the file's images.
     ///
     /// # Errors
     /// Fewer images than a batch.
-    pub fn new(file: LatentFile, settings: &Diffusion, seed: u64) -> Result<Self> {
+    pub fn new(file: LatentFile, settings: &Settings) -> Result<Self> {
+        let Settings { seed, diffusion, config } = settings;
         let order = EpochOrder {
             len: file.len(),
-            per_epoch: settings.patches_per_epoch,
-            seed,
+            per_epoch: diffusion.patches_per_epoch,
+            seed: *seed,
             slide_ends: vec![],
             open_slides: 0,
         };
         ensure!(
-            order.epoch_len() >= settings.batch,
+            order.epoch_len() >= diffusion.batch,
             "{} images per epoch do not fill a batch of diffusion.batch = {}",
             order.epoch_len(),
-            settings.batch
+            diffusion.batch
         );
-        Ok(Self { file, order, batch: settings.batch, normalize: settings.normalize_condition })
+        Ok(Self { file, order, batch: diffusion.batch, config: config.clone() })
     }
 
     /// Batches of one epoch.
@@ -315,19 +318,10 @@ impl LatentLoader {
             let mut rng = keyed(self.order.seed, "diffusion flip", &[epoch as u64, record as u64]);
             let image = self.file.read(record, rng.random_range(0..self.file.header().flips))?;
             batch.latents.extend(image.latent);
-            batch.embeddings.extend(conditioned(image.embedding, self.normalize));
+            batch.embeddings.extend(self.config.conditioned(image.embedding));
         }
         Ok(batch)
     }
-}
-
-/// An embedding as it conditions: on the unit sphere if `normalize`.
-pub fn conditioned(mut embedding: Vec<f32>, normalize: bool) -> Vec<f32> {
-    if normalize {
-        let length = embedding.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt().max(1e-12);
-        embedding.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
-    }
-    embedding
 }
 
 /// How far a run is.

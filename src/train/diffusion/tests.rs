@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::UnetShape;
+use crate::config::{Condition, UnetShape};
 use crate::data::latents::{Encoded, LatentHeader, LatentWriter};
 use crate::model::parameters;
 use crate::model::unet::tests::{golden_input, golden_unet};
@@ -20,7 +20,8 @@ fn settings() -> Settings {
     let config = DiffusionConfig {
         unet: diffusion.unet.clone(),
         noise: diffusion.noise.clone(),
-        normalize_condition: true,
+        condition: Condition::Standardized,
+        statistics: [vec![0.1; 5], vec![0.7; 5]],
         latent: [3, 8],
         embedding: 5,
         encoder: "e".into(),
@@ -43,7 +44,7 @@ fn loader(settings: &Settings, folder: &Path) -> LatentLoader {
         writer.add(image, &[flip(0), flip(1)]).unwrap();
     }
     writer.finish().unwrap();
-    LatentLoader::new(LatentFile::open(&path, &header).unwrap().unwrap(), &settings.diffusion, settings.seed).unwrap()
+    LatentLoader::new(LatentFile::open(&path, &header).unwrap().unwrap(), settings).unwrap()
 }
 
 /// Against diffusers' UNet2DConditionModel and torch's AdamW: loss to 2e-5, parameters to 2e-5 where Adam's first step
