@@ -1,6 +1,6 @@
 //! `gensis pretrain --gen-dino`: DINO again, each variant from scratch, with the images of the bank among its views.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -97,13 +97,10 @@ impl Banks {
         trainings: &[&Training],
         source: &Arc<dyn PatchSource>,
     ) -> Result<Self> {
-        let mut banks = BTreeMap::new();
-        for bank in trainings.iter().filter_map(|training| training.settings.gen_dino.as_ref()).flat_map(Recipe::banks)
-        {
-            if !banks.contains_key(&bank) {
-                banks.insert(bank, Arc::new(augment::open(run, input, models, bank, source.clone())?));
-            }
-        }
+        let recipes = trainings.iter().filter_map(|training| training.settings.gen_dino.as_ref());
+        let needed: BTreeSet<Interpolation> = recipes.flat_map(Recipe::banks).collect();
+        let open = |bank| Ok((bank, Arc::new(augment::open(run, input, models, bank, source.clone())?)));
+        let banks = needed.into_iter().map(open).collect::<Result<_>>()?;
         Ok(Self(banks))
     }
 

@@ -28,7 +28,7 @@ pub fn slerp(first: &[f32], second: &[f32], alpha: f64) -> Vec<f32> {
     let angle = (dot(first, second) / lengths).clamp(-1.0, 1.0).acos();
     let sine = angle.sin();
     // Not a number where an embedding is 0.
-    if !(sine >= PARALLEL) {
+    if sine.is_nan() || sine < PARALLEL {
         return lerp(first, second, alpha);
     }
     weighted(first, second, (alpha * angle).sin() / sine, ((1.0 - alpha) * angle).sin() / sine)
