@@ -94,7 +94,7 @@ fn the_whole_chain_ends_with_both_encoders_and_killed_with_the_same_bytes() {
             lines("gen_dino/full/metrics.jsonl") > 0
         }];
     for moment in moments {
-        assert!(matches!(kill_when(&command(&parts), moment), Stopped::Killed), "it ended before it could be killed");
+        assert!(matches!(kill_when(command(&parts), moment), Stopped::Killed), "it ended before it could be killed");
     }
     gensis(command(&parts)).with_code(0);
     assert_same(&results(&parts), &results(&whole));
