@@ -32,13 +32,6 @@ pub enum Command {
     /// Find tissue and write patch coordinates at an exact µm/px (TRIDENT and CLAM layout).
     #[command(after_help = "Example:\n  gensis tile --slides 'slides/*.svs' --set grid.mpp=0.5 --out runs/mine")]
     Tile(TileArgs),
-    /// Make synthetic and interpolated images of every patch with the diffusion model; continues where it was stopped.
-    #[command(
-        after_help = "Several machines can share the work: give each a copy of the run folder and a part of the files, \
-        then copy the files of bank/ together and run the command once more.\n\n\
-        Example:\n  gensis augment --out runs/mosaic --device cuda --shard 2/4"
-    )]
-    Augment(AugmentArgs),
     /// Train an encoder on the patches with DINO, or with --gen-dino; continues where it was stopped.
     #[command(after_help = "Example:\n  gensis pretrain --config configs/mosaic.toml --out runs/mosaic --device cuda")]
     Pretrain(PretrainArgs),
@@ -61,10 +54,17 @@ pub enum Command {
         gensis sample runs/mosaic --interpolate a.png b.png --alphas 0.2,0.4,0.6,0.8 --line slerp"
     )]
     Sample(SampleArgs),
+    /// Make synthetic and interpolated images of every patch with the diffusion model; continues where it was stopped.
+    #[command(
+        after_help = "Several machines can share the work: give each a copy of the run folder and a part of the files, \
+        then copy the files of bank/ together and run the command once more.\n\n\
+        Example:\n  gensis augment --out runs/mosaic --device cuda --shard 2/4"
+    )]
+    Augment(AugmentArgs),
     /// Compute patch embeddings with the trained encoder, one HDF5 file per slide.
     #[command(after_help = "Example:\n  gensis embed --out runs/mosaic")]
     Embed(StageArgs),
-    /// Score the embeddings: k-NN on patches, gated attention MIL on slides.
+    /// Score the embeddings: k-NN on patches, multiple-instance heads on slides, distances of generated images.
     #[command(after_help = "Example:\n  gensis evaluate --out runs/mosaic --set evaluate.slide.folds=10 --update")]
     Evaluate(EvaluateArgs),
     /// Draw attention maps of the encoders, and real beside generated and interpolated patches, into figures/.
