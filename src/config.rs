@@ -6,16 +6,19 @@
 mod autoencoder;
 mod bank;
 mod diffusion;
+mod evaluate;
 mod gen_dino;
 mod load;
+mod pretrain;
 
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
 pub use diffusion::{BetaSchedule, Condition, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
+pub use evaluate::{Baseline, Evaluate, Knn, SlideLevel};
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
 pub use load::DEFAULT_TOML;
+pub use pretrain::{Crops, Head, Precision, Pretrain};
 
-use evaluation::mil::HeadKind;
 use serde::{Deserialize, Serialize};
 use slide_io::stain::StainParams;
 use slide_io::{GridSpec, PackSpec, QualityParams, TissueParams};
@@ -208,177 +211,6 @@ impl Model {
     }
 }
 
-/// DINO projection head.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Head {
-    /// Width of the hidden layers.
-    pub hidden: usize,
-    /// Width of the normalised bottleneck.
-    pub bottleneck: usize,
-    /// Prototypes.
-    pub out: usize,
-    /// Whether the gain of the last layer stays at 1 (DINO's default; false in the "boosted" recipe).
-    pub norm_last_layer: bool,
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self { hidden: 2048, bottleneck: 256, out: 65536, norm_last_layer: true }
-    }
-}
-
-/// Multi-crop and augmentation, DINO's recipe.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Crops {
-    /// Side of the two global crops, px.
-    pub global_size: u32,
-    /// Share of the image's area in a global crop, smallest and largest.
-    pub global_scale: [f64; 2],
-    /// Number of local crops.
-    pub local_count: usize,
-    /// Side of a local crop, px.
-    pub local_size: u32,
-    /// Share of the image's area in a local crop.
-    pub local_scale: [f64; 2],
-    /// Probability of a horizontal flip.
-    pub hflip: f64,
-    /// Probability of a vertical flip: 0 for natural images, 0.5 for tissue, which has no up.
-    pub vflip: f64,
-    /// Probability of a change of stain: for H&E and DAB.
-    pub stain: f64,
-    /// Its strengths: factors of the stains' amounts are uniform in 1 ± the first, shifts (in optical density) in ± the
-    /// second.
-    pub stain_strength: [f64; 2],
-    /// Probability of colour jitter.
-    pub jitter: f64,
-    /// Strengths of brightness, contrast, saturation and hue jitter.
-    pub jitter_strength: [f64; 4],
-    /// Probability of greyscale.
-    pub grayscale: f64,
-    /// Probability of Gaussian blur: first global, second global, locals.
-    pub blur: [f64; 3],
-    /// Range of the blur's radius (standard deviation, px).
-    pub blur_sigma: [f64; 2],
-    /// Probability of solarisation of the second global crop.
-    pub solarize: f64,
-    /// Mean of the normalisation, RGB.
-    pub mean: [f32; 3],
-    /// Standard deviation of the normalisation, RGB.
-    pub std: [f32; 3],
-}
-
-impl Default for Crops {
-    fn default() -> Self {
-        Self {
-            global_size: 224,
-            global_scale: [0.4, 1.0],
-            local_count: 8,
-            local_size: 96,
-            local_scale: [0.05, 0.4],
-            hflip: 0.5,
-            vflip: 0.0,
-            stain: 0.0,
-            stain_strength: [0.3, 0.1],
-            jitter: 0.8,
-            jitter_strength: [0.4, 0.4, 0.2, 0.1],
-            grayscale: 0.2,
-            blur: [1.0, 0.1, 0.5],
-            blur_sigma: [0.1, 2.0],
-            solarize: 0.2,
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
-        }
-    }
-}
-
-/// DINO training, the code defaults of the reference implementation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Pretrain {
-    /// Passes over the patches.
-    pub epochs: usize,
-    /// Images per step.
-    pub batch: usize,
-    /// Patches drawn per epoch (a seeded subset, anew each epoch); 0 takes all.
-    pub patches_per_epoch: usize,
-    /// Peak learning rate at batch 256; the rate used is `lr * batch / 256`.
-    pub lr: f64,
-    /// Last learning rate.
-    pub min_lr: f64,
-    /// Epochs of linear warm-up of the learning rate.
-    pub warmup_epochs: usize,
-    /// First weight decay.
-    pub weight_decay: f64,
-    /// Last weight decay.
-    pub weight_decay_end: f64,
-    /// First momentum of the teacher; it ends at 1. Use 0.9995 with batches of 256 or fewer.
-    pub teacher_momentum: f64,
-    /// Teacher temperature after its warm-up.
-    pub teacher_temp: f64,
-    /// Teacher temperature at the start.
-    pub warmup_teacher_temp: f64,
-    /// Epochs of linear warm-up of the teacher temperature.
-    pub warmup_teacher_temp_epochs: usize,
-    /// Student temperature.
-    pub student_temp: f64,
-    /// Momentum of the centre.
-    pub center_momentum: f64,
-    /// Largest norm of a parameter tensor's gradient; 0 turns clipping off.
-    pub clip_grad: f64,
-    /// Epochs during which the last layer is not trained.
-    pub freeze_last_layer: usize,
-    /// Arithmetic of the step: `f32` or `bf16` (accelerators only).
-    pub precision: Precision,
-    /// Write a checkpoint every this many steps (and at the end); 0 writes one per epoch.
-    pub checkpoint_every: usize,
-    /// k-NN on the labelled patches every this many epochs, where labels exist; 0 turns it off.
-    pub knn_every: usize,
-    /// Micro-batches whose gradients are summed: in parallel on the CPU, one after the other on an accelerator.
-    /// 0 takes 2 on the CPU, whatever its cores (so that the bits of a result do not depend on the machine), and 1 on
-    /// an accelerator. Results of different counts differ only by the rounding of sums.
-    pub replicas: usize,
-}
-
-/// Arithmetic of a training step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Single precision.
-    #[default]
-    F32,
-    /// Brain float: range of single precision, 8 bits of mantissa.
-    Bf16,
-}
-
-impl Default for Pretrain {
-    fn default() -> Self {
-        Self {
-            epochs: 100,
-            batch: 64,
-            patches_per_epoch: 0,
-            lr: 5e-4,
-            min_lr: 1e-6,
-            warmup_epochs: 10,
-            weight_decay: 0.04,
-            weight_decay_end: 0.4,
-            teacher_momentum: 0.996,
-            teacher_temp: 0.04,
-            warmup_teacher_temp: 0.04,
-            warmup_teacher_temp_epochs: 0,
-            student_temp: 0.1,
-            center_momentum: 0.9,
-            clip_grad: 3.0,
-            freeze_last_layer: 1,
-            precision: Precision::F32,
-            checkpoint_every: 0,
-            knn_every: 5,
-            replicas: 0,
-        }
-    }
-}
-
 /// Patch embeddings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -395,120 +227,5 @@ impl Default for Embed {
     fn default() -> Self {
         // Resize 256, crop 224: the evaluation transform of DINO.
         Self { batch: 64, resize: 256, crop: 224 }
-    }
-}
-
-/// Benchmarks.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Evaluate {
-    /// Patch-level weighted k-NN.
-    pub knn: Knn,
-    /// Slide-level classification.
-    pub slide: SlideLevel,
-}
-
-/// Patch-level weighted k-NN.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Knn {
-    /// Neighbours; every value gives a row.
-    pub k: Vec<usize>,
-    /// Temperature of the votes.
-    pub temperature: f64,
-    /// What else to score, as a check that training helped.
-    pub baselines: Vec<Baseline>,
-}
-
-/// What a trained encoder is compared with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Baseline {
-    /// The same network before training.
-    Random,
-    /// The pixels themselves, after the evaluation transform.
-    Pixels,
-}
-
-impl Default for Knn {
-    fn default() -> Self {
-        // DINO's four values and temperature.
-        Self { k: vec![10, 20, 100, 200], temperature: 0.07, baselines: vec![] }
-    }
-}
-
-/// Slide-level classification by multiple-instance learning.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SlideLevel {
-    /// Heads, each trained and scored: `mean`, `max`, `abmil`, `clam_sb`, `clam_mb`, `dsmil`, `transmil`.
-    pub aggregators: Vec<HeadKind>,
-    /// Folds of the stratified, grouped cross-validation; ignored where the csv gives a split.
-    pub folds: usize,
-    /// Share of the training part held out for model selection, per fold.
-    pub validation: f64,
-    /// Seeds; every seed gives a row.
-    pub seeds: Vec<u64>,
-    /// Passes over the bags.
-    pub epochs: usize,
-    /// Epochs without a better validation loss before training stops; 0 never stops early.
-    pub patience: usize,
-    /// Learning rate of Adam.
-    pub lr: f64,
-    /// Weight decay of Adam.
-    pub weight_decay: f64,
-    /// Width of the hidden layer.
-    pub hidden: usize,
-    /// Width of the gated attention of `abmil` and `clam`.
-    pub attention: usize,
-    /// Dropout.
-    pub dropout: f64,
-    /// Whether features are put on mean 0 and deviation 1 over the training patches first.
-    pub standardize: bool,
-    /// Bags whose gradients are summed before a step.
-    pub accumulate: usize,
-    /// Largest number of patches of a bag seen in training, drawn anew each epoch; 0 takes all.
-    pub max_patches: usize,
-    /// Whether the loss of a class weighs as the inverse of its number of training slides.
-    pub balanced: bool,
-    /// Whether the slides of a patient (`data.columns.group`) are one bag, scored as one.
-    pub by_patient: bool,
-    /// Bootstrap resamples of the intervals, of patients where they are given.
-    pub bootstrap: usize,
-    /// Exchanges behind each p of a paired permutation test between encoders; 0 leaves the tests out.
-    pub permutations: usize,
-    /// Folders of features made elsewhere, one HDF5 file a slide as TRIDENT or CLAM write them: each is scored beside the
-    /// trained encoder, or without one where there is none.
-    pub features: Vec<PathBuf>,
-    /// What else to score, as a check that training helped: only `random`.
-    pub baselines: Vec<Baseline>,
-}
-
-impl Default for SlideLevel {
-    fn default() -> Self {
-        // SI-MIL and PromptMIL's training of gated ABMIL heads (Adam 2e-4, wd 1e-2, 40 epochs, 8 bags per step).
-        Self {
-            aggregators: vec![HeadKind::Abmil],
-            folds: 5,
-            validation: 0.2,
-            seeds: vec![0],
-            epochs: 40,
-            patience: 10,
-            lr: 2e-4,
-            weight_decay: 1e-2,
-            hidden: 384,
-            attention: 256,
-            dropout: 0.25,
-            // Features of a briefly trained encoder share a large constant part that hides their differences.
-            standardize: true,
-            accumulate: 8,
-            max_patches: 0,
-            balanced: false,
-            by_patient: false,
-            bootstrap: 1000,
-            permutations: 1000,
-            features: vec![],
-            baselines: vec![],
-        }
     }
 }

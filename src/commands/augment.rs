@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
-use super::Run;
 use super::autoencoder::require_first_stage;
-use super::diffusion::{require_model, stored_latents};
+use super::diffusion::require_model;
 use super::pretrain::require_encoder;
 use super::progress::Progress;
 use super::sources::{self, Input};
 use super::training::{self, set_aside};
+use super::{Run, latents};
 use crate::config::{Bank, Interpolation};
 use crate::data::latents::LatentFile;
 use crate::device;
@@ -60,20 +60,16 @@ pub(super) fn models(run: &Run, input: &Input) -> Result<Models> {
     let (_, diffusion) = require_model(run, input)?;
     let (_, autoencoder) = require_first_stage(run, input)?;
     let record = run.dir.record("diffusion").context("there is no record of the diffusion model")?;
-    let images =
-        record.summary["images"].as_u64().context("the record of the diffusion model lacks its images")? as usize;
-    let (painter, latents) = painter(run, input)?;
-    let mut without: BTreeSet<usize> = (0..images).collect();
-    for number in 0..latents.len() {
-        without.remove(&latents.source(number)?);
-    }
+    let number = |key: &str| record.summary[key].as_u64();
+    let lacking = "the record of the diffusion model lacks its images: run `gensis diffusion` again";
+    let (images, side) = number("images").zip(number("image_side")).context(lacking)?;
+    let without: Vec<usize> = serde_json::from_value(record.summary["without"].clone()).context(lacking)?;
     // How many are drawn at a time does not change an image.
     let mut sampler = json!(run.experiment.sample);
     if let Some(sampler) = sampler.as_object_mut() {
         sampler.remove("batch");
     }
-    let side = painter.image_side() as u32;
-    Ok(Models { autoencoder, diffusion, sampler, size: [side; 2], images, without: without.into_iter().collect() })
+    Ok(Models { autoencoder, diffusion, sampler, size: [side as u32; 2], images: images as usize, without })
 }
 
 /// What draws images, and the embeddings it draws from.
@@ -82,7 +78,7 @@ fn painter(run: &Run, input: &Input) -> Result<(Painter, LatentFile)> {
     let encoder = Encoder::load(&require_encoder(run, input)?.0, &device)?;
     let stage = FirstStage::load(&require_first_stage(run, input)?.0, &device)?;
     let model = DiffusionModel::load(&require_model(run, input)?.0, &device)?;
-    let latents = stored_latents(run, input, &stage, &encoder)?;
+    let latents = latents::open(run, input, &stage, &encoder)?;
     Ok((Painter::new(model, stage, &run.experiment.sample, &device)?, latents))
 }
 

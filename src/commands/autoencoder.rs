@@ -1,19 +1,20 @@
 //! `gensis autoencoder`: the first stage of latent diffusion, trained on the patches of the training slides or images, or
 //! taken from a file.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
-use image::RgbImage;
 use serde_json::{Value, json};
+use slide_io::PatchSource;
 use slide_io::patch::Subset;
-use slide_io::{PatchSource, atomic_file};
 
 use super::Run;
+use super::diffusion::write_png;
 use super::pretrain::require_encoder;
-use super::progress::Progress;
+use super::progress::Steps;
 use super::sources::{self, Input};
 use super::training::{self, AHEAD, Unreadable};
 use crate::config::{Autoencoder, PerceptualKind};
@@ -23,11 +24,12 @@ use crate::device;
 use crate::model::perceptual::{Lpips, Perceptual};
 use crate::model::{Encoder, FirstStage, lies_in_host_memory};
 use crate::run_dir::{Failure, StageRecord};
+use crate::sample::sheet::sheet;
 use crate::train::autoencoder::{
-    CHECKPOINT, FIRST_STAGE, METRICS, Observer, Progress as StepProgress, Quality, Settings, Training, reconstructions,
-    scaled, train,
+    FIRST_STAGE, Observer, Quality, Settings, StepReport, Training, reconstructions, scaled, train,
 };
 use crate::train::replicas::Replicas;
+use crate::train::{CHECKPOINT, METRICS};
 
 /// The stage, and its folder.
 const STAGE: &str = "autoencoder";
@@ -35,20 +37,16 @@ const STAGE: &str = "autoencoder";
 const PICTURE: &str = "reconstructions.png";
 /// Patches that are never trained on, at most; fewer of few.
 const HELD_OUT: usize = 16;
-/// Of them in the picture.
+/// Of them in the picture, and their smallest side there, px.
 const SHOWN: usize = 8;
+const SIDE: u32 = 64;
 
 /// Trains the first stage, or continues where the run was stopped; with `must_resume`, only that. One that is given as
 /// `autoencoder.weights` is used as it is.
 pub(super) fn autoencoder(run: &Run, must_resume: bool) -> Result<()> {
-    let section = run.experiment.autoencoder.resolve()?;
     let input = Input::open(&run.experiment.data)?;
     let device = device::open(run.device)?;
-    let given = given(&section, &device)?;
-    let perceptual = if given.is_some() { Perceptual::None } else { perceptual(run, &section, &input, &device)? };
-    let settings =
-        Settings { seed: run.experiment.seed, autoencoder: section, perceptual: perceptual.hash().map(str::to_owned) };
-    let header = header(run, &settings, given.as_ref(), &input)?;
+    let Asked { given, perceptual, settings, header } = Asked::of(run, &input, &device)?;
     let folder = run.dir.root().join(STAGE);
     if run.dir.current(STAGE, &header).is_some() && folder.join(FIRST_STAGE).exists() {
         eprintln!("{STAGE}: up to date");
@@ -85,6 +83,26 @@ pub(super) fn autoencoder(run: &Run, must_resume: bool) -> Result<()> {
     run.dir.finish(STAGE, &StageRecord { header, failures, summary })
 }
 
+/// What the experiment asks for.
+struct Asked {
+    given: Option<FirstStage>,
+    perceptual: Perceptual,
+    settings: Settings,
+    header: Value,
+}
+
+impl Asked {
+    fn of(run: &Run, input: &Input, device: &Device) -> Result<Self> {
+        let section = run.experiment.autoencoder.resolve()?;
+        let given = given(&section, device)?;
+        let perceptual = if given.is_some() { Perceptual::None } else { perceptual(run, &section, input, device)? };
+        let hash = perceptual.hash().map(str::to_owned);
+        let settings = Settings { seed: run.experiment.seed, autoencoder: section, perceptual: hash };
+        let header = header(run, &settings, given.as_ref(), input)?;
+        Ok(Self { given, perceptual, settings, header })
+    }
+}
+
 /// The first stage that the experiment gives.
 fn given(section: &Autoencoder, device: &Device) -> Result<Option<FirstStage>> {
     if section.weights.as_os_str().is_empty() {
@@ -104,14 +122,9 @@ fn given(section: &Autoencoder, device: &Device) -> Result<Option<FirstStage>> {
 
 /// The first stage's file and hash, if it was trained with these settings on these patches.
 pub(super) fn require_first_stage(run: &Run, input: &Input) -> Result<(PathBuf, String)> {
-    let section = run.experiment.autoencoder.resolve()?;
-    let device = device::open(run.device)?;
-    let given = given(&section, &device)?;
-    let perceptual = if given.is_some() { Perceptual::None } else { perceptual(run, &section, input, &device)? };
-    let settings =
-        Settings { seed: run.experiment.seed, autoencoder: section, perceptual: perceptual.hash().map(str::to_owned) };
+    let Asked { header, .. } = Asked::of(run, input, &device::open(run.device)?)?;
     let path = run.dir.root().join(STAGE).join(FIRST_STAGE);
-    let record = run.dir.current(STAGE, &header(run, &settings, given.as_ref(), input)?).filter(|_| path.exists());
+    let record = run.dir.current(STAGE, &header).filter(|_| path.exists());
     let hash = record.as_ref().and_then(|record| record.summary["first_stage"].as_str()).map(str::to_owned);
     let missing =
         "there is no autoencoder trained with these settings on these patches: run `gensis autoencoder` first";
@@ -162,29 +175,35 @@ fn loader(run: &Run, section: &Autoencoder, source: Arc<dyn PatchSource>) -> Res
     SquareLoader::new(source, Squares::new(section.image_size as u32, section.flips), batches)
 }
 
-/// A few patches, evenly over the source, as squares; the source without them; and those that could not be read.
+/// A few patches, evenly over the source, as squares; the source without them; and those that could not be read, in whose
+/// place the next one is held out.
 fn held_out(source: Arc<dyn PatchSource>, side: usize) -> Result<(Arc<dyn PatchSource>, SquareBatch, Vec<Failure>)> {
     let count = HELD_OUT.min(source.len() / 10).max(1);
-    let chosen: Vec<usize> = (0..count).map(|i| (2 * i + 1) * source.len() / (2 * count)).collect();
     let squares = Squares::new(side as u32, [0.0; 2]);
-    let (mut indices, mut images, mut failures) = (vec![], vec![], vec![]);
-    for &index in &chosen {
-        let read = source.read(index).map_err(anyhow::Error::from).and_then(|patch| squares.of(patch.image));
-        match read {
-            Ok(image) => {
-                indices.push(index);
-                images.push(image);
+    let (mut tried, mut indices, mut images, mut failures) = (HashSet::new(), vec![], vec![], vec![]);
+    for part in 0..count {
+        // From the middle of each part to its end.
+        for index in (2 * part + 1) * source.len() / (2 * count)..(part + 1) * source.len() / count {
+            tried.insert(index);
+            let read = source.read(index).map_err(anyhow::Error::from).and_then(|patch| squares.of(patch.image));
+            match read {
+                Ok(image) => {
+                    indices.push(index);
+                    images.push(image);
+                    break;
+                }
+                Err(error) => failures.push(Failure {
+                    stage: STAGE.into(),
+                    item: source.key(index).item,
+                    reason: format!("{error:#}"),
+                }),
             }
-            Err(error) => failures.push(Failure {
-                stage: STAGE.into(),
-                item: source.key(index).item,
-                reason: format!("{error:#}"),
-            }),
         }
     }
-    ensure!(!images.is_empty(), "none of {count} patches that were to be held out can be read: {}", failures[0].reason);
+    let first = failures.first().map_or("there are too few", |failure| &failure.reason);
+    ensure!(!images.is_empty(), "no patch can be held out of {}: {first}", source.len());
     let pixels = squares.pixels(&images.iter().collect::<Vec<_>>());
-    let rest = (0..source.len()).filter(|index| chosen.binary_search(index).is_err()).collect();
+    let rest = (0..source.len()).filter(|index| !tried.contains(index)).collect();
     Ok((Arc::new(Subset::new(source, rest)?), SquareBatch { pixels, side, indices }, failures))
 }
 
@@ -207,16 +226,8 @@ fn picture(
     let replicas = Replicas::new(section.replicas, lies_in_host_memory(device))?;
     let (found, quality) = reconstructions(&stage.network, &replicas, held_out, device)?;
     let rows = [&held_out.pixels, &found].map(|pixels| to_images(pixels, held_out.side));
-    let (shown, side) = (SHOWN.min(rows[0].len()), held_out.side as u32);
-    let mut sheet = RgbImage::new(shown as u32 * side, 2 * side);
-    for (y, row) in rows.iter().enumerate() {
-        for (x, image) in row.iter().take(shown).enumerate() {
-            image::imageops::replace(&mut sheet, image, i64::from(side) * x as i64, i64::from(side) * y as i64);
-        }
-    }
-    let mut png = std::io::Cursor::new(Vec::new());
-    sheet.write_to(&mut png, image::ImageFormat::Png)?;
-    atomic_file::write(path, png.get_ref())?;
+    let shown = rows.map(|row| row.into_iter().take(SHOWN).collect());
+    write_png(path, &sheet(&shown, SIDE))?;
     Ok(quality)
 }
 
@@ -225,10 +236,7 @@ struct Watcher<'a> {
     run: &'a Run,
     loader: &'a SquareLoader,
     unreadable: Unreadable,
-    progress: Progress,
-    /// Images of a step, and of all steps by this process.
-    batch: u64,
-    shown: u64,
+    progress: Steps,
 }
 
 impl<'a> Watcher<'a> {
@@ -239,9 +247,7 @@ impl<'a> Watcher<'a> {
             run,
             loader,
             unreadable: Unreadable::open(STAGE, &run.dir.root().join(STAGE), resume),
-            progress: Progress::new(STAGE, (steps * batch) as u64, "patches"),
-            batch: *batch as u64,
-            shown: 0,
+            progress: Steps::new(STAGE, steps, *batch, "patches"),
         }
     }
 
@@ -252,29 +258,25 @@ impl<'a> Watcher<'a> {
             (Some(hash), _) => format!("; compared through encoder {}", &hash[..12]),
             (None, _) => String::new(),
         };
-        let seconds = self.progress.finish(&format!("{}{looked}", told(quality)));
-        let fields = json!({ "seconds": seconds, "patches_shown": self.shown, "device": self.run.device.to_string() });
+        let Steps { bar, shown, .. } = self.progress;
+        let seconds = bar.finish(&format!("{}{looked}", told(quality)));
+        let fields = json!({ "seconds": seconds, "patches_shown": shown, "device": self.run.device.to_string() });
         self.run.dir.log("autoencoder trained", fields)?;
         Ok(self.unreadable.failures)
     }
 }
 
 impl Observer for Watcher<'_> {
-    fn step(&mut self, progress: &StepProgress) {
-        if self.shown == 0 {
-            self.progress.start_at((progress.done as u64 - 1) * self.batch);
-        }
-        self.shown += self.batch;
-        self.progress.advance(self.batch);
-        self.progress.message(format!("rec {:.4}", progress.report.rec));
+    fn step(&mut self, report: &StepReport) {
+        self.progress.done(report.step, format!("rec {:.4}", report.rec));
         if let Err(error) = self.unreadable.take(&self.loader.failures()) {
             // Kept in memory all the same; a full disk will stop the next checkpoint with its own message.
-            self.progress.line(&format!("{STAGE}: warning: {error:#}"));
+            self.progress.bar.line(&format!("{STAGE}: warning: {error:#}"));
         }
     }
 
     fn quality(&mut self, epoch: usize, quality: &Quality) {
-        self.progress.line(&format!("{STAGE}: epoch {}: {}", epoch + 1, told(quality)));
+        self.progress.bar.line(&format!("{STAGE}: epoch {}: {}", epoch + 1, told(quality)));
     }
 }
 

@@ -10,7 +10,7 @@ use evaluation::metric::Metric;
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
-use super::progress::Progress;
+use super::progress::Steps;
 use super::training::{self, AHEAD, Unreadable};
 use super::{Run, embed};
 use crate::config::Pretrain;
@@ -19,7 +19,8 @@ use crate::device;
 use crate::model::Encoder;
 use crate::run_dir::{Failure, StageRecord};
 use crate::train::dino::Settings;
-use crate::train::pretrain::{CHECKPOINT, ENCODER, METRICS, Observer, Progress as StepProgress, pretrain as train};
+use crate::train::pretrain::{ENCODER, Observer, pretrain as train};
+use crate::train::{CHECKPOINT, METRICS, StepReport};
 
 /// Patches of the k-NN watch, at most.
 const WATCHED: usize = 1000;
@@ -77,7 +78,6 @@ impl Training<'_> {
         };
         let crops = MultiCrop::new(settings.crops.clone())?.with(synthetics);
         let loader = CropLoader::treated(source.clone(), crops, batches)?;
-        let total = loader.steps_per_epoch() * epochs * batch;
         let mut watcher = Watcher {
             run,
             stage,
@@ -85,16 +85,15 @@ impl Training<'_> {
             source: source.clone(),
             loader: &loader,
             unreadable: Unreadable::open(stage, &folder, resume),
-            progress: Progress::new(stage, total as u64, "patches"),
-            shown: 0,
+            progress: Steps::new(stage, loader.steps_per_epoch() * epochs, batch, "patches"),
         };
         let device = device::open(run.device)?;
         let encoder = train(settings, &loader, &folder, resume, &device, &mut watcher)?;
 
         let last = training::last_metrics(&folder.join(METRICS));
         let loss = last["loss"].as_f64().map_or(String::new(), |loss| format!(", loss {loss:.4}"));
-        let Watcher { progress, shown, unreadable, .. } = watcher;
-        let seconds = progress.finish(&format!("{name}, {epochs} epochs of {} patches{loss}", source.len()));
+        let Watcher { progress: Steps { bar, shown, .. }, unreadable, .. } = watcher;
+        let seconds = bar.finish(&format!("{name}, {epochs} epochs of {} patches{loss}", source.len()));
         let event = if settings.gen_dino.is_some() { "gen_dino trained" } else { "pretrained" };
         let device = run.device.to_string();
         run.dir.log(event, json!({ "encoder": name, "seconds": seconds, "patches_shown": shown, "device": device }))?;
@@ -114,28 +113,20 @@ struct Watcher<'a> {
     source: Arc<dyn PatchSource>,
     loader: &'a CropLoader,
     unreadable: Unreadable,
-    progress: Progress,
-    /// Patches trained on by this process.
-    shown: u64,
+    progress: Steps,
 }
 
 impl Observer for Watcher<'_> {
-    fn step(&mut self, progress: &StepProgress) {
-        let batch = self.run.experiment.pretrain.batch as u64;
-        if self.shown == 0 {
-            self.progress.start_at((progress.done as u64 - 1) * batch);
-        }
-        self.shown += batch;
-        self.progress.advance(batch);
-        self.progress.message(format!("loss {:.3}", progress.report.loss));
+    fn step(&mut self, report: &StepReport) {
+        self.progress.done(report.step, format!("loss {:.3}", report.loss));
         if let Err(error) = self.unreadable.take(&self.loader.failures()) {
             // Kept in memory all the same; a full disk will stop the next checkpoint with its own message.
-            self.progress.line(&format!("{}: warning: {error:#}", self.stage));
+            self.progress.bar.line(&format!("{}: warning: {error:#}", self.stage));
         }
     }
 
     fn warning(&mut self, message: &str) {
-        self.progress.line(&format!("{}: warning: {message}", self.stage));
+        self.progress.bar.line(&format!("{}: warning: {message}", self.stage));
         // The log is a courtesy here; a full disk will stop the next checkpoint with its own message.
         let _ =
             self.run.dir.log("warning", json!({ "stage": self.stage, "encoder": self.encoder, "message": message }));
@@ -149,7 +140,7 @@ impl Observer for Watcher<'_> {
         let result = classify(&bank, &queries, &config, &device)?;
         let accuracy = result[0].predictions.value(Metric::Accuracy);
         if let Some(accuracy) = accuracy {
-            self.progress.line(&format!(
+            self.progress.bar.line(&format!(
                 "{}: {}, epoch {}: k-NN on held-out training patches {:.1} %",
                 self.stage,
                 self.encoder,

@@ -14,6 +14,7 @@ mod evaluate;
 mod figures;
 mod gen_dino;
 mod inspect;
+mod latents;
 mod pack;
 mod pretrain;
 mod progress;

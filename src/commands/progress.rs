@@ -58,3 +58,28 @@ impl Progress {
         seconds
     }
 }
+
+/// The bar of a training: it begins where the training does, and counts what this process shows.
+pub(super) struct Steps {
+    pub bar: Progress,
+    /// Images of a step, and of all steps by this process.
+    batch: u64,
+    pub shown: u64,
+}
+
+impl Steps {
+    /// A bar of `steps` steps of `batch` things called `unit`.
+    pub fn new(stage: &'static str, steps: usize, batch: usize, unit: &str) -> Self {
+        Self { bar: Progress::new(stage, (steps * batch) as u64, unit), batch: batch as u64, shown: 0 }
+    }
+
+    /// Step `step`, from 0, is done.
+    pub fn done(&mut self, step: usize, message: String) {
+        if self.shown == 0 {
+            self.bar.start_at(step as u64 * self.batch);
+        }
+        self.shown += self.batch;
+        self.bar.advance(self.batch);
+        self.bar.message(message);
+    }
+}

@@ -12,7 +12,7 @@ use super::figures;
 use super::tile::TiledSlide;
 use crate::report::{self, Chart, Confusion, Figure, Highlight, Report, Series, SlideRow, Thumbnail};
 use crate::run_dir::{RunDir, STAGES, read_record};
-use crate::train::pretrain::METRICS;
+use crate::train::METRICS;
 
 /// Thumbnails shown, at most, and their longer side in px: a cohort of thousands must not make a page of gigabytes.
 const THUMBNAILS: usize = 60;

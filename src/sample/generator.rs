@@ -29,16 +29,6 @@ impl EmbeddingGenerator {
         Ok(Self { painter, latents, records, interpolation })
     }
 
-    /// Images of a data set of `count` that have no embedding, ascending.
-    pub fn without(&self, count: usize) -> Vec<usize> {
-        (0..count).filter(|image| !self.records.contains_key(image)).collect()
-    }
-
-    /// Side of its images, px.
-    pub fn image_side(&self) -> usize {
-        self.painter.image_side()
-    }
-
     fn embedding(&self, image: usize) -> Result<Vec<f32>> {
         let record = self.records.get(&image).with_context(|| format!("image {image} has no embedding"))?;
         Ok(self.latents.read(*record, 0)?.embedding)

@@ -1,11 +1,10 @@
-//! What a training loop tells while it runs: `metrics.jsonl`, and the seconds a step takes.
+//! What a training loop tells while it runs: `metrics.jsonl`.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
-use std::time::Instant;
 
 /// Reports kept of a run, about.
 const LINES: usize = 10_000;
@@ -13,30 +12,6 @@ const LINES: usize = 10_000;
 /// Steps between two reports of a run of `steps`.
 pub fn report_every(steps: usize) -> usize {
     (steps / LINES).max(1)
-}
-
-/// Seconds per step, lately.
-#[derive(Default)]
-pub struct Pace {
-    last: Option<Instant>,
-    seconds: Option<f64>,
-}
-
-impl Pace {
-    /// A step is done: the seconds of one.
-    pub fn tick(&mut self) -> f64 {
-        let now = Instant::now();
-        if let Some(last) = self.last.replace(now) {
-            let latest = now.duration_since(last).as_secs_f64();
-            self.seconds = Some(self.seconds.map_or(latest, |mean| mean + (latest - mean) * 0.1));
-        }
-        self.seconds.unwrap_or(1.0).max(1e-9)
-    }
-
-    /// Time spent on something else does not count.
-    pub fn pause(&mut self) {
-        self.last = None;
-    }
 }
 
 /// `metrics.jsonl`, one JSON object a line.

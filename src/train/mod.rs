@@ -15,6 +15,11 @@ pub mod selftest;
 pub mod source;
 pub mod watch;
 
+/// The state to continue from, in the folder of every training.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// The reports, likewise.
+pub const METRICS: &str = "metrics.jsonl";
+
 pub use dino::{Settings, StepReport, Trainer};
-pub use pretrain::{Observer, Progress, pretrain};
+pub use pretrain::{Observer, pretrain};
 pub use source::BatchSource;

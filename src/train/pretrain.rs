@@ -7,43 +7,24 @@
 //! | `encoder.safetensors` | the teacher's encoder, at the end |
 
 use super::dino::{Settings, StepReport, Trainer};
-use super::metrics::{Metrics, Pace, report_every};
+use super::metrics::{Metrics, report_every};
 use super::source::BatchSource;
 use super::watch::CollapseWatch;
+use super::{CHECKPOINT, METRICS};
 use crate::data::CropBatch;
 use crate::model::{Encoder, EncoderConfig};
 use anyhow::{Result, ensure};
 use burn::tensor::Device;
 use serde::Serialize;
 use std::path::Path;
-use std::time::Duration;
 
-/// The state to continue from.
-pub const CHECKPOINT: &str = "checkpoint.safetensors";
-/// The reports.
-pub const METRICS: &str = "metrics.jsonl";
 /// The result.
 pub const ENCODER: &str = "encoder.safetensors";
-
-/// How far a run is.
-#[derive(Clone, Debug)]
-pub struct Progress<'a> {
-    /// The step just done.
-    pub report: &'a StepReport,
-    /// Steps done, those before a resumption too.
-    pub done: usize,
-    /// Steps of the run.
-    pub steps: usize,
-    /// Patches per second, lately.
-    pub patches_per_second: f64,
-    /// Time left at that rate.
-    pub left: Duration,
-}
 
 /// Who is told what happens: a progress bar, a log.
 pub trait Observer {
     /// After every step.
-    fn step(&mut self, progress: &Progress);
+    fn step(&mut self, report: &StepReport);
     /// Something looks wrong, but the run goes on.
     fn warning(&mut self, message: &str);
     /// Every `pretrain.knn_every` epochs and at the end: k-NN accuracy of the teacher's encoder, where labels exist.
@@ -83,7 +64,6 @@ pub fn pretrain(
     let mut step = if resume && path.exists() { trainer.resume(&path)? } else { 0 };
     let mut metrics = Metrics::open(&folder.join(METRICS), step)?;
     let mut watch = CollapseWatch::new(settings.head.out, steps);
-    let mut pace = Pace::default();
     let report_every = report_every(steps);
     let pretrain = &settings.pretrain;
 
@@ -99,14 +79,7 @@ pub fn pretrain(
             if let Some(warning) = watch.observe(&report) {
                 observer.warning(&warning);
             }
-            let seconds = pace.tick();
-            observer.step(&Progress {
-                report: &report,
-                done: step,
-                steps,
-                patches_per_second: batch.size as f64 / seconds,
-                left: Duration::from_secs_f64(seconds * (steps - step) as f64),
-            });
+            observer.step(&report);
             let in_epoch = step % per_epoch != 0;
             if in_epoch && pretrain.checkpoint_every > 0 && step % pretrain.checkpoint_every == 0 {
                 metrics.sync()?;
@@ -124,7 +97,6 @@ pub fn pretrain(
             if let Some(knn) = observer.evaluate(epoch, &encoder(&trainer, step))? {
                 metrics.write(&Evaluation { step: step - 1, epoch, knn })?;
             }
-            pace.pause();
         }
         if pretrain.checkpoint_every == 0 || step % pretrain.checkpoint_every == 0 || step == steps {
             metrics.sync()?;
@@ -183,9 +155,9 @@ mod tests {
     }
 
     impl Observer for Notes {
-        fn step(&mut self, progress: &Progress) {
-            self.losses.push(progress.report.loss);
-            if Some(progress.done) == self.stop_after {
+        fn step(&mut self, report: &StepReport) {
+            self.losses.push(report.loss);
+            if Some(report.step + 1) == self.stop_after {
                 std::panic::resume_unwind(Box::new("interrupted"));
             }
         }

@@ -62,7 +62,8 @@ fn it_is_trained_through_the_encoder_and_killed_ends_with_the_same_bytes() {
         serde_json::from_slice(&fs::read(whole.join("stages/pretrain.json")).unwrap()).unwrap();
     assert_eq!(told["perceptual"]["hash"], encoder["summary"]["encoder"]);
     let picture = image::open(whole.join("autoencoder/reconstructions.png")).unwrap();
-    assert_eq!((picture.width(), picture.height()), (16, 32));
+    // Enlarged four times, with a gap of 4 px around each.
+    assert_eq!((picture.width(), picture.height()), (4 + 68, 4 + 2 * 68));
     run("autoencoder", &file, &whole, &[]).with_code(0).saying(["autoencoder: up to date"]);
 
     run("pretrain", &file, &out, &[]).with_code(0);

@@ -152,3 +152,26 @@ fn stages_ask_for_the_one_before_and_sizes_that_do_not_fit_are_refused() {
     stage(&["diffusion", "--update", "--set", deeper]).with_error(["8 x 8", "diffusion.unet.channel_mult"]);
     stage(&["diffusion", "--set", "diffusion.unet.attention=[3]"]).with_error(["diffusion.unet.attention = 3"]);
 }
+
+/// Latents are computed once for all trainings of a run folder, and what could not be read stays listed.
+#[test]
+fn an_unreadable_image_is_listed_and_latents_outlive_a_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = experiment(folder.path());
+    fs::write(folder.path().join("images/train/dots/broken.png"), b"not a picture").unwrap();
+    let out = folder.path().join("run");
+    let stage = |words: &[&str]| {
+        let place = ["--config", file.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        gensis(words.iter().chain(&place).copied())
+    };
+    stage(&["pretrain"]).with_code(3);
+    stage(&["autoencoder"]).with_code(3);
+    let listed =
+        || failures(&out).iter().filter(|(stage, item, _)| stage == "diffusion" && item == "dots/broken.png").count();
+    stage(&["diffusion"]).with_code(3).saying(["latents: 17 images, 1 failure(s)"]);
+    assert_eq!(listed(), 1);
+    let again = stage(&["diffusion", "--update", "--set", "diffusion.lr=2e-4"]).with_code(3).saying(["is kept in"]);
+    assert!(!again.stderr.contains("latents:"), "{}", again.stderr);
+    assert_eq!(listed(), 1);
+    stage(&["augment", "--update", "--set", "diffusion.lr=2e-4"]).with_code(3).saying(["slerp: 32 images"]);
+}

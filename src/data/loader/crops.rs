@@ -1,14 +1,11 @@
 //! Multi-crop batches for DINO.
 
-use std::sync::Arc;
-
 use anyhow::Result;
 use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
-use slide_io::PatchSource;
 
 use super::synthetic::{Mixed, MixedBatch, Synthetics};
-use super::training::{Batches, EpochBatches, TrainingLoader, Treatment};
+use super::training::{EpochBatches, TrainingLoader, Treatment};
 use crate::config::Crops;
 use crate::data::augment::{self, Views};
 use crate::data::normalize::Normalize;
@@ -32,26 +29,6 @@ pub struct CropBatch {
 pub type CropLoader = TrainingLoader<MultiCrop>;
 /// The multi-crop batches of one epoch.
 pub type CropBatches = EpochBatches<MultiCrop>;
-
-impl CropLoader {
-    /// Batches of `batch` patches of `source`, `depth` batches ahead on `threads` threads (0: one per core).
-    /// `patches_per_epoch` 0 takes all patches; the rest of an epoch that does not fill a batch is dropped.
-    ///
-    /// # Errors
-    /// Crops that make no sense, or fewer patches than a batch.
-    pub fn new(
-        source: Arc<dyn PatchSource>,
-        crops: Crops,
-        batch: usize,
-        patches_per_epoch: usize,
-        seed: u64,
-        threads: usize,
-        depth: usize,
-    ) -> Result<Self> {
-        let batches = Batches { size: batch, per_epoch: patches_per_epoch, seed, threads, ahead: depth };
-        Self::treated(source, MultiCrop::new(crops)?, batches)
-    }
-}
 
 /// DINO's recipe, and Gen-DINO's where there are synthetic images.
 pub struct MultiCrop {
@@ -112,15 +89,23 @@ impl Treatment for MultiCrop {
 mod tests {
     use super::super::fake::Pictures;
     use super::*;
+    use crate::data::Batches;
     use crate::data::order::item_rng;
+    use slide_io::PatchSource;
+    use std::sync::Arc;
     use std::sync::atomic::Ordering;
 
     fn small() -> Crops {
         Crops { global_size: 16, local_count: 3, local_size: 8, ..Crops::default() }
     }
 
+    /// `size` patches of a batch, `per_epoch` of an epoch.
+    fn of(source: Arc<Pictures>, crops: Crops, size: usize, per_epoch: usize, threads: usize) -> Result<CropLoader> {
+        CropLoader::treated(source, MultiCrop::new(crops)?, Batches { size, per_epoch, seed: 11, threads, ahead: 2 })
+    }
+
     fn loader(source: Arc<Pictures>, per_epoch: usize, threads: usize) -> CropLoader {
-        CropLoader::new(source, small(), 4, per_epoch, 11, threads, 2).unwrap()
+        of(source, small(), 4, per_epoch, threads).unwrap()
     }
 
     fn collect(batches: CropBatches) -> Vec<CropBatch> {
@@ -185,7 +170,7 @@ mod tests {
     #[test]
     fn a_replacement_has_crops_of_its_own() {
         // Two patches, one unreadable: the other takes both places.
-        let loader = CropLoader::new(Pictures::new(2, |index| index == 1), small(), 2, 0, 0, 1, 1).unwrap();
+        let loader = of(Pictures::new(2, |index| index == 1), small(), 2, 0, 1).unwrap();
         let batch = loader.epoch(0, 0).next().unwrap().unwrap();
         assert_eq!(batch.indices, [0, 0]);
         let values = batch.globals.len() / 4;
@@ -202,13 +187,13 @@ mod tests {
         // Half are unreadable: the error comes soon after the 11th failed read, some of them of the same picture.
         assert!((4..=20).contains(&loader.failures().len()), "{}", loader.failures().len());
         // A few failures are tolerated however small the epoch.
-        let few = CropLoader::new(Pictures::new(20, |index| index < 3), small(), 4, 0, 0, 2, 2).unwrap();
+        let few = of(Pictures::new(20, |index| index < 3), small(), 4, 0, 2).unwrap();
         assert_eq!(collect(few.epoch(0, 0)).len(), 5);
     }
 
     #[test]
     fn no_readable_patch_at_all_is_an_error() {
-        let loader = CropLoader::new(Pictures::new(8, |_| true), small(), 4, 0, 0, 2, 2).unwrap();
+        let loader = of(Pictures::new(8, |_| true), small(), 4, 0, 2).unwrap();
         let mut batches = loader.epoch(0, 0);
         let error = batches.next().unwrap().unwrap_err().to_string();
         assert!(error.contains("reads failed") && error.contains("decoder broke on 0"), "{error}");
@@ -220,8 +205,7 @@ mod tests {
         let source = Pictures::new(50, |_| false);
         let subset = loader(source.clone(), 10, 2);
         assert_eq!((subset.steps_per_epoch(), collect(subset.epoch(0, 0)).len()), (2, 2));
-        let error =
-            |crops: Crops, batch| CropLoader::new(source.clone(), crops, batch, 0, 0, 1, 1).err().unwrap().to_string();
+        let error = |crops: Crops, batch| of(source.clone(), crops, batch, 0, 1).err().unwrap().to_string();
         assert_eq!(error(small(), 64), "50 patches per epoch do not fill a batch of 64: use a smaller batch");
         assert_eq!(
             error(Crops { local_scale: [0.4, 0.05], ..small() }, 4),

@@ -11,8 +11,9 @@ pub mod step;
 
 pub use step::{Settings, StepReport, Trainer};
 
-use super::metrics::{Metrics, Pace, report_every};
+use super::metrics::{Metrics, report_every};
 use super::source::BatchSource;
+use super::{CHECKPOINT, METRICS};
 use crate::data::SquareBatch;
 use crate::model::FirstStage;
 use crate::model::autoencoder::{Autoencoder, FirstStageConfig};
@@ -23,29 +24,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
-/// The state to continue from.
-pub const CHECKPOINT: &str = "checkpoint.safetensors";
-/// The reports.
-pub const METRICS: &str = "metrics.jsonl";
 /// The result.
 pub const FIRST_STAGE: &str = "autoencoder.safetensors";
-
-/// How far a run is.
-#[derive(Clone, Debug)]
-pub struct Progress<'a> {
-    /// The step just done.
-    pub report: &'a StepReport,
-    /// Steps done, those before a resumption too.
-    pub done: usize,
-    /// Steps of the run.
-    pub steps: usize,
-    /// Images per second, lately.
-    pub images_per_second: f64,
-    /// Time left at that rate.
-    pub left: Duration,
-}
 
 /// How well held-out images come back.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -59,7 +40,7 @@ pub struct Quality {
 /// Who is told what happens.
 pub trait Observer {
     /// After every step.
-    fn step(&mut self, progress: &Progress);
+    fn step(&mut self, report: &StepReport);
     /// After every epoch.
     fn quality(&mut self, epoch: usize, quality: &Quality);
 }
@@ -100,7 +81,6 @@ pub fn train(training: Training, resume: bool, device: &Device, observer: &mut d
     let path = folder.join(CHECKPOINT);
     let mut step = if resume && path.exists() { trainer.resume(&path)? } else { 0 };
     let mut metrics = Metrics::open(&folder.join(METRICS), step)?;
-    let mut pace = Pace::default();
     let report_every = report_every(steps);
 
     while step < steps {
@@ -112,14 +92,7 @@ pub fn train(training: Training, resume: bool, device: &Device, observer: &mut d
             if report.step % report_every == 0 {
                 metrics.write(&report)?;
             }
-            let seconds = pace.tick();
-            observer.step(&Progress {
-                report: &report,
-                done: step,
-                steps,
-                images_per_second: batch.indices.len() as f64 / seconds,
-                left: Duration::from_secs_f64(seconds * (steps - step) as f64),
-            });
+            observer.step(&report);
             let in_epoch = step % per_epoch != 0;
             if in_epoch && section.checkpoint_every > 0 && step % section.checkpoint_every == 0 {
                 metrics.sync()?;
@@ -134,7 +107,6 @@ pub fn train(training: Training, resume: bool, device: &Device, observer: &mut d
         let (_, quality) = reconstructions(&trainer.network, trainer.replicas(), held_out, device)?;
         observer.quality(epoch, &quality);
         metrics.write(&Evaluation { step: step - 1, epoch, quality })?;
-        pace.pause();
         if section.checkpoint_every == 0 || step % section.checkpoint_every == 0 || step == steps {
             metrics.sync()?;
             trainer.save(&path, step)?;

@@ -147,9 +147,9 @@ struct Notes {
 }
 
 impl Observer for Notes {
-    fn step(&mut self, progress: &Progress) {
-        self.losses.push(progress.report.loss);
-        if Some(progress.done) == self.stop_after {
+    fn step(&mut self, report: &StepReport) {
+        self.losses.push(report.loss);
+        if Some(report.step + 1) == self.stop_after {
             std::panic::resume_unwind(Box::new("interrupted"));
         }
     }

@@ -2,9 +2,10 @@
 //! noisy latent, given the encoder's embedding of the image behind it.
 
 use super::checkpoint::{self, Identity};
-use super::metrics::{Metrics, Pace, report_every};
+use super::metrics::{Metrics, report_every};
 use super::optimizer::{AdamW, Gradients, Update, take_gradients};
 use super::replicas::Replicas;
+use super::{CHECKPOINT, METRICS};
 use crate::config::{Diffusion, UnetShape};
 use crate::data::latents::LatentFile;
 use crate::data::order::EpochOrder;
@@ -20,12 +21,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
 
-/// The state to continue from.
-pub const CHECKPOINT: &str = "checkpoint.safetensors";
-/// The reports.
-pub const METRICS: &str = "metrics.jsonl";
 /// The result.
 pub const MODEL: &str = "diffusion.safetensors";
 
@@ -324,23 +320,10 @@ impl LatentLoader {
     }
 }
 
-/// How far a run is.
-#[derive(Clone, Debug)]
-pub struct Progress<'a> {
-    /// The step just done.
-    pub report: &'a StepReport,
-    /// Steps done, those before a resumption too.
-    pub done: usize,
-    /// Steps of the run.
-    pub steps: usize,
-    /// Time left at the present rate.
-    pub left: Duration,
-}
-
 /// Who is told what happens.
 pub trait Observer {
     /// After every step.
-    fn step(&mut self, progress: &Progress);
+    fn step(&mut self, report: &StepReport);
     /// Every `diffusion.sample_every` steps and at the end: time for a sheet of samples.
     ///
     /// # Errors
@@ -367,7 +350,6 @@ pub fn train(
     let path = folder.join(CHECKPOINT);
     let mut step = if resume && path.exists() { trainer.resume(&path)? } else { 0 };
     let mut metrics = Metrics::open(&folder.join(METRICS), step)?;
-    let mut pace = Pace::default();
     let Diffusion { checkpoint_every, sample_every, .. } = settings.diffusion;
     let every = |step: usize, count: usize| count > 0 && step.is_multiple_of(count);
 
@@ -380,8 +362,7 @@ pub fn train(
                 metrics.write(&report)?;
             }
             step += 1;
-            let left = Duration::from_secs_f64(pace.tick() * (steps - step) as f64);
-            observer.step(&Progress { report: &report, done: step, steps, left });
+            observer.step(&report);
             if every(step, checkpoint_every)
                 || (checkpoint_every == 0 && step.is_multiple_of(per_epoch))
                 || step == steps
@@ -391,7 +372,6 @@ pub fn train(
             }
             if every(step, sample_every) || step == steps {
                 observer.sheet(step, &trainer.model(step))?;
-                pace.pause();
             }
         }
     }

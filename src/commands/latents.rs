@@ -1,0 +1,153 @@
+//! The latents and embeddings of the training images, computed once for all diffusion models of a run folder.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use slide_io::PatchSource;
+
+use super::Run;
+use super::progress::Progress;
+use super::sources::Input;
+use super::training::{AHEAD, Unreadable};
+use crate::config::Condition;
+use crate::data::ReadFailure;
+use crate::data::latents::{Encoded, LatentFile, LatentHeader, LatentWriter};
+use crate::data::loader::read;
+use crate::data::prefetch::{Prefetch, Work, thread_pool};
+use crate::model::{Encoder, FirstStage};
+use crate::run_dir::Failure;
+use crate::sample::encode::{Eyes, View};
+
+/// The stage that makes them.
+const STAGE: &str = "diffusion";
+/// Their folder: not the training's, which another training sets aside.
+const FOLDER: &str = "latents";
+/// Images encoded at a time.
+const ENCODED: usize = 32;
+
+/// What the latents of a diffusion model with this header are: they depend on everything but how it is trained on them.
+pub(super) fn header(run: &Run, model: &Value, stage: &FirstStage, embedding: usize) -> LatentHeader {
+    let mut origin = model.clone();
+    if let Some(origin) = origin.as_object_mut() {
+        origin.remove("settings");
+        origin.remove("seed");
+    }
+    let side = run.experiment.autoencoder.image_size / stage.factor();
+    let diffusion = &run.experiment.diffusion;
+    let flips = (1 + usize::from(diffusion.hflip)) * (1 + usize::from(diffusion.vflip));
+    LatentHeader { shape: [stage.latent_channels(), side, side], embedding, flips, origin }
+}
+
+/// The file of latents and embeddings the model was trained on.
+pub(super) fn open(run: &Run, input: &Input, stage: &FirstStage, encoder: &Encoder) -> Result<LatentFile> {
+    let model = super::diffusion::header(run, input, &encoder.hash, &stage.hash)?;
+    let header = header(run, &model, stage, encoder.dim());
+    let path = run.dir.root().join(FOLDER).join("latents.bin");
+    LatentFile::open(&path, &header)?
+        .with_context(|| format!("{} is missing or of other settings: run `gensis diffusion` again", path.display()))
+}
+
+/// The latents of the training images: those on disk, or made now.
+pub(super) fn make(
+    run: &Run,
+    source: &Arc<dyn PatchSource>,
+    eyes: Eyes,
+    header: &LatentHeader,
+) -> Result<(LatentFile, Vec<Failure>)> {
+    let path = run.dir.file(&format!("{FOLDER}/latents.bin"))?;
+    let folder = run.dir.root().join(FOLDER);
+    if let Some(file) = LatentFile::open(&path, header)? {
+        return Ok((file, Unreadable::open(STAGE, &folder, true).failures));
+    }
+    let mut writer = LatentWriter::open(&path, header)?;
+    let mut unreadable = Unreadable::open(STAGE, &folder, !writer.begun().is_empty());
+    let done = writer.begun().last().map_or(0, |last| last + 1);
+    let progress = Progress::new("latents", source.len() as u64, "images");
+    progress.start_at(done as u64);
+    let pool = thread_pool(run.threads)?;
+    let eyes = Arc::new(eyes);
+    let work = Reading { source: source.clone(), eyes: eyes.clone() };
+    let mut met: Vec<ReadFailure> = Vec::new();
+    for batch in Prefetch::start(pool, work, done..source.len(), ENCODED, AHEAD) {
+        let (numbers, read) = batch.map_err(anyhow::Error::msg)?;
+        let (mut images, mut views) = (Vec::new(), Vec::new());
+        for (number, read) in numbers.clone().zip(read) {
+            match read {
+                Ok(read) => {
+                    images.push(number);
+                    views.extend(read);
+                }
+                Err(failure) => met.push(failure),
+            }
+        }
+        unreadable.take(&met)?;
+        let encoded = eyes.encode(&views)?;
+        for (image, flips) in images.iter().zip(encoded.chunks(eyes.flips())) {
+            writer.add(*image, flips)?;
+        }
+        progress.advance(numbers.len() as u64);
+    }
+    writer.finish()?;
+    progress.finish(&format!("{} images, {} failure(s)", source.len(), unreadable.failures.len()));
+    let file = LatentFile::open(&path, header)?.context("the latents just written")?;
+    Ok((file, unreadable.failures))
+}
+
+/// `count` images, evenly over the file.
+pub(super) fn some(file: &LatentFile, count: usize) -> Result<Vec<Encoded>> {
+    let count = count.min(file.len());
+    (0..count).map(|i| file.read(i * file.len() / count, 0)).collect()
+}
+
+/// Images of a data set of `count` that are not in the file, ascending.
+pub(super) fn without(file: &LatentFile, count: usize) -> Result<Vec<usize>> {
+    let mut without: BTreeSet<usize> = (0..count).collect();
+    for record in 0..file.len() {
+        without.remove(&file.source(record)?);
+    }
+    Ok(without.into_iter().collect())
+}
+
+/// Mean and deviation of every channel of the embeddings, where they condition.
+pub(super) fn statistics(file: &LatentFile, condition: Condition) -> Result<[Vec<f32>; 2]> {
+    if condition == Condition::Sphere {
+        return Ok([vec![], vec![]]);
+    }
+    let width = file.header().embedding;
+    let (mut sums, mut squares) = (vec![0.0f64; width], vec![0.0f64; width]);
+    for record in 0..file.len() {
+        for (i, value) in file.read(record, 0)?.embedding.into_iter().enumerate() {
+            sums[i] += f64::from(value);
+            squares[i] += f64::from(value).powi(2);
+        }
+    }
+    let count = file.len().max(1) as f64;
+    let means: Vec<f64> = sums.iter().map(|sum| sum / count).collect();
+    let deviation = |(square, mean): (&f64, &f64)| (square / count - mean * mean).max(0.0).sqrt() as f32;
+    let deviations = squares.iter().zip(&means).map(deviation).collect();
+    Ok([means.iter().map(|&mean| mean as f32).collect(), deviations])
+}
+
+/// Reads images and makes their views, on threads ahead of the networks.
+struct Reading {
+    source: Arc<dyn PatchSource>,
+    eyes: Arc<Eyes>,
+}
+
+impl Work for Reading {
+    type Item = Result<Vec<View>, ReadFailure>;
+    type Batch = (Range<usize>, Vec<Self::Item>);
+
+    fn item(&self, number: usize) -> Self::Item {
+        let image = read(&*self.source, number)?;
+        let failure = |error| ReadFailure { index: number, key: self.source.key(number), reason: format!("{error:#}") };
+        self.eyes.views(&image).map_err(failure)
+    }
+
+    fn batch(&self, numbers: Range<usize>, items: Vec<Self::Item>) -> Self::Batch {
+        (numbers, items)
+    }
+}
