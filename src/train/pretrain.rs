@@ -93,10 +93,11 @@ pub fn pretrain(
         );
 
         let due = pretrain.knn_every > 0 && (epoch + 1).is_multiple_of(pretrain.knn_every);
-        if (due || step == steps) && pretrain.knn_every > 0 {
-            if let Some(knn) = observer.evaluate(epoch, &encoder(&trainer, step))? {
-                metrics.write(&Evaluation { step: step - 1, epoch, knn })?;
-            }
+        if (due || step == steps)
+            && pretrain.knn_every > 0
+            && let Some(knn) = observer.evaluate(epoch, &encoder(&trainer, step))?
+        {
+            metrics.write(&Evaluation { step: step - 1, epoch, knn })?;
         }
         if pretrain.checkpoint_every == 0 || step % pretrain.checkpoint_every == 0 || step == steps {
             metrics.sync()?;
