@@ -67,6 +67,9 @@ pub enum Command {
     /// Score the embeddings: k-NN on patches, multiple-instance heads on slides, distances of generated images.
     #[command(after_help = "Example:\n  gensis evaluate --out runs/mosaic --set evaluate.slide.folds=10 --update")]
     Evaluate(EvaluateArgs),
+    /// Write coordinates and features in the folders of CLAM, or the patches as images. The run folder itself is TRIDENT's
+    /// layout.
+    Export(ExportArgs),
     /// Draw attention maps of the encoders, and real beside generated and interpolated patches, into figures/.
     #[command(after_help = "Example:\n  gensis figures --out runs/mosaic")]
     Figures(StageArgs),
@@ -360,6 +363,85 @@ pub struct InspectArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `export`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// What to write.
+    #[command(subcommand)]
+    pub task: ExportTask,
+}
+
+/// What `export` writes.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ExportTask {
+    /// patches/, h5_files/, pt_files/, dataset.csv and splits/, as CLAM's scripts read them.
+    #[command(after_help = "Example:\n  gensis export clam runs/mosaic --out clam")]
+    Clam(ExportClamArgs),
+    /// Every patch as an image file, one folder a slide, with patches.csv.
+    #[command(after_help = "Example:\n  gensis export patches runs/mosaic --out patches --format jpeg")]
+    Patches(ExportPatchesArgs),
+}
+
+/// Options of `export clam`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportClamArgs {
+    /// The run folder.
+    pub run: PathBuf,
+    /// A new folder, or one in which the same export was stopped.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Whose features: those in features_<ENCODER>/.
+    #[arg(long, default_value = "dino")]
+    pub encoder: String,
+    /// Only these slides.
+    #[arg(long, value_name = "ID,ID", value_delimiter = ',')]
+    pub slides: Vec<String>,
+    /// Threads; 0 takes all cores.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// Options of `export patches`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportPatchesArgs {
+    /// The run folder.
+    pub run: PathBuf,
+    /// A new folder, or one in which the same export was stopped.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Format of the images.
+    #[arg(long, value_enum, default_value_t = ImageFormat::Png)]
+    pub format: ImageFormat,
+    /// Quality of JPEG, 1 to 100.
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub quality: u8,
+    /// Only these slides.
+    #[arg(long, value_name = "ID,ID", value_delimiter = ',')]
+    pub slides: Vec<String>,
+    /// Threads that read; 0 takes all cores.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// Formats of image files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImageFormat {
+    /// Without loss.
+    Png,
+    /// A tenth of the size.
+    Jpeg,
+}
+
+impl ImageFormat {
+    /// Extension of the files.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpg",
+        }
+    }
 }
 
 /// Options of `report`.

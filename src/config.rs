@@ -83,6 +83,10 @@ pub struct Data {
     pub roi: PathBuf,
     /// Whether only the tissue inside the drawn regions counts.
     pub roi_within_tissue: bool,
+    /// A folder of coordinates that TRIDENT, CLAM or another run made, `<slide id>_patches.h5` or `<slide id>.h5`: they take
+    /// the place of tissue mask, grid and quality rules. Their squares keep the footprint of the file, which must lie
+    /// within 5 % of `grid.size` times `grid.mpp`. Empty for none.
+    pub coordinates: PathBuf,
     /// A folder with label masks, `<slide id>_mask.tiff` as in PANDA: the share of every class in every patch is stored
     /// with the coordinates. Empty for none.
     pub label_masks: PathBuf,
@@ -101,6 +105,7 @@ impl Default for Data {
             mpp: 0.0,
             roi: PathBuf::new(),
             roi_within_tissue: false,
+            coordinates: PathBuf::new(),
             label_masks: PathBuf::new(),
             // PANDA's at Radboud; Karolinska's are 0, 1, 2.
             mask_labels: slide_io::label_mask::RADBOUD.to_vec(),

@@ -10,7 +10,8 @@
 //! 6. [`SlidePatches`](patch::SlidePatches) and [`ImageFolder`](folder::ImageFolder): patches for training and
 //!    embedding behind one trait, [`PatchSource`](patch::PatchSource); a [`Walk`](walk::Walk) reads a whole slide with
 //!    every stored tile decoded once, and [`stain::Normalized`] gives patches the stain of a reference.
-//! 7. [`pack`]: the patches of a slide in one file, for training that reads them many times.
+//! 7. [`pack`]: the patches of a slide in one file, for training that reads them many times; [`torch`]: features as a
+//!    PyTorch tensor.
 //!
 //! Beside it: [`regions`] and [`label_mask`], what people drew; [`duplicates`], which slides or images show the same
 //! thing, so that no split separates them.
@@ -42,6 +43,7 @@ pub mod slide;
 pub mod stain;
 pub mod thumbnail;
 pub mod tissue;
+pub mod torch;
 pub mod walk;
 
 pub use error::{Error, Result};

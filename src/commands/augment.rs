@@ -24,6 +24,7 @@ use crate::run_dir::StageRecord;
 use crate::sample::bank::{Decoder, Generator, Header, Origin, Part, SyntheticBank, Work};
 use crate::sample::generator::EmbeddingGenerator;
 use crate::sample::painter::Painter;
+use crate::sample::reconstructions::Reconstructions;
 
 /// Makes what is missing of `part` of the banks that the experiment needs.
 pub(super) fn augment(run: &Run, part: Part) -> Result<()> {
@@ -80,6 +81,15 @@ fn painter(run: &Run, input: &Input) -> Result<(Painter, LatentFile)> {
     let model = DiffusionModel::load(&require_model(run, input)?.0, &device)?;
     let latents = latents::open(run, input, &stage, &encoder)?;
     Ok((Painter::new(model, stage, &run.experiment.sample, &device)?, latents))
+}
+
+/// The images of `source` after the autoencoder.
+///
+/// # Errors
+/// Latents that are not stored, as on a machine that was given the bank alone.
+pub(super) fn reconstructions(run: &Run, input: &Input, source: Arc<dyn PatchSource>) -> Result<Reconstructions> {
+    let (painter, latents) = painter(run, input)?;
+    Reconstructions::new(painter, latents, source)
 }
 
 /// Makes the banks with the generator that `of` gives for a line between embeddings.

@@ -8,6 +8,7 @@ mod subjects;
 
 pub(super) use slides::check_folds;
 pub(crate) use slides::mil_config;
+pub(super) use subjects::{folds, subjects};
 
 use anyhow::{Context, Result, bail, ensure};
 use evaluation::bootstrap::Bootstrap;

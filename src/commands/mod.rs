@@ -11,6 +11,7 @@ mod duplicates;
 mod embed;
 mod encoder_training;
 mod evaluate;
+mod export;
 mod figures;
 mod gen_dino;
 mod inspect;
@@ -145,6 +146,7 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Sample(args) => sample::sample(&args),
         Command::Embed(args) => stage(&args, &[], embed::embed),
         Command::Evaluate(args) => stage(&args.stage, &[], |run| evaluate::evaluate(run, args.task)),
+        Command::Export(args) => export::export(&args),
         Command::Figures(args) => stage(&args, &[], figures::figures),
         Command::Run(args) => run::run(&args),
         Command::Report(args) => report::write(&args.run).map(|_| Outcome::Done),

@@ -5,7 +5,7 @@ use slide_io::{Error, Point, Slide, SlideRecord, h5, pack};
 
 use super::Run;
 use super::progress::Progress;
-use super::sources::{coordinates_path, pack_header, pack_path};
+use super::sources::{coordinates_path, grid_spec, pack_header, pack_path};
 use super::tile::guarded;
 use crate::run_dir::Failure;
 
@@ -43,14 +43,20 @@ pub(super) fn pack_slides(run: &Run, slides: &[SlideRecord]) -> Result<Vec<Failu
 
 /// The packed patches of one slide, packed now unless they are current.
 fn pack_slide(run: &Run, record: &SlideRecord) -> slide_io::Result<pack::Index> {
-    let (grid, header) = (&run.experiment.grid, pack_header(run, record));
+    let header = pack_header(run, record);
     let tar = pack_path(run, &record.id);
     if let Some(index) = pack::current_index(&tar, &header) {
         return Ok(index);
     }
     let coordinates = h5::read_coordinates(&coordinates_path(run, &record.id))?;
-    let mpp = coordinates.geometry.and_then(|geometry| geometry.mpp);
-    let mpp = mpp.ok_or_else(|| Error::NoScale { path: record.path.clone() })?;
+    let geometry = coordinates.geometry.and_then(|geometry| Some((geometry.mpp?, geometry)));
+    let (mpp, geometry) = geometry.ok_or_else(|| Error::NoScale { path: record.path.clone() })?;
     let slide = Slide::open(&record.path)?;
-    pack::write(&tar, (&record.id, &slide, mpp), (grid, &coordinates.origins), run.experiment.pack.quality, &header)
+    pack::write(
+        &tar,
+        (&record.id, &slide, mpp),
+        (&grid_spec(run, &geometry, mpp), &coordinates.origins),
+        run.experiment.pack.quality,
+        &header,
+    )
 }

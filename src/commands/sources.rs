@@ -13,7 +13,7 @@ use slide_io::manifest::{ColumnNames, Split};
 use slide_io::pack::{self, PackedPatches, PackedSlide};
 use slide_io::stain::{Method, Normalized, Target};
 use slide_io::{
-    Cohort, Error, ImageFolder, Mpp, PatchSource, SlidePatches, SlideRecord, folder, h5, label_mask, regions,
+    Cohort, Error, GridSpec, ImageFolder, Mpp, PatchSource, SlidePatches, SlideRecord, folder, h5, label_mask, regions,
 };
 
 use super::Run;
@@ -46,9 +46,15 @@ impl Input {
 
 /// The cohort of slides, with what the csv says about them.
 pub(super) fn cohort(data: &Data) -> Result<Cohort> {
-    for (key, folder) in [("data.roi", &data.roi), ("data.label_masks", &data.label_masks)] {
+    let folders =
+        [("data.roi", &data.roi), ("data.label_masks", &data.label_masks), ("data.coordinates", &data.coordinates)];
+    for (key, folder) in folders {
         ensure!(folder.as_os_str().is_empty() || folder.is_dir(), "{key}: there is no folder {}", folder.display());
     }
+    ensure!(
+        data.coordinates.as_os_str().is_empty() || data.roi.as_os_str().is_empty(),
+        "data.coordinates says where the patches are, and so does data.roi: give one of them"
+    );
     let columns = ColumnNames {
         slide: data.columns.slide.clone(),
         label: data.columns.label.clone(),
@@ -97,7 +103,7 @@ pub(super) fn coordinates_header(run: &Run, record: &SlideRecord) -> Value {
 
 /// Everything the patches of a slide depend on: its coordinates but for what a label mask says of them.
 fn patches_header(run: &Run, record: &SlideRecord) -> Value {
-    json!({
+    let mut header = json!({
         "stage": "tile",
         "format": FORMAT,
         "file": record.path.file_name().map(|name| name.to_string_lossy()),
@@ -107,7 +113,11 @@ fn patches_header(run: &Run, record: &SlideRecord) -> Value {
         "tissue": run.experiment.tissue,
         "quality": run.experiment.quality,
         "roi": roi_header(run, record),
-    })
+    });
+    if let Ok(Some(path)) = given_coordinates(&run.experiment.data, record) {
+        header["coordinates"] = json!(whole_digest(run, &path));
+    }
+    header
 }
 
 /// What somebody drew on a slide, by the content of the file; nothing where the experiment does not ask for it.
@@ -133,6 +143,29 @@ pub(super) fn roi(data: &Data, record: &SlideRecord) -> slide_io::Result<Option<
         Error::Usage(format!("no regions are drawn on it: there is neither {} nor a .png", place.display()))
     };
     regions::for_slide(&data.roi, &record.id)?.ok_or_else(missing).map(Some)
+}
+
+/// The file with the coordinates that somebody made for a slide, where the experiment takes them from elsewhere.
+///
+/// # Errors
+/// A slide without one.
+pub(super) fn given_coordinates(data: &Data, record: &SlideRecord) -> slide_io::Result<Option<PathBuf>> {
+    if data.coordinates.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let places = ["_patches.h5", ".h5"].map(|end| data.coordinates.join(format!("{}{end}", record.id)));
+    let missing = || Error::Usage(format!("there are no coordinates of it: neither {} nor .h5", places[0].display()));
+    places.iter().find(|path| path.is_file()).cloned().ok_or_else(missing).map(Some)
+}
+
+/// How the patches of a slide of `mpp` µm/px are read: as the experiment says, or with the footprint of coordinates that
+/// somebody made.
+pub(super) fn grid_spec(run: &Run, geometry: &h5::Geometry, mpp: Mpp) -> GridSpec {
+    if run.experiment.data.coordinates.as_os_str().is_empty() {
+        run.experiment.grid.clone()
+    } else {
+        geometry.spec(mpp)
+    }
 }
 
 /// The label mask of a slide, where the experiment asks for them and there is one.
@@ -270,13 +303,15 @@ pub(super) fn slide_patches(run: &Run, slides: &[&SlideRecord], classes: &[Strin
             path.display()
         );
         let coordinates = h5::read_coordinates(&path)?;
-        let mpp = coordinates.geometry.as_ref().and_then(|geometry| geometry.mpp);
+        let geometry = coordinates.geometry.as_ref().and_then(|geometry| Some((geometry, geometry.mpp?)));
+        let (geometry, mpp) =
+            geometry.with_context(|| format!("{} does not say its µm/px; tile again", path.display()))?;
         grids.push(slide_io::patch::SlideGrid {
             id: slide.id.clone(),
             path: slide.path.clone(),
-            mpp: mpp.with_context(|| format!("{} does not say its µm/px; tile again", path.display()))?,
+            mpp,
             label: slide.label,
-            spec: run.experiment.grid.clone(),
+            spec: grid_spec(run, geometry, mpp),
             origins: coordinates.origins,
         });
     }

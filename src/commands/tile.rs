@@ -14,13 +14,14 @@ use slide_io::quality::{self, Artefacts, DropCounts};
 use slide_io::regions::{self, Regions};
 use slide_io::thumbnail::{GridColours, draw_grid, thumbnail};
 use slide_io::{
-    DropReason, Error, Grid, Mpp, Overview, Point, RgbImage, Slide, SlideRecord, TissueMask, atomic_file, h5,
+    DropReason, Error, Grid, GridSpec, Mpp, Overview, Point, RgbImage, Size, Slide, SlideRecord, TissueMask,
+    atomic_file, h5,
 };
 
 use super::Run;
 use super::pack;
 use super::progress::Progress;
-use super::sources::{Input, coordinates_header, coordinates_path, label_mask, pack_path, roi};
+use super::sources::{Input, coordinates_header, coordinates_path, given_coordinates, label_mask, pack_path, roi};
 use crate::data::prefetch::panic_message;
 use crate::run_dir::{Failure, StageRecord, remove};
 
@@ -237,8 +238,14 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
             if experiment.data.roi_within_tissue { drawn.and(&found)?.into() } else { drawn }
         }
     };
-    let mut grid = Grid::new(slide.size(), mpp, &experiment.grid, &mask)?;
-    quality::sort_out(&mut grid, &slide, mpp, &mask, &artefacts, &experiment.quality)?;
+    let grid = match given_coordinates(&experiment.data, record)? {
+        Some(path) => given_grid(&path, slide.size(), mpp, &experiment.grid)?,
+        None => {
+            let mut grid = Grid::new(slide.size(), mpp, &experiment.grid, &mask)?;
+            quality::sort_out(&mut grid, &slide, mpp, &mask, &artefacts, &experiment.quality)?;
+            grid
+        }
+    };
     (row.tissue_share, row.candidates, row.kept) = (Some(mask.share()), Some(grid.candidates), Some(grid.kept()));
     let counts = grid.drop_counts();
     for (column, reason) in row.dropped_mut().into_iter().zip(DropReason::ALL) {
@@ -276,6 +283,41 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
             _ => why_empty(&mask, &grid, mpp),
         },
     })
+}
+
+/// How far the footprint of given coordinates may be from the experiment's, relative: nominal magnifications (20x for
+/// 0.4863 µm/px) pass, another magnification or patch size does not.
+const FOOTPRINT_TOLERANCE: f64 = 0.05;
+
+/// The squares of a coordinates file, each of them kept.
+fn given_grid(path: &Path, slide: Size, mpp: Mpp, spec: &GridSpec) -> Result<Grid, Error> {
+    let coordinates = h5::read_coordinates(path)?;
+    let wrong = |what: String| Err(Error::Usage(format!("{}: {what}", path.display())));
+    let Some(geometry) = coordinates.geometry else {
+        return wrong(
+            "it does not say how large its patches are (patch_size and patch_level, or magnifications)".into(),
+        );
+    };
+    let side = geometry.side_level0;
+    let expected = spec.side_level0(mpp);
+    if (side / expected - 1.0).abs() > FOOTPRINT_TOLERANCE {
+        let fitting = mpp.0 * side / f64::from(spec.size);
+        return wrong(format!(
+            "its squares are {side:.0} px of level 0, and {} px at {} are {expected:.0}: set grid.mpp = {fitting:.4}, or another \
+             grid.size",
+            spec.size, spec.mpp
+        ));
+    }
+    let (width, height) = (i64::from(slide.width), i64::from(slide.height));
+    let beside = |point: &&Point| point.x < 0 || point.y < 0 || point.x >= width || point.y >= height;
+    if let Some(Point { x, y }) = coordinates.origins.iter().find(beside) {
+        return wrong(format!(
+            "x {x}, y {y} is no pixel of the slide, which has {width} x {height}: is it another slide's?"
+        ));
+    }
+    let candidates = coordinates.origins.len();
+    let spec = GridSpec { mpp: Mpp(mpp.0 * side / f64::from(spec.size)), ..spec.clone() };
+    Ok(Grid { spec, origins: coordinates.origins, candidates, dropped: vec![], side_level0: side })
 }
 
 /// Why a slide gave no patch, with what to do about it.

@@ -8,6 +8,7 @@
 //! | [`interpolate`] | between two embeddings (slerp, lerp) and between two images (pixel mixing) |
 //! | [`bank`] | the synthetic and interpolated images of a whole data set, made once |
 //! | [`generator`] | the bank's images, drawn from the stored embeddings |
+//! | [`reconstructions`] | the images of the data set after the autoencoder |
 //! | [`sheet`] | rows of images in one picture |
 
 pub mod bank;
@@ -15,5 +16,6 @@ pub mod encode;
 pub mod generator;
 pub mod interpolate;
 pub mod painter;
+pub mod reconstructions;
 pub mod sheet;
 pub mod solver;

@@ -73,7 +73,9 @@ fn the_whole_chain_ends_with_both_encoders_and_killed_with_the_same_bytes() {
         assert!(rows.iter().any(|row| row["task"] == "knn" && row["encoder"] == encoder), "{encoder}");
         assert!(whole.join(format!("figures/attention_{encoder}.png")).exists());
     }
-    for (head, metric) in [("generative", "frechet_distance"), ("interpolated", "recall")] {
+    for (head, metric) in
+        [("reconstructed", "kernel_distance"), ("generative", "frechet_distance"), ("interpolated", "recall")]
+    {
         let row =
             rows.iter().find(|row| row["task"] == "fid" && row["head"] == head && row["metric"] == metric).unwrap();
         assert!(row["value"].parse::<f64>().unwrap() >= 0.0 && row["n"] == "16", "{row:?}");

@@ -16,6 +16,7 @@
 //! | `first_stage` | the autoencoder of latent diffusion |
 //! | `generation` | Gen-SIS: diffusion, bank, Gen-DINO, samples |
 //! | `annotations` | regions that people draw, label masks |
+//! | `export` | files for other tools, and their coordinates taken back |
 //! | `packing` | patches packed for training |
 //! | `stain` | stain normalisation of slides and images |
 
@@ -27,6 +28,7 @@ mod changed_settings;
 mod cohort;
 mod configuration;
 mod duplicates;
+mod export;
 mod first_stage;
 mod folder;
 mod generation;

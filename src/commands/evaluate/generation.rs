@@ -21,7 +21,7 @@ use crate::config::Interpolation;
 use crate::device;
 use crate::model::Encoder;
 use crate::model::random::keyed;
-use crate::sample::bank::{Kind, SyntheticBank};
+use crate::sample::bank::Kind;
 
 /// Images judged, at most: FID's own number.
 const JUDGED: usize = 50_000;
@@ -30,7 +30,8 @@ const NEIGHBOURS: usize = 3;
 /// Images a generated one has to find its source among.
 const LINEUP: usize = 100;
 
-/// Figures of the generated and the interpolated images of a bank.
+/// Figures of the reconstructed, the generated and the interpolated images of a run. No diffusion model in the latents
+/// of an autoencoder comes nearer to the real images than what that autoencoder makes of them.
 pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
     let models = models(run, input)?;
     let (path, hash) = require_encoder(run, input)?;
@@ -40,23 +41,36 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
     let real = embedded(run, &encoder, source.clone(), thinned((0..source.len()).collect()))?;
     save_reference(run, &real, &hash)?;
     let mut scores = Scores::default();
-    for kind in [Kind::Generative, Kind::Interpolated] {
-        let chosen = (0..bank.images().len()).filter(|&at| bank.images()[at].kind == kind).collect();
-        let made = embedded(run, &encoder, bank.clone(), thinned(chosen))?;
+    let mut judge = |head: &str, made: &Embedded, sources: &[usize]| -> Result<()> {
         if made.rows.len() < 2 {
-            continue;
+            return Ok(());
         }
         let base = ResultRow {
             task: "fid".into(),
             data: data_name(run),
             encoder: ENCODER_NAME.into(),
-            head: kind.name().into(),
+            head: head.into(),
             seed: Some(run.experiment.seed),
             n: made.rows.len() as u64,
             ..ResultRow::default()
         };
-        scores.rows.extend(distances(&base, &real, &made, run.experiment.seed)?);
-        scores.rows.push(found(&base, &bank, &real, &made, run.experiment.seed));
+        scores.rows.extend(distances(&base, &real, made, run.experiment.seed)?);
+        scores.rows.push(found(&base, sources, &real, made, run.experiment.seed));
+        Ok(())
+    };
+    match augment::reconstructions(run, input, source) {
+        Ok(reconstructions) => {
+            let images = thinned(reconstructions.images());
+            let made = embedded(run, &encoder, Arc::new(reconstructions), images)?;
+            judge("reconstructed", &made, &made.rows)?;
+        }
+        Err(error) => eprintln!("evaluate: reconstructions are left out: {error:#}"),
+    }
+    for kind in [Kind::Generative, Kind::Interpolated] {
+        let chosen = (0..bank.images().len()).filter(|&at| bank.images()[at].kind == kind).collect();
+        let made = embedded(run, &encoder, bank.clone(), thinned(chosen))?;
+        let sources: Vec<usize> = made.rows.iter().map(|&at| bank.images()[at].source).collect();
+        judge(kind.name(), &made, &sources)?;
     }
     Ok(scores)
 }
@@ -123,16 +137,16 @@ fn distances(base: &ResultRow, real: &Embedded, made: &Embedded, seed: u64) -> R
     ])
 }
 
-/// How often a generated image's embedding is nearer (cosine) to its source's than to those of 99 other real images,
-/// drawn for each by the seed.
-fn found(base: &ResultRow, bank: &SyntheticBank, real: &Embedded, made: &Embedded, seed: u64) -> ResultRow {
+/// How often an image's embedding is nearer (cosine) to that of its source, one of `sources` for each, than to those of
+/// 99 other real images, drawn for each by the seed.
+fn found(base: &ResultRow, sources: &[usize], real: &Embedded, made: &Embedded, seed: u64) -> ResultRow {
     let lineup = LINEUP.min(real.rows.len());
     let nearness = |made: &[f32], row: usize| {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
         dot(made, real.row(row)) / dot(real.row(row), real.row(row)).sqrt().max(1e-12)
     };
     let hit = |(row, &at): (usize, &usize)| -> Option<bool> {
-        let source = real.rows.binary_search(&bank.images()[at].source).ok()?;
+        let source = real.rows.binary_search(&sources[row]).ok()?;
         let own = nearness(made.row(row), source);
         let mut rng = keyed(seed, "fid lineup", &[at as u64]);
         let mut others =

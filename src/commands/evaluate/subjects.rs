@@ -12,7 +12,7 @@ use slide_io::{SlideRecord, h5};
 use crate::config::SlideLevel;
 
 /// A slide, or a patient.
-pub(super) struct Subject {
+pub(in crate::commands) struct Subject {
     pub id: String,
     /// What must stay together: the patient, or the slide itself.
     pub group: String,
@@ -27,7 +27,11 @@ pub(super) struct Subject {
 ///
 /// # Errors
 /// A patient whose slides have different labels or are in different parts of a given split.
-pub(super) fn subjects(slides: &[&SlideRecord], files: &[&PathBuf], by_patient: bool) -> Result<Vec<Subject>> {
+pub(in crate::commands) fn subjects(
+    slides: &[&SlideRecord],
+    files: &[&PathBuf],
+    by_patient: bool,
+) -> Result<Vec<Subject>> {
     let mut subjects: Vec<Subject> = Vec::new();
     for (index, slide) in slides.iter().enumerate() {
         let group = slide.group.clone().unwrap_or_else(|| slide.id.clone());
@@ -70,7 +74,7 @@ impl Subject {
 }
 
 /// The given split as one fold, or cross-validation folds.
-pub(super) fn folds(settings: &SlideLevel, subjects: &[Subject]) -> Result<Vec<Fold>> {
+pub(in crate::commands) fn folds(settings: &SlideLevel, subjects: &[Subject]) -> Result<Vec<Fold>> {
     let labels: Vec<u32> = subjects.iter().filter_map(|subject| subject.label).collect();
     let groups: Vec<String> = subjects.iter().map(|subject| subject.group.clone()).collect();
     let strata = Strata::new(&labels, &groups)?;

@@ -1,0 +1,119 @@
+//! The folders of CLAM: coordinates, features as HDF5 and as PyTorch tensors, the csv of labels and the splits.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use slide_io::{SlideRecord, h5, torch};
+
+use super::{Folder, label, open};
+use crate::cli::ExportClamArgs;
+use crate::commands::evaluate::{folds, subjects};
+use crate::commands::progress::Progress;
+use crate::commands::sources::{coordinates_header, coordinates_path, features_path};
+use crate::commands::{Outcome, Run};
+
+/// Writes `patches/`, `h5_files/`, `pt_files/`, `dataset.csv` and `splits/` for the slides of a run.
+pub(super) fn clam(args: &ExportClamArgs) -> Result<Outcome> {
+    let (run, cohort) = open(&args.run, args.threads, &args.slides)?;
+    let tiled: Vec<&SlideRecord> =
+        cohort.slides.iter().filter(|slide| coordinates_path(&run, &slide.id).exists()).collect();
+    ensure!(!tiled.is_empty(), "no slide of {} has coordinates: run `gensis tile` first", args.run.display());
+    let with_features = |slide: &&SlideRecord| features_path(&run, &args.encoder, &slide.id).exists();
+    let embedded: Vec<&SlideRecord> = tiled.iter().copied().filter(with_features).collect();
+    if embedded.is_empty() {
+        eprintln!("export: no slide has features of {}, so there are only coordinates", args.encoder);
+    }
+    let headers: Vec<_> = tiled
+        .iter()
+        .map(|slide| {
+            let features = h5::read_header(&features_path(&run, &args.encoder, &slide.id)).ok().flatten();
+            json!([slide.id, label(slide), slide.group, slide.split, coordinates_header(&run, slide), features])
+        })
+        .collect();
+    let folder = Folder::open(&args.out, &json!({ "export": "clam", "encoder": args.encoder, "slides": headers }))?;
+
+    let progress = Progress::new("export", tiled.len() as u64, "slides");
+    for slide in &tiled {
+        write_coordinates(&run, slide, &folder)
+            .with_context(|| format!("cannot export the coordinates of {}", slide.id))?;
+        if with_features(slide) {
+            write_features(&run, slide, &args.encoder, &folder)
+                .with_context(|| format!("cannot export the features of {}", slide.id))?;
+        }
+        progress.advance(1);
+    }
+    let labelled: Vec<&SlideRecord> = embedded.iter().copied().filter(|slide| slide.label.is_some()).collect();
+    let splits = write_tables(&run, &labelled, &folder)?;
+    progress.finish(&format!(
+        "{} slides, {} with features, {} labelled, {splits} split(s), in {}",
+        tiled.len(),
+        embedded.len(),
+        labelled.len(),
+        args.out.display()
+    ));
+    Ok(Outcome::Done)
+}
+
+/// `patches/<slide>.h5`. CLAM reads squares of `patch_size` pixels of the level `patch_level`: here that is the footprint
+/// in pixels of that level, rounded, and not the size at the exact µm/px.
+fn write_coordinates(run: &Run, slide: &SlideRecord, folder: &Folder) -> Result<()> {
+    let path = folder.file(&format!("patches/{}.h5", slide.id));
+    if path.exists() {
+        return Ok(());
+    }
+    let mut coordinates = h5::read_coordinates(&coordinates_path(run, &slide.id))?;
+    if let Some(geometry) = &mut coordinates.geometry {
+        let downsample = geometry.level_shape.map_or(1.0, |level| level.downsample);
+        let scale = geometry.side_level0 / downsample / f64::from(geometry.size);
+        geometry.size = (f64::from(geometry.size) * scale).round() as u32;
+        geometry.stride = (f64::from(geometry.stride) * scale).round() as u32;
+        // Without its magnification no tool takes `patch_size` for pixels of the target scale.
+        geometry.mpp = None;
+    }
+    Ok(h5::write_coordinates(&path, &coordinates, &json!({ "export": "clam" }))?)
+}
+
+/// `h5_files/<slide>.h5` with features and coordinates, and `pt_files/<slide>.pt` with the features alone.
+fn write_features(run: &Run, slide: &SlideRecord, encoder: &str, folder: &Folder) -> Result<()> {
+    let [hdf, tensor] =
+        [("h5_files", "h5"), ("pt_files", "pt")].map(|(name, end)| folder.file(&format!("{name}/{}.{end}", slide.id)));
+    if hdf.exists() && tensor.exists() {
+        return Ok(());
+    }
+    let mut features = h5::read_features(&features_path(run, encoder, &slide.id))?;
+    torch::write_tensor(&tensor, &features.values, features.dim)?;
+    features.coordinates.geometry = None;
+    Ok(h5::write_features(&hdf, &features, &json!({ "export": "clam" }))?)
+}
+
+/// `dataset.csv` of the labelled slides that have features, and a `splits/splits_<k>.csv` for every fold on which
+/// `gensis evaluate` scores them; returns their number.
+fn write_tables(run: &Run, labelled: &[&SlideRecord], folder: &Folder) -> Result<usize> {
+    if labelled.is_empty() {
+        return Ok(0);
+    }
+    let row = |slide: &&SlideRecord| {
+        vec![slide.group.clone().unwrap_or_else(|| slide.id.clone()), slide.id.clone(), label(slide)]
+    };
+    let head = ["case_id", "slide_id", "label"].map(str::to_owned).to_vec();
+    folder.write_table("dataset.csv", &std::iter::once(head).chain(labelled.iter().map(row)).collect::<Vec<_>>())?;
+    let folds = match folds(&run.experiment.evaluate.slide, &subjects(labelled, &[], false)?) {
+        Ok(folds) => folds,
+        Err(error) => {
+            eprintln!("export: no splits, since the slides cannot be split as evaluate.slide asks: {error:#}");
+            return Ok(0);
+        }
+    };
+    for (number, fold) in folds.iter().enumerate() {
+        let parts = [&fold.train, &fold.validation, &fold.test];
+        let id =
+            |part: &Vec<usize>, row: usize| part.get(row).map_or(String::new(), |&slide| labelled[slide].id.clone());
+        let rows = parts.iter().map(|part| part.len()).max().unwrap_or(0);
+        let head = ["", "train", "val", "test"].map(str::to_owned).to_vec();
+        let body = (0..rows).map(|row| {
+            std::iter::once(row.to_string()).chain(parts.iter().map(|part| id(part, row))).collect::<Vec<_>>()
+        });
+        let table: Vec<Vec<String>> = std::iter::once(head).chain(body).collect();
+        folder.write_table(&format!("splits/splits_{number}.csv"), &table)?;
+    }
+    Ok(folds.len())
+}
