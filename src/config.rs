@@ -14,7 +14,7 @@ mod pretrain;
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
 pub use diffusion::{BetaSchedule, Condition, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
-pub use evaluate::{Baseline, Evaluate, Knn, SlideLevel};
+pub use evaluate::{Baseline, Evaluate, Fid, Knn, SlideLevel};
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
 pub use load::DEFAULT_TOML;
 pub use pretrain::{Crops, Head, Precision, Pretrain};

@@ -12,6 +12,17 @@ pub struct Evaluate {
     pub knn: Knn,
     /// Slide-level classification.
     pub slide: SlideLevel,
+    /// Distances of generated images.
+    pub fid: Fid,
+}
+
+/// Distances of generated images, beside those in the features of the encoder that conditions the diffusion model.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fid {
+    /// Weights of the Inception network of the published FID, `pt_inception-2015-12-05-*.pth` as pytorch-fid distributes
+    /// them, for rows that can be compared with the literature. Empty for none: they were trained with labels.
+    pub inception: PathBuf,
 }
 
 /// Patch-level weighted k-NN.

@@ -1,10 +1,11 @@
 //! The networks: the vision transformer that becomes the encoder, DINO's projection head, the first stage of latent
-//! diffusion, and their files.
+//! diffusion, the U-Net, those that only judge (LPIPS, Inception), and their files.
 
 pub mod autoencoder;
 pub mod convolution;
 pub mod diffusion;
 pub mod discriminator;
+pub mod inception;
 pub mod kernels;
 pub mod layers;
 pub mod noise;

@@ -29,7 +29,15 @@ pub fn export<M: Module>(module: &M) -> Named {
 /// # Errors
 /// Names that are missing, left over, or of another shape, all listed. Nothing is loaded half-way.
 pub fn import<M: Module>(module: M, tensors: &Named) -> Result<M> {
-    let wanted: BTreeMap<_, _> = shapes(&module).into_iter().collect();
+    require(&shapes(&module).into_iter().collect(), tensors)?;
+    Ok(module.map(&mut Writer { path: Vec::new(), tensors }))
+}
+
+/// Checks that there are exactly the `wanted` names, with those shapes.
+///
+/// # Errors
+/// Names that are missing, left over, or of another shape, all listed.
+pub fn require(wanted: &BTreeMap<String, Vec<usize>>, tensors: &Named) -> Result<()> {
     let missing: Vec<_> = wanted.keys().filter(|name| !tensors.contains_key(*name)).cloned().collect();
     let unknown: Vec<_> = tensors.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
     let misshapen: Vec<_> = wanted
@@ -46,7 +54,7 @@ pub fn import<M: Module>(module: M, tensors: &Named) -> Result<M> {
         listed("left over", &unknown),
         listed("of another shape", &misshapen)
     );
-    Ok(module.map(&mut Writer { path: Vec::new(), tensors }))
+    Ok(())
 }
 
 fn listed(what: &str, names: &[String]) -> String {

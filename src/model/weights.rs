@@ -219,6 +219,8 @@ pub fn read_pytorch(path: &Path, key: &str) -> Result<Named> {
     reader
         .tensors()
         .iter()
+        // BatchNorm's counter of steps is an integer, and no weight.
+        .filter(|(name, _)| !name.ends_with("num_batches_tracked"))
         .map(|(name, tensor)| {
             let data_type = match format!("{:?}", tensor.dtype()).as_str() {
                 "F32" => DType::F32,

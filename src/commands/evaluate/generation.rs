@@ -1,5 +1,5 @@
 //! `gensis evaluate fid`: how near the bank's images are to the real ones, by features of the encoder that conditions the
-//! diffusion model, and whether they show what they were asked for.
+//! diffusion model and by Inception's, and whether they show what they were asked for.
 
 use std::sync::Arc;
 
@@ -8,18 +8,21 @@ use evaluation::fid::{
     Features, Gaussian, KernelSubsets, Reference, ReferenceHeader, frechet_distance, kernel_distance, precision_recall,
 };
 use evaluation::table::ResultRow;
+use image::RgbImage;
 use rand::RngExt;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
 use super::{Scores, data_name};
 use crate::commands::augment::{self, models};
 use crate::commands::pretrain::require_encoder;
-use crate::commands::sources::{ENCODER_NAME, Input};
+use crate::commands::sources::{self, ENCODER_NAME, Input};
 use crate::commands::{Run, embed, training};
 use crate::config::Interpolation;
 use crate::device;
 use crate::model::Encoder;
+use crate::model::inception::{self, Inception};
 use crate::model::random::keyed;
 use crate::sample::bank::Kind;
 
@@ -34,45 +37,105 @@ const LINEUP: usize = 100;
 /// of an autoencoder comes nearer to the real images than what that autoencoder makes of them.
 pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
     let models = models(run, input)?;
-    let (path, hash) = require_encoder(run, input)?;
-    let encoder = Encoder::load(&path, &device::open(run.device)?)?;
+    let device = device::open(run.device)?;
+    let mut judges = vec![Judge::Encoder(Encoder::load(&require_encoder(run, input)?.0, &device)?)];
+    let inception = &run.experiment.evaluate.fid.inception;
+    if !inception.as_os_str().is_empty() {
+        judges.push(Judge::Inception(Inception::load(inception, &device)?));
+    }
     let (source, _) = training::patches(run, "evaluate", Input::open(&run.experiment.data)?)?;
     let bank = Arc::new(augment::open(run, input, &models, Interpolation::Slerp, source.clone())?);
-    let real = embedded(run, &encoder, source.clone(), thinned((0..source.len()).collect()))?;
-    save_reference(run, &real, &hash)?;
-    let mut scores = Scores::default();
-    let mut judge = |head: &str, made: &Embedded, sources: &[usize]| -> Result<()> {
-        if made.rows.len() < 2 {
-            return Ok(());
+    let reconstructions = match augment::reconstructions(run, input, source.clone()) {
+        Ok(reconstructions) => Some(Arc::new(reconstructions)),
+        Err(error) => {
+            eprintln!("evaluate: reconstructions are left out: {error:#}");
+            None
         }
-        let base = ResultRow {
-            task: "fid".into(),
-            data: data_name(run),
-            encoder: ENCODER_NAME.into(),
-            head: head.into(),
-            seed: Some(run.experiment.seed),
-            n: made.rows.len() as u64,
-            ..ResultRow::default()
-        };
-        scores.rows.extend(distances(&base, &real, made, run.experiment.seed)?);
-        scores.rows.push(found(&base, sources, &real, made, run.experiment.seed));
-        Ok(())
     };
-    match augment::reconstructions(run, input, source) {
-        Ok(reconstructions) => {
-            let images = thinned(reconstructions.images());
-            let made = embedded(run, &encoder, Arc::new(reconstructions), images)?;
-            judge("reconstructed", &made, &made.rows)?;
+    let mut scores = Scores::default();
+    for judge in &judges {
+        let real = judge.embedded(run, source.clone(), thinned((0..source.len()).collect()))?;
+        judge.save_reference(run, &real)?;
+        let mut add = |head: &str, made: &Embedded, sources: &[usize]| -> Result<()> {
+            if made.rows.len() < 2 {
+                return Ok(());
+            }
+            let base = ResultRow {
+                task: "fid".into(),
+                data: data_name(run),
+                encoder: judge.name().into(),
+                head: head.into(),
+                seed: Some(run.experiment.seed),
+                n: made.rows.len() as u64,
+                ..ResultRow::default()
+            };
+            scores.rows.extend(distances(&base, &real, made, run.experiment.seed)?);
+            scores.rows.push(found(&base, sources, &real, made, run.experiment.seed));
+            Ok(())
+        };
+        if let Some(reconstructions) = &reconstructions {
+            let made = judge.embedded(run, reconstructions.clone(), thinned(reconstructions.images()))?;
+            add("reconstructed", &made, &made.rows)?;
         }
-        Err(error) => eprintln!("evaluate: reconstructions are left out: {error:#}"),
-    }
-    for kind in [Kind::Generative, Kind::Interpolated] {
-        let chosen = (0..bank.images().len()).filter(|&at| bank.images()[at].kind == kind).collect();
-        let made = embedded(run, &encoder, bank.clone(), thinned(chosen))?;
-        let sources: Vec<usize> = made.rows.iter().map(|&at| bank.images()[at].source).collect();
-        judge(kind.name(), &made, &sources)?;
+        for kind in [Kind::Generative, Kind::Interpolated] {
+            let chosen = (0..bank.images().len()).filter(|&at| bank.images()[at].kind == kind).collect();
+            let made = judge.embedded(run, bank.clone(), thinned(chosen))?;
+            let sources: Vec<usize> = made.rows.iter().map(|&at| bank.images()[at].source).collect();
+            add(kind.name(), &made, &sources)?;
+        }
     }
     Ok(scores)
+}
+
+/// What turns images into the features that are compared.
+enum Judge {
+    /// The run's vanilla encoder.
+    Encoder(Encoder),
+    /// The network of the published FID.
+    Inception(Inception),
+}
+
+impl Judge {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Encoder(_) => ENCODER_NAME,
+            Self::Inception(_) => "inception",
+        }
+    }
+
+    /// Features of those images of `source` that can be read.
+    fn embedded(&self, run: &Run, source: Arc<dyn PatchSource>, indices: Vec<usize>) -> Result<Embedded> {
+        match self {
+            Self::Encoder(encoder) => {
+                let threads = (run.threads, embed::workers(run));
+                let embedded = embed::features(encoder, source, indices, &run.experiment.embed, threads, |_| ())?;
+                Ok(Embedded { rows: embedded.indices, dim: encoder.dim(), values: embedded.values })
+            }
+            Self::Inception(inception) => {
+                let (mut rows, mut values) = (vec![], vec![]);
+                for batch in indices.chunks(run.experiment.embed.batch.max(1)) {
+                    let read = |&index: &usize| Some((index, source.read(index).ok()?.image));
+                    let (there, images): (Vec<usize>, Vec<RgbImage>) = batch.par_iter().filter_map(read).unzip();
+                    values.extend(inception.embed(&images)?);
+                    rows.extend(there);
+                }
+                Ok(Embedded { rows, dim: inception::FEATURES, values })
+            }
+        }
+    }
+
+    /// Stores the real images' statistics, with what they are of.
+    fn save_reference(&self, run: &Run, real: &Embedded) -> Result<()> {
+        let (file, encoder, preprocessing) = match self {
+            Self::Encoder(encoder) => ("fid_reference", encoder.hash.clone(), json!(run.experiment.embed).to_string()),
+            Self::Inception(inception) => {
+                ("fid_reference_inception", inception.hash.clone(), "299 px, bilinear without antialiasing".to_owned())
+            }
+        };
+        let header = ReferenceHeader { data: data_name(run), split: "train".into(), preprocessing, encoder };
+        let gaussian = Gaussian::of(real.features()?)?;
+        Ok(Reference { header, gaussian }.save(&run.dir.file(&format!("results/{file}.safetensors"))?)?)
+    }
 }
 
 /// Embeddings of some images of a source.
@@ -93,28 +156,10 @@ impl Embedded {
     }
 }
 
-fn embedded(run: &Run, encoder: &Encoder, source: Arc<dyn PatchSource>, indices: Vec<usize>) -> Result<Embedded> {
-    let threads = (run.threads, embed::workers(run));
-    let embedded = embed::features(encoder, source, indices, &run.experiment.embed, threads, |_| ())?;
-    Ok(Embedded { rows: embedded.indices, dim: encoder.dim(), values: embedded.values })
-}
-
 /// At most [`JUDGED`], evenly.
 fn thinned(indices: Vec<usize>) -> Vec<usize> {
     let step = indices.len().div_ceil(JUDGED).max(1);
     indices.into_iter().step_by(step).collect()
-}
-
-/// The real images' statistics, with what they are of.
-fn save_reference(run: &Run, real: &Embedded, encoder: &str) -> Result<()> {
-    let header = ReferenceHeader {
-        data: data_name(run),
-        split: "train".into(),
-        preprocessing: json!(run.experiment.embed).to_string(),
-        encoder: encoder.into(),
-    };
-    let gaussian = Gaussian::of(real.features()?)?;
-    Ok(Reference { header, gaussian }.save(&run.dir.file("results/fid_reference.safetensors")?)?)
 }
 
 fn distances(base: &ResultRow, real: &Embedded, made: &Embedded, seed: u64) -> Result<Vec<ResultRow>> {
@@ -166,5 +211,13 @@ pub(super) fn has_bank(run: &Run) -> bool {
 
 /// What the figures depend on: the bank as it was made, or nothing.
 pub(super) fn header(run: &Run) -> Value {
-    if has_bank(run) { json!(run.dir.record("bank").map(|record| record.header)) } else { Value::Null }
+    if !has_bank(run) {
+        return Value::Null;
+    }
+    let mut header = json!(run.dir.record("bank").map(|record| record.header));
+    let inception = &run.experiment.evaluate.fid.inception;
+    if !inception.as_os_str().is_empty() {
+        header["inception"] = json!(sources::digest(run, inception));
+    }
+    header
 }
