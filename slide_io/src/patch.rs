@@ -9,8 +9,9 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
@@ -203,17 +204,18 @@ pub(crate) fn resample(
     filter: FilterType,
 ) -> Result<RgbImage> {
     let failed = |error: &dyn std::fmt::Display| Error::Usage(format!("cannot resample: {error}"));
-    let source =
-        ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3).map_err(|e| failed(&e))?;
-    let mut target = Image::new(out.width, out.height, PixelType::U8x3);
+    let source: TypedImageRef<U8x3> =
+        TypedImageRef::from_buffer(image.width(), image.height(), image.as_raw()).map_err(|e| failed(&e))?;
+    let mut resampled = RgbImage::new(out.width, out.height);
+    let mut target = TypedImage::from_buffer(out.width, out.height, &mut resampled).map_err(|e| failed(&e))?;
     // Sums of borders may pass the image's by a rounding; the crop box must not.
     let corner = (corner.0.max(0.0), corner.1.max(0.0));
     let covered =
         (covered.0.min(f64::from(image.width()) - corner.0), covered.1.min(f64::from(image.height()) - corner.1));
     let options =
         ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).crop(corner.0, corner.1, covered.0, covered.1);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
-    Ok(RgbImage::from_raw(out.width, out.height, target.into_vec()).expect("the buffer has the size it was made with"))
+    Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| failed(&e))?;
+    Ok(resampled)
 }
 
 /// Adds the patch's position to an error of reading it.

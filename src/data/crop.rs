@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 
 use anyhow::{Context, Result, ensure};
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use rand::{Rng, RngExt};
 
@@ -98,21 +99,26 @@ thread_local! {
 /// # Errors
 /// A rectangle that is empty or outside the image.
 pub fn crop_and_resize(image: &RgbImage, rect: Rect, (width, height): (u32, u32)) -> Result<RgbImage> {
-    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)?;
-    let source = CroppedImage::new(&source, rect.x, rect.y, rect.width, rect.height)
+    let pixels = |image| -> Result<TypedImageRef<U8x3>> {
+        let (width, height) = RgbImage::dimensions(image);
+        Ok(TypedImageRef::from_buffer(width, height, image.as_raw())?)
+    };
+    let source = pixels(image)?;
+    let source = TypedCroppedImage::from_ref(&source, rect.x, rect.y, rect.width, rect.height)
         .with_context(|| format!("crop {rect:?} of {} x {} px", image.width(), image.height()))?;
     let narrowed = if rect.width == width { None } else { Some(resize_to(&source, width, rect.height)?) };
-    let resized = match &narrowed {
-        Some(narrowed) => resize_to(narrowed, width, height)?,
-        None => resize_to(&source, width, height)?,
-    };
-    RgbImage::from_raw(width, height, resized.into_vec()).context("the resized image has the wrong size")
+    match &narrowed {
+        Some(narrowed) => resize_to(&pixels(narrowed)?, width, height),
+        None => resize_to(&source, width, height),
+    }
 }
 
-fn resize_to(source: &impl IntoImageView, width: u32, height: u32) -> Result<Image<'static>> {
+fn resize_to(source: &impl ImageView<Pixel = U8x3>, width: u32, height: u32) -> Result<RgbImage> {
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
-    let mut out = Image::new(width, height, PixelType::U8x3);
-    RESIZER.with_borrow_mut(|resizer| resizer.resize(source, &mut out, &options))?;
+    let mut out = RgbImage::new(width, height);
+    // Of this one kind of pixel: code for all that the library knows would be 4 MB of the program.
+    let mut target = TypedImage::from_buffer(width, height, &mut out)?;
+    RESIZER.with_borrow_mut(|resizer| resizer.resize_typed(source, &mut target, &options))?;
     Ok(out)
 }
 

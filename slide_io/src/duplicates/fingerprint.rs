@@ -1,7 +1,8 @@
 //! What is kept of a picture to find its copies: a few hundred bits and a small grey copy, per view.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
 use super::hash::{self, Hash};
@@ -206,16 +207,18 @@ impl Grey {
     /// The frame at `side` x `side`, as Pillow's Lanczos filter resizes it.
     fn resized(&self, frame: Frame, side: u32) -> Result<Vec<u8>> {
         let failed = |error: &dyn std::fmt::Display| Error::Usage(format!("cannot resample a picture: {error}"));
-        let source = ImageRef::new(self.width, self.height, &self.values, PixelType::U8).map_err(|e| failed(&e))?;
-        let mut target = Image::new(side, side, PixelType::U8);
+        let source: TypedImageRef<U8> =
+            TypedImageRef::from_buffer(self.width, self.height, &self.values).map_err(|e| failed(&e))?;
+        let mut resized = vec![0; (side * side) as usize];
+        let mut target = TypedImage::from_buffer(side, side, &mut resized).map_err(|e| failed(&e))?;
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3)).crop(
             frame.left,
             frame.top,
             frame.right - frame.left,
             frame.bottom - frame.top,
         );
-        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
-        Ok(target.into_vec())
+        Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| failed(&e))?;
+        Ok(resized)
     }
 }
 
