@@ -1,10 +1,11 @@
 //! The networks: the vision transformer that becomes the encoder, DINO's projection head, the first stage of latent
-//! diffusion, and their files.
+//! diffusion, their files, and those of others.
 
 pub mod autoencoder;
 pub mod convolution;
 pub mod diffusion;
 pub mod discriminator;
+pub mod foreign;
 pub mod kernels;
 pub mod layers;
 pub mod noise;
