@@ -4,7 +4,7 @@
 use super::parameters::{self, Named, Values};
 use super::vit::Vit;
 use super::{foreign, lies_in_host_memory};
-use crate::config::{Model, Precision, View};
+use crate::config::{Model, Network, Precision, View};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::store::pytorch_reader::PytorchReader;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -81,8 +81,13 @@ impl Encoder {
     /// Writes the weights and the configuration, atomically.
     ///
     /// # Errors
-    /// A folder that cannot be written to.
+    /// A folder that cannot be written to; a network that [`Model`] cannot say in full.
     pub fn save(&self, path: &Path) -> Result<()> {
+        ensure!(
+            *self.vit.network() == Network::from(&self.config.model),
+            "{} would not come back as it is: only encoders that gensis trained are written",
+            path.display()
+        );
         write_safetensors(path, &parameters::export(&self.vit), &serde_json::to_value(&self.config)?)
     }
 

@@ -37,7 +37,7 @@ pub fn load(described: &ForeignEncoder, hash: &str, device: &Device) -> Result<E
         drop(tensors);
         return of_ours(described, hash, device).with_context(context);
     }
-    let (vit, network) = build(names::ours(tensors)?, described, device).with_context(context)?;
+    let (vit, network) = build(tensors, described, device).with_context(context)?;
     let (mean, std) = described.normalisation()?;
     let config = EncoderConfig { model: model(&network), mean, std, origin: described.description()? };
     let view = Some(described.view(&network)?);
@@ -69,14 +69,15 @@ pub(super) fn undescribed(path: &Path, tensors: Option<Named>, device: &Device) 
     let network = NetworkKeys { interpolation: Some(PositionResampling::Dino), ..NetworkKeys::default() };
     let described = ForeignEncoder { weights: path.to_owned(), network, ..ForeignEncoder::default() };
     let (tensors, _) = read(path, tensors)?;
-    let (vit, network) = build(names::ours(tensors)?, &described, device)?;
+    let (vit, network) = build(tensors, &described, device)?;
     let (mean, std) = described.normalisation()?;
     let origin = serde_json::json!({ "imported": true });
     Ok(Encoder::new(vit, EncoderConfig { model: model(&network), mean, std, origin }, device))
 }
 
-fn build(tensors: Named, described: &ForeignEncoder, device: &Device) -> Result<(Vit, Network)> {
-    let (tensors, network) = network_of(tensors, described)?;
+/// The described network filled with the tensors of a file.
+pub(crate) fn build(tensors: Named, described: &ForeignEncoder, device: &Device) -> Result<(Vit, Network)> {
+    let (tensors, network) = network_of(names::ours(tensors)?, described)?;
     Ok((parameters::import(Vit::zeros(&network, device), &tensors)?, network))
 }
 
