@@ -90,7 +90,7 @@ def main():
     parser.add_argument("--preset", default="")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("arguments", nargs="*")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     arguments = {key: ast.literal_eval(value) for key, value in (pair.split("=", 1) for pair in asked.arguments)}
     model = build(asked.name, arguments)
     Path(asked.out).mkdir(parents=True, exist_ok=True)

@@ -237,61 +237,67 @@ impl ForeignEncoder {
     pub fn network(&self, shown: &Shown) -> Result<Network> {
         let preset = self.preset()?.map(|preset| preset.network);
         let keys = &self.network;
+        let Shown { patch, dim, depth, hidden, mlp, registers, layer_scale, qkv_bias, pre_norm, final_norm, rows } =
+            *shown;
+        let heads = match keys.heads.or(preset.map(|network| network.heads)) {
+            Some(heads) => heads,
+            None if dim.is_multiple_of(64) => dim / 64,
+            None => bail!("a width of {dim} is not made of heads of 64 channels: say network.heads"),
+        };
         let positions = match keys.positions.or(preset.map(|network| network.positions)) {
             Some(positions) => positions,
             None => shown.positions()?,
         };
-        let pooled = if shown.final_norm == FinalNorm::Pooled { Pooling::Mean } else { Pooling::Cls };
-        let heads = keys.heads.or(preset.map(|network| network.heads));
+        let norm_eps = keys.norm_eps.or(preset.map(|network| network.norm_eps));
+        let interpolation = keys.interpolation.or(preset.map(|network| network.interpolation));
+        let pooled = if final_norm == FinalNorm::Pooled { Pooling::Mean } else { Pooling::Cls };
+        let pooling = keys.pooling.or(preset.map(|network| network.pooling));
         let network = Network {
-            patch: shown.patch,
+            patch,
             image_size: 0,
-            dim: shown.dim,
-            depth: shown.depth,
-            heads: match heads {
-                Some(heads) => heads,
-                None if shown.dim.is_multiple_of(64) => shown.dim / 64,
-                None => bail!("a width of {} is not made of heads of 64 channels: say network.heads", shown.dim),
-            },
-            hidden: shown.hidden,
-            mlp: shown.mlp,
-            registers: shown.registers,
+            dim,
+            depth,
+            heads,
+            hidden,
+            mlp,
+            registers,
             positions,
-            layer_scale: shown.layer_scale,
-            qkv_bias: shown.qkv_bias,
-            pre_norm: shown.pre_norm,
-            final_norm: shown.final_norm,
-            norm_eps: keys.norm_eps.or(preset.map(|network| network.norm_eps)).unwrap_or(1e-6),
-            interpolation: keys
-                .interpolation
-                .or(preset.map(|network| network.interpolation))
-                .unwrap_or(PositionResampling::Antialias),
-            pooling: keys.pooling.or(preset.map(|network| network.pooling)).unwrap_or(pooled),
+            layer_scale,
+            qkv_bias,
+            pre_norm,
+            final_norm,
+            norm_eps: norm_eps.unwrap_or(1e-6),
+            interpolation: interpolation.unwrap_or(PositionResampling::Antialias),
+            pooling: pooling.unwrap_or(pooled),
         };
-        let patches = shown.rows.saturating_sub(network.prefix_positions());
-        let grid = patches.isqrt();
-        let network = Network { image_size: grid * network.patch, ..network };
-        let expected = json!(keys);
-        let expected = expected.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
-        let preset = preset.map(|network| json!(network)).unwrap_or_default();
-        let preset = preset.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
-        // The keys given here come last and take the place of the preset's.
-        let expected: serde_json::Map<String, Value> = preset.chain(expected).collect();
-        let found = json!(network);
-        let differ: Vec<String> = expected
-            .iter()
-            .filter(|(key, value)| found[key.as_str()] != **value)
-            .map(|(key, value)| format!("{key} {}, not {value}", found[key.as_str()]))
-            .collect();
-        ensure!(differ.is_empty(), "the file holds another network than it should: {}", differ.join("; "));
+        let prefix = network.prefix_positions();
+        let grid = rows.saturating_sub(prefix).isqrt();
+        let network = Network { image_size: grid * patch, ..network };
+        self.agree(&network)?;
         ensure!(
-            grid > 0 && grid * grid == patches,
-            "pos_embed has {} rows, which with {} not of patches is no square grid",
-            shown.rows,
-            network.prefix_positions()
+            grid > 0 && grid * grid + prefix == rows,
+            "pos_embed has {rows} rows, which with {prefix} not of patches is no square grid"
         );
         network.check()?;
         Ok(network)
+    }
+
+    /// # Errors
+    /// What is asked for here, or else by the preset, and is not so in `network`.
+    fn agree(&self, network: &Network) -> Result<()> {
+        let of_preset = self.preset()?.map(|preset| json!(preset.network)).unwrap_or_default();
+        let [given, of_preset, found] = [json!(self.network), of_preset, json!(network)];
+        let expected = |key: &str| [&given[key], &of_preset[key]].into_iter().find(|value| !value.is_null()).cloned();
+        let differ: Vec<String> = found
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, found)| Some((key, found, expected(key)?)))
+            .filter(|(_, found, expected)| *found != expected)
+            .map(|(key, found, expected)| format!("{key} {found}, not {expected}"))
+            .collect();
+        ensure!(differ.is_empty(), "the file holds another network than it should: {}", differ.join("; "));
+        Ok(())
     }
 }
 
