@@ -16,7 +16,8 @@ const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/encoders
 /// A setting with two of them: one by CLS, one by CLS and the mean of the patches.
 fn two(pooling: &str) -> String {
     format!(
-        "encoders=[{{name=\"registers\", weights=\"{GOLDEN}/timm_registers.safetensors\", mpp=0.25, network={{heads=2}}}}, \
+        "encoders=[{{name=\"registers\", weights=\"{GOLDEN}/timm_registers.safetensors\", mpp=0.25, \
+         network={{heads=2, positions=\"patches\"}}}}, \
          {{name=\"dinov2\", weights=\"{GOLDEN}/dinov2_training.pth\", resize=50, network={{heads=2, interpolation=\"dino\", \
          pooling=\"{pooling}\"}}}}]"
     )

@@ -1,7 +1,7 @@
 //! The golden numbers of an encoder of others: what DINO's network lacks, on a device.
 
 use super::{Comparison, stored, tensor};
-use crate::config::{ForeignEncoder, NetworkKeys};
+use crate::config::{ForeignEncoder, NetworkKeys, Positions};
 use crate::model::foreign;
 use anyhow::{Result, anyhow};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -18,7 +18,9 @@ const EXPECTED: &[u8] = include_bytes!("../../../tests/golden/encoders/expected.
 /// # Errors
 /// A device that fails.
 pub fn golden_encoders(device: &Device) -> Result<Vec<Comparison>> {
-    let network = NetworkKeys { heads: Some(2), ..NetworkKeys::default() };
+    // Of so few rows of positions the number alone does not say what they belong to.
+    let positions = Some(Positions::Patches);
+    let network = NetworkKeys { heads: Some(2), positions, ..NetworkKeys::default() };
     let described = ForeignEncoder { name: "timm_registers".into(), network, ..ForeignEncoder::default() };
     let (vit, _) = foreign::build(stored(WEIGHTS)?, &described, device)?;
     let golden = stored(EXPECTED)?;

@@ -104,9 +104,9 @@ def main():
     # UNI2-h, H-optimus: registers, positions of the patches only, SwiGLU, LayerScale.
     model = vit(14, reg_tokens=4, no_embed_class=True, init_values=1e-5, **swiglu(12))
     save_file(model.state_dict(), HERE / "timm_registers.safetensors")
-    golden.add(
-        "timm_registers", "timm_registers.safetensors", {"heads": 2}, 14, lambda x: (model(x), timm_tokens(model, x))
-    )
+    # 9 rows of positions could also be those of CLS, registers and 4 patches.
+    network = {"heads": 2, "positions": "patches"}
+    golden.add("timm_registers", "timm_registers.safetensors", network, 14, lambda x: (model(x), timm_tokens(model, x)))
 
     # Virchow2: registers with positions, CLS beside the mean of the patches.
     virchow = vit(4, reg_tokens=2, init_values=1e-5, global_pool="", **swiglu(12))
