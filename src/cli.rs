@@ -61,8 +61,9 @@ pub enum Command {
         Example:\n  gensis augment --out runs/mosaic --device cuda --shard 2/4"
     )]
     Augment(AugmentArgs),
-    /// Compute patch embeddings with the trained encoder, one HDF5 file per slide.
-    #[command(after_help = "Example:\n  gensis embed --out runs/mosaic")]
+    /// Compute patch embeddings with the trained encoder and those of others, one HDF5 file per slide.
+    #[command(after_help = "Example:\n  gensis embed --out runs/mosaic\n  \
+        gensis embed --out runs/mosaic --update --encoder uni=pytorch_model.bin --encoder phikon=model.safetensors")]
     Embed(StageArgs),
     /// Score the embeddings: k-NN on patches, multiple-instance heads on slides, distances of generated images.
     #[command(after_help = "Example:\n  gensis evaluate --out runs/mosaic --set evaluate.slide.folds=10 --update")]
@@ -148,6 +149,15 @@ pub struct SettingsArgs {
     /// µm/px of level 0 for every slide, overriding the files (data.mpp).
     #[arg(long, value_name = "UM_PER_PX")]
     mpp: Option<f64>,
+    /// An encoder that somebody else trained: a preset and its file, for example uni=pytorch_model.bin (encoders). May be
+    /// repeated; `gensis config encoders` lists the presets.
+    #[arg(long, value_name = "PRESET=FILE", value_parser = preset_and_file)]
+    encoder: Vec<(String, PathBuf)>,
+}
+
+fn preset_and_file(text: &str) -> Result<(String, PathBuf), String> {
+    let (preset, file) = text.split_once('=').ok_or("give PRESET=FILE, for example uni=pytorch_model.bin")?;
+    Ok((preset.to_owned(), file.into()))
 }
 
 impl SettingsArgs {
@@ -163,6 +173,12 @@ impl SettingsArgs {
             text("data.roi", &self.roi),
             self.mpp.map(|mpp| format!("data.mpp={mpp:?}")),
             self.mag.map(|mag| format!("grid.mpp={:?}", MPP_TIMES_MAGNIFICATION / mag)),
+            (!self.encoder.is_empty()).then(|| {
+                let entry = |(preset, file): &(String, PathBuf)| {
+                    format!("{{preset={}, weights={}}}", serde_json::json!(preset), serde_json::json!(file))
+                };
+                format!("encoders=[{}]", self.encoder.iter().map(entry).collect::<Vec<_>>().join(", "))
+            }),
         ];
         shorthands.into_iter().flatten().chain(self.settings.iter().cloned()).collect()
     }
@@ -482,6 +498,9 @@ pub enum ConfigAction {
     /// Every setting with its default and meaning.
     #[command(after_help = "Example:\n  gensis config default > mine.toml")]
     Default,
+    /// Published encoders that [[encoders]] and --encoder know by name: their networks, images and sources.
+    #[command(after_help = "Example:\n  gensis config encoders")]
+    Encoders,
     /// An experiment file with all defaults filled in.
     #[command(after_help = "Example:\n  gensis config show configs/mosaic.toml --set pretrain.epochs=50")]
     Show {
@@ -534,6 +553,10 @@ mod tests {
             "0.5",
             "--mag",
             "40x",
+            "--encoder",
+            "uni=a \"b\".bin",
+            "--encoder",
+            "phikon=c",
             "--set",
             "seed=3",
             "--out",
@@ -543,6 +566,9 @@ mod tests {
         let experiment = crate::config::Experiment::load(None, &args.stage.settings.all()).unwrap();
         assert_eq!(experiment.data.slides, "a \"b\"/*.svs");
         assert_eq!((experiment.data.mpp, experiment.grid.mpp.0, experiment.seed), (0.5, 0.25, 3));
+        let encoders: Vec<_> = experiment.encoders.iter().map(|e| (e.name(), e.weights.to_str().unwrap())).collect();
+        assert_eq!(encoders, [("uni", "a \"b\".bin"), ("phikon", "c")]);
         assert!(Cli::try_parse_from(["gensis", "tile", "--mag", "many", "--out", "o"]).is_err());
+        assert!(Cli::try_parse_from(["gensis", "tile", "--encoder", "uni", "--out", "o"]).is_err());
     }
 }

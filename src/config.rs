@@ -6,17 +6,23 @@
 mod autoencoder;
 mod bank;
 mod diffusion;
+mod encoders;
 mod evaluate;
 mod gen_dino;
 mod load;
+mod network;
+pub mod presets;
 mod pretrain;
 
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
 pub use diffusion::{BetaSchedule, Condition, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
+pub use encoders::{ForeignEncoder, NetworkKeys, Shown, View};
 pub use evaluate::{Baseline, Evaluate, Fid, Knn, SlideLevel};
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
 pub use load::DEFAULT_TOML;
+pub use network::{FinalNorm, MlpKind, Network, Pooling, PositionResampling, Positions};
+pub use presets::PRESETS;
 pub use pretrain::{Crops, Head, Precision, Pretrain};
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +36,10 @@ use std::path::PathBuf;
 pub struct Experiment {
     /// The one seed everything random is derived from.
     pub seed: u64,
+    /// Whether no encoder is trained and only those of `encoders` are used.
+    pub pretrained_only: bool,
+    /// Encoders that somebody else trained.
+    pub encoders: Vec<ForeignEncoder>,
     /// Where the slides or images are.
     pub data: Data,
     /// Tissue mask.

@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use slide_io::stain::Normalized;
 use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, SlideRecord, atomic_file, h5};
 
-use super::gen_dino::{Trained, require_encoders};
+use super::encoders::{Trained, require_encoders};
 use super::progress::Progress;
-use super::sources::{self, ImageSets, Input, UNTRAINED_NAME};
+use super::sources::{self, Input, UNTRAINED_NAME};
 use super::tile::guarded;
 use super::{Run, unreadable};
-use crate::config::{Baseline, Embed};
+use crate::config::{Baseline, Embed, View};
 use crate::data::{EvalLoader, ReadFailure};
 use crate::device::{self, DeviceChoice};
 use crate::model::{Encoder, EncoderConfig, Vit};
@@ -43,40 +43,118 @@ pub(super) fn embed(run: &Run) -> Result<()> {
     embed_with(run, input, &trained)
 }
 
-/// Embeds all patches with `trained`, the vanilla encoder first.
+/// Embeds all patches with `trained`, the vanilla encoder first. One encoder is in memory at a time: those of others may be
+/// large.
 pub(super) fn embed_with(run: &Run, input: Input, trained: &[Trained]) -> Result<()> {
     let device = device::open(run.device)?;
-    let mut loaded: Vec<(&str, Encoder)> = Vec::new();
-    for encoder in trained {
-        loaded.push((&encoder.name, Encoder::load(&encoder.path, &device)?));
-    }
-    let knn = matches!(input, Input::Images(_));
-    let evaluate = &run.experiment.evaluate;
-    let baselines = if knn { &evaluate.knn.baselines } else { &evaluate.slide.baselines };
-    if baselines.contains(&Baseline::Random) {
-        loaded.push((UNTRAINED_NAME, untrained(run, &loaded[0].1)?));
-    }
-    let encoders: Vec<(&str, &Encoder)> = loaded.iter().map(|(name, encoder)| (*name, encoder)).collect();
-    let encoder = encoders[0].1;
     run.dir.forget("embed")?;
+    let stage = Stage::open(run, &input)?;
+    let evaluate = &run.experiment.evaluate;
+    let baselines = match input {
+        Input::Images(_) => &evaluate.knn.baselines,
+        Input::Slides(_) => &evaluate.slide.baselines,
+    };
     let mut failures = Vec::new();
-    match input {
-        Input::Slides(cohort) => {
-            for (name, encoder) in &encoders {
-                failures.extend(embed_slides(run, name, encoder, &cohort)?);
-            }
-        }
-        Input::Images(images) => failures = embed_images(run, &encoders, &images)?,
+    let mut hashes = BTreeMap::new();
+    let mut dims = BTreeMap::new();
+    let mut embed = |name: &str, encoder: &Encoder| -> Result<()> {
+        failures.extend(stage.embed(name, encoder)?);
+        hashes.insert(name.to_owned(), encoder.hash.clone());
+        dims.insert(name.to_owned(), encoder.dim());
+        Ok(())
+    };
+    for encoder in trained {
+        let loaded = encoder.load(&device)?;
+        encoder.announce(run, &input, &loaded)?;
+        embed(&encoder.name, &loaded)?;
+    }
+    if baselines.contains(&Baseline::Random) {
+        embed(UNTRAINED_NAME, &untrained(run)?)?;
+    }
+    if baselines.contains(&Baseline::Pixels) {
+        failures.extend(stage.pixels()?);
     }
     failures.sort_by(|a, b| a.item.cmp(&b.item));
     failures.dedup();
-    let header = json!({ "encoder": encoder.hash, "embed": run.experiment.embed, "baselines": baselines });
-    let hashes: BTreeMap<_, _> = encoders.iter().map(|(name, encoder)| (*name, &encoder.hash)).collect();
-    let summary = json!({ "encoder": encoder.hash, "dim": encoder.dim(), "hashes": hashes });
+    let header = json!({ "encoder": trained[0].hash, "embed": run.experiment.embed, "baselines": baselines });
+    let summary = json!({ "encoder": trained[0].hash, "dim": dims[&trained[0].name], "dims": dims, "hashes": hashes });
     run.dir.finish("embed", &StageRecord { header, failures, summary })
 }
 
+/// The patches that all encoders embed.
+enum Stage<'a> {
+    Slides(&'a Run, &'a Cohort, SlideSource),
+    Images(&'a Run, Vec<Part<'a>>),
+}
+
+/// The patches of the slides.
+struct SlideSource {
+    patches: Arc<SlidePatches>,
+    /// The same with another stain, where that is asked for.
+    normalized: Option<Arc<Normalized>>,
+}
+
+/// The training or the test images.
+struct Part<'a> {
+    name: &'static str,
+    folder: &'a Arc<ImageFolder>,
+    source: Arc<dyn PatchSource>,
+}
+
+impl<'a> Stage<'a> {
+    fn open(run: &'a Run, input: &'a Input) -> Result<Self> {
+        let images = match input {
+            Input::Slides(cohort) => {
+                let all: Vec<_> = cohort.slides.iter().collect();
+                let patches = Arc::new(sources::slide_patches(run, &all, &cohort.classes)?);
+                let normalized = sources::normalized(run, patches.clone())?;
+                return Ok(Self::Slides(run, cohort, SlideSource { patches, normalized }));
+            }
+            Input::Images(images) => images,
+        };
+        let parts = [("train", Some(&images.train)), ("test", images.test.as_ref())];
+        let parts = parts.into_iter().filter_map(|(name, folder)| Some((name, folder?)));
+        let open = |(name, folder)| Ok(Part { name, folder, source: sources::images(run, folder)? });
+        Ok(Self::Images(run, parts.map(open).collect::<Result<_>>()?))
+    }
+
+    /// With one encoder.
+    fn embed(&self, name: &str, encoder: &Encoder) -> Result<Vec<Failure>> {
+        match self {
+            Self::Slides(run, cohort, source) => embed_slides(run, name, encoder, cohort, source),
+            Self::Images(run, parts) => {
+                let mut failures = Vec::new();
+                for Part { name: part, folder, source } in parts {
+                    let header = sources::table_header(run, &encoder.hash, folder);
+                    failures.extend(embed_folder(run, part, name, folder, header, |progress| {
+                        let (all, settings) = ((0..folder.len()).collect(), &run.experiment.embed);
+                        let threads = (run.threads, workers(run));
+                        let advance = |count| progress.advance(count as u64);
+                        Ok((features(encoder, source.clone(), all, settings, threads, advance)?, encoder.dim()))
+                    })?);
+                }
+                Ok(failures)
+            }
+        }
+    }
+
+    /// The pixels themselves, of images.
+    fn pixels(&self) -> Result<Vec<Failure>> {
+        let mut failures = Vec::new();
+        if let Self::Images(run, parts) = self {
+            for Part { name: part, folder, source } in parts {
+                let header = sources::table_header(run, "pixels", folder);
+                failures.extend(embed_folder(run, part, "pixels", folder, header, |progress| {
+                    pixels(run, source.clone(), progress)
+                })?);
+            }
+        }
+        Ok(failures)
+    }
+}
+
 /// Embeds `indices` of `source`, read in that order and returned sorted, on `workers` threads that share one queue of batches.
+/// An encoder with a view of its own sees that, whatever `settings` say.
 pub(super) fn features(
     encoder: &Encoder,
     source: Arc<dyn PatchSource>,
@@ -85,7 +163,11 @@ pub(super) fn features(
     (decoders, workers): (usize, usize),
     on_batch: impl Fn(usize) + Sync,
 ) -> Result<Embedded> {
-    let loader = EvalLoader::new(source, settings, encoder.config.mean, encoder.config.std, decoders, AHEAD)?;
+    let settings = match encoder.view {
+        Some(View { resize, crop }) => Embed { batch: settings.batch, resize, crop },
+        None => settings.clone(),
+    };
+    let loader = EvalLoader::new(source, &settings, encoder.config.mean, encoder.config.std, decoders, AHEAD)?;
     let batches = Mutex::new(loader.batches_of(indices));
     let done = Mutex::new(Vec::new());
     let work = || -> Result<()> {
@@ -125,11 +207,15 @@ pub(super) fn workers(run: &Run) -> usize {
 
 /// Slide after slide, several at a time, so that the device stays fed across their borders; a slide's file depends on
 /// that slide alone. Slides whose features are current are left as they are.
-fn embed_slides(run: &Run, name: &str, encoder: &Encoder, cohort: &Cohort) -> Result<Vec<Failure>> {
-    let all: Vec<_> = cohort.slides.iter().collect();
-    let patches = Arc::new(sources::slide_patches(run, &all, &cohort.classes)?);
-    let normalized = sources::normalized(run, patches.clone())?;
-    remove_features_of_others(run, name, cohort, &patches)?;
+fn embed_slides(
+    run: &Run,
+    name: &str,
+    encoder: &Encoder,
+    cohort: &Cohort,
+    source: &SlideSource,
+) -> Result<Vec<Failure>> {
+    let SlideSource { patches, normalized } = source;
+    remove_features_of_others(run, name, cohort, patches)?;
     let workers = workers(run);
     let stage = SlideEmbedding {
         run,
@@ -137,8 +223,8 @@ fn embed_slides(run: &Run, name: &str, encoder: &Encoder, cohort: &Cohort) -> Re
         encoder,
         records: cohort.slides.iter().map(|slide| (slide.id.as_str(), slide)).collect(),
         progress: Progress::new("embed", patches.len() as u64, "patches"),
-        patches,
-        normalized,
+        patches: patches.clone(),
+        normalized: normalized.clone(),
         decoders: (run.threads / workers).max(1),
         next: AtomicUsize::new(0),
         reused: AtomicUsize::new(0),
@@ -267,58 +353,35 @@ impl SlideEmbedding<'_> {
     }
 }
 
-/// One table per part, for the encoder and for the baselines asked for.
-fn embed_images(run: &Run, encoders: &[(&str, &Encoder)], images: &ImageSets) -> Result<Vec<Failure>> {
-    let parts = [("train", Some(&images.train)), ("test", images.test.as_ref())];
-    let mut failures = Vec::new();
-    for (part, folder) in parts.into_iter().filter_map(|(part, folder)| folder.map(|folder| (part, folder))) {
-        let source = sources::images(run, folder)?;
-        for (name, encoder) in encoders {
-            let header = sources::table_header(run, &encoder.hash, folder);
-            embed_folder(run, part, name, folder, header, &mut failures, |progress| {
-                let (all, settings) = ((0..folder.len()).collect(), &run.experiment.embed);
-                let advance = |count| progress.advance(count as u64);
-                let embedded = features(encoder, source.clone(), all, settings, (run.threads, workers(run)), advance)?;
-                Ok((embedded, encoder.dim()))
-            })?;
-        }
-        if run.experiment.evaluate.knn.baselines.contains(&Baseline::Pixels) {
-            let header = sources::table_header(run, "pixels", folder);
-            embed_folder(run, part, "pixels", folder, header, &mut failures, |progress| {
-                pixels(run, encoders[0].1, source.clone(), progress)
-            })?;
-        }
-    }
-    Ok(failures)
-}
-
-/// The same network before training: what a run of this seed begins with.
-fn untrained(run: &Run, encoder: &Encoder) -> Result<Encoder> {
+/// The network before training: what a run of this seed begins with.
+fn untrained(run: &Run) -> Result<Encoder> {
     let device = device::open(run.device)?;
+    let crops = &run.experiment.crops;
     let config = EncoderConfig {
+        model: run.experiment.model.resolve()?,
+        mean: crops.mean,
+        std: crops.std,
         origin: json!({ "method": "untrained", "seed": run.experiment.seed }),
-        ..encoder.config.clone()
     };
     Ok(Encoder::new(Vit::new(&config.model, run.experiment.seed, &device), config, &device))
 }
 
+/// One table of a part's images.
 fn embed_folder(
     run: &Run,
     part: &str,
     name: &str,
     folder: &ImageFolder,
     header: Value,
-    failures: &mut Vec<Failure>,
     compute: impl FnOnce(&Progress) -> Result<(Embedded, usize)>,
-) -> Result<()> {
+) -> Result<Vec<Failure>> {
     let path = run.dir.file(&format!("features/{name}-{part}.parquet"))?;
     let failures_path = run.dir.file(&format!("stages/embed/{name}-{part}.json"))?;
     if is_current(&path, &header)
         && let Ok(text) = std::fs::read_to_string(&failures_path)
     {
         eprintln!("embed: {name}, {part}: up to date");
-        failures.extend(serde_json::from_str::<Vec<Failure>>(&text)?);
-        return Ok(());
+        return Ok(serde_json::from_str(&text)?);
     }
     let progress = Progress::new("embed", folder.len() as u64, "images");
     let (embedded, dim) = compute(&progress)?;
@@ -334,21 +397,15 @@ fn embed_folder(
     atomic_file::write(&failures_path, &serde_json::to_vec_pretty(&failed)?)?;
     table.save(&path)?;
     progress.finish(&format!("{name}, {part}: {} images, {} failure(s)", table.len(), failed.len()));
-    failures.extend(failed);
-    Ok(())
+    Ok(failed)
 }
 
 /// Side of the pixel baseline's images, px, at most: 12,288 numbers an image.
 const PIXELS_SIDE: u32 = 64;
 
 /// The normalised pixels themselves as an embedding, after the evaluation transform at [`PIXELS_SIDE`] or less.
-fn pixels(
-    run: &Run,
-    encoder: &Encoder,
-    source: Arc<dyn PatchSource>,
-    progress: &Progress,
-) -> Result<(Embedded, usize)> {
-    let (mean, std) = (encoder.config.mean, encoder.config.std);
+fn pixels(run: &Run, source: Arc<dyn PatchSource>, progress: &Progress) -> Result<(Embedded, usize)> {
+    let (mean, std) = (run.experiment.crops.mean, run.experiment.crops.std);
     let Embed { batch, resize, crop } = run.experiment.embed;
     let side = if crop == 0 { PIXELS_SIDE } else { crop.min(PIXELS_SIDE) };
     let shrunk = if crop == 0 { side } else { (u64::from(resize) * u64::from(side) / u64::from(crop)) as u32 };

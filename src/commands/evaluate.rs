@@ -22,7 +22,7 @@ use slide_io::{ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 
 use super::Run;
 use super::embed::is_current;
-use super::gen_dino::{Trained, require_encoders};
+use super::encoders::{Trained, require_encoders};
 use super::sources::{self, ImageSets, Input, UNTRAINED_NAME};
 use crate::cli::Task;
 use crate::config::{Baseline, Experiment};

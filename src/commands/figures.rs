@@ -12,7 +12,7 @@ use slide_io::PatchSource;
 
 use super::augment::{self, models};
 use super::diffusion::write_png;
-use super::gen_dino::require_encoders;
+use super::encoders::require_encoders;
 use super::sources::Input;
 use super::{Run, training};
 use crate::config::{Embed, Interpolation};
@@ -48,7 +48,7 @@ pub(super) fn figures(run: &Run) -> Result<()> {
     let (source, _) = training::patches(run, FOLDER, Input::open(&run.experiment.data)?)?;
     let shown = shown(&*source);
     for trained in &encoders {
-        let encoder = Encoder::load(&trained.path, &device)?;
+        let encoder = trained.load(&device)?;
         let rows = shown.iter().map(|(_, image)| attention(&encoder, image, &run.experiment.embed, &device));
         write(run, &format!("attention_{}.png", trained.name), &rows.collect::<Result<Vec<_>>>()?)?;
     }
@@ -77,7 +77,8 @@ fn shown(source: &dyn PatchSource) -> Vec<(usize, RgbImage)> {
 /// A patch, the mean over the heads of what [CLS] attends to in the last block, and each head's (Caron et al. 2021,
 /// figure 3). Every map goes from black at its least to white at its most.
 fn attention(encoder: &Encoder, image: &RgbImage, embed: &Embed, device: &Device) -> Result<Vec<RgbImage>> {
-    let view = crop::evaluation_view(image.clone(), embed.resize, embed.crop)?;
+    let (resize, side) = encoder.view.map_or((embed.resize, embed.crop), |view| (view.resize, view.crop));
+    let view = crop::evaluation_view(image.clone(), resize, side)?;
     let (width, height) = view.dimensions();
     let pixels = Normalize::new(encoder.config.mean, encoder.config.std).images(&[&view]);
     let batch = Tensor::from_data(TensorData::new(pixels, [1, 3, height as usize, width as usize]), device);

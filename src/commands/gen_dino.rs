@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +11,7 @@ use slide_io::PatchSource;
 use super::Run;
 use super::augment::{self, Models, models};
 use super::encoder_training::Training;
+use super::encoders::Trained;
 use super::pretrain::{require_encoder, settings_header};
 use super::sources::{self, ENCODER_NAME, Input};
 use super::training;
@@ -131,31 +131,21 @@ impl Banks {
     }
 }
 
-/// A trained encoder of the run.
-#[derive(Clone, Debug)]
-pub(super) struct Trained {
-    /// In tables and paths.
-    pub name: String,
-    pub path: PathBuf,
-    /// Of its weights.
-    pub hash: String,
-}
-
-/// All encoders that the experiment trains, the vanilla one first.
+/// The encoders that the experiment trains, the vanilla one first.
 ///
 /// # Errors
 /// One that is not trained with these settings on these patches.
-pub(super) fn require_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>> {
+pub(super) fn own_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>> {
     if !run.experiment.gen_dino.enabled {
         return encoders(run, input, None);
     }
     encoders(run, input, Some(&models(run, input)?))
 }
 
-/// As [`require_encoders`], with Gen-DINO's encoders where there are `models`.
+/// As [`own_encoders`], with Gen-DINO's encoders where there are `models`.
 pub(super) fn encoders(run: &Run, input: &Input, models: Option<&Models>) -> Result<Vec<Trained>> {
     let (path, hash) = require_encoder(run, input)?;
-    let mut encoders = vec![Trained { name: ENCODER_NAME.into(), path, hash }];
+    let mut encoders = vec![Trained::own(ENCODER_NAME, path, hash)];
     let Some(models) = models else { return Ok(encoders) };
     for training in trainings(run, input, models)? {
         let missing = || {
@@ -163,7 +153,7 @@ pub(super) fn encoders(run: &Run, input: &Input, models: Option<&Models>) -> Res
             format!("there is no encoder {name} trained with these settings: run `gensis pretrain --gen-dino` first")
         };
         let (path, hash) = training.finished().with_context(missing)?;
-        encoders.push(Trained { name: training.encoder.clone(), path, hash });
+        encoders.push(Trained::own(training.encoder.clone(), path, hash));
     }
     Ok(encoders)
 }

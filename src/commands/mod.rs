@@ -10,6 +10,7 @@ mod doctor;
 mod duplicates;
 mod embed;
 mod encoder_training;
+mod encoders;
 mod evaluate;
 mod export;
 mod figures;
@@ -31,7 +32,7 @@ pub(crate) use evaluate::mil_config;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use anyhow::{Context, Result};
 
@@ -74,6 +75,8 @@ pub(crate) struct Run {
     pub update: bool,
     /// Digests of slide files, read once.
     digests: Mutex<HashMap<PathBuf, Option<String>>>,
+    /// Encoders from elsewhere, once they are known by their content.
+    foreign: OnceLock<Vec<encoders::Trained>>,
 }
 
 impl Run {
@@ -90,7 +93,15 @@ impl Run {
             "threads": threads,
         });
         dir.log("started", provenance)?;
-        Ok(Self { experiment, dir, device: compute.device, threads, update, digests: Mutex::default() })
+        Ok(Self {
+            experiment,
+            dir,
+            device: compute.device,
+            threads,
+            update,
+            digests: Mutex::default(),
+            foreign: OnceLock::new(),
+        })
     }
 
     /// Opens the run of a single stage: the given configuration, or the one recorded in the folder. Data that cannot be

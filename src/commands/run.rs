@@ -37,7 +37,9 @@ fn work(run: &Run) -> Result<()> {
     // A reference that cannot be read should not be found out after hours of tiling.
     Target::new(&run.experiment.stain)?;
     tile::tile(run)?;
-    pretrain::pretrain(run, false)?;
+    if !run.experiment.pretrained_only {
+        pretrain::pretrain(run, false)?;
+    }
     if run.experiment.gen_dino.enabled {
         autoencoder::autoencoder(run, false)?;
         diffusion::diffusion(run, false)?;

@@ -10,7 +10,7 @@ use super::Outcome;
 use crate::cli::DoctorArgs;
 use crate::config::Precision;
 use crate::device;
-use crate::train::selftest::{Comparison, golden_forward, golden_gen_dino, golden_step, throughput};
+use crate::train::selftest::{Comparison, golden_encoders, golden_forward, golden_gen_dino, golden_step, throughput};
 
 /// Steps between two readings.
 const EVERY: usize = 50;
@@ -56,6 +56,7 @@ struct Reading {
 pub(super) fn selftest(args: &DoctorArgs) -> Result<Outcome> {
     let device = device::open(args.compute.device)?;
     let mut lines = golden("network", golden_forward(&device));
+    lines.extend(golden("encoders of others", golden_encoders(&device)));
     lines.extend(golden("training step", golden_step(&device)));
     lines.extend(golden("Gen-DINO's training step", golden_gen_dino(&device)));
     let mut readings = Vec::new();

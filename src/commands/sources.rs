@@ -16,7 +16,7 @@ use slide_io::{
     Cohort, Error, GridSpec, ImageFolder, Mpp, PatchSource, SlidePatches, SlideRecord, folder, h5, label_mask, regions,
 };
 
-use super::Run;
+use super::{Run, encoders};
 use crate::config::Data;
 
 /// What an experiment works on.
@@ -182,7 +182,7 @@ pub(super) fn digest(run: &Run, path: &Path) -> Option<String> {
 }
 
 /// SHA-256 of a whole file, read once a run: what people draw is small, and a vertex may move in the middle of it.
-fn whole_digest(run: &Run, path: &Path) -> Option<String> {
+pub(super) fn whole_digest(run: &Run, path: &Path) -> Option<String> {
     digest_once(run, path, |path| {
         let mut hash = Sha256::new();
         std::io::copy(&mut File::open(path)?, &mut HashWriter(&mut hash))?;
@@ -242,7 +242,7 @@ pub(super) fn features_header(run: &Run, encoder_hash: &str, record: &SlideRecor
         "embed": run.experiment.embed,
         "coordinates": patches_header(run, record),
     });
-    with_stain(run, header)
+    with_stain(run, encoders::with_weights(run, encoder_hash, header))
 }
 
 /// The header of what is made of patches, with how their stain was normalised. Without normalisation it stays as it is,
@@ -282,7 +282,7 @@ pub(super) fn table_header(run: &Run, encoder: &str, folder: &ImageFolder) -> Va
         "embed": run.experiment.embed,
         "data": images_fingerprint(folder),
     });
-    with_stain(run, header)
+    with_stain(run, encoders::with_weights(run, encoder, header))
 }
 
 /// The patches of those `slides` that `tile` cut, with their class and footprint from the coordinates files.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use toml::{Table, Value};
 
-use super::{Baseline, Experiment};
+use super::{Baseline, Experiment, ForeignEncoder};
 use crate::commands::mil_config;
 use crate::data::augment;
 
@@ -105,6 +105,19 @@ impl Experiment {
                 [self.pretrain.teacher_momentum, self.pretrain.center_momentum].iter().all(|m| (0.0..=1.0).contains(m)),
                 "pretrain.teacher_momentum and center_momentum lie between 0 and 1",
             ),
+            (
+                !self.pretrained_only || !self.encoders.is_empty(),
+                "pretrained_only leaves nothing to embed with: name [[encoders]]",
+            ),
+            (
+                !self.pretrained_only || !self.gen_dino.enabled,
+                "gen_dino.enabled trains encoders, which pretrained_only rules out",
+            ),
+            (
+                (1..self.encoders.len())
+                    .all(|i| self.encoders[..i].iter().all(|e| e.name() != self.encoders[i].name())),
+                "two of [[encoders]] have one name: give each its own",
+            ),
             (self.embed.batch > 0, "embed.batch must be above 0"),
             (
                 self.embed.resize == 0 || self.embed.crop <= self.embed.resize,
@@ -136,6 +149,7 @@ impl Experiment {
         self.pack.check().context("configuration: [pack]")?;
         self.stain.check().context("configuration: [stain]")?;
         self.model.resolve().context("configuration: [model]")?;
+        self.encoders.iter().try_for_each(ForeignEncoder::check).context("configuration: [[encoders]]")?;
         self.autoencoder.resolve().context("configuration: [autoencoder]")?;
         augment::check(&self.crops).context("configuration: [crops]")?;
         self.diffusion.check().context("configuration: [diffusion]")?;
@@ -260,6 +274,14 @@ mod tests {
         assert!(message.contains("unknown variant `ful`") && message.contains("without_generative"), "{message}");
         let message = error("[gen_dino]\nenabled = true\n[bank]\ninterpolated = 0\n", &[]);
         assert!(message.contains("the variant full needs interpolated images"), "{message}");
+        let message = error("[[encoders]]\npreset = \"unni\"\nweights = \"x.bin\"\n", &[]);
+        assert!(message.contains("did you mean \"uni\"?"), "{message}");
+        let message = error("[[encoders]]\npreset = \"uni\"\nweights = \"x.bin\"\n[encoders.network]\nhead = 3\n", &[]);
+        assert!(message.contains("line 5") && message.contains("did you mean `heads`?"), "{message}");
+        let message = error("pretrained_only = true\n", &[]);
+        assert!(message.contains("name [[encoders]]"), "{message}");
+        let message = error("", &["encoders=[{preset=\"uni\", weights=\"a\"}, {preset=\"uni\", weights=\"b\"}]"]);
+        assert!(message.contains("one name"), "{message}");
         let message = error("", &["grid.mpp=-1"]);
         assert!(message.contains("grid.mpp is -1"), "{message}");
     }

@@ -1,11 +1,12 @@
 //! The networks: the vision transformer that becomes the encoder, DINO's projection head, the first stage of latent
-//! diffusion, the U-Net, those that only judge (LPIPS, Inception), and their files.
+//! diffusion, the U-Net, those that only judge (LPIPS, Inception), their files, and those of others.
 
 pub mod autoencoder;
 pub mod convolution;
 pub mod diffusion;
 pub mod discriminator;
 pub mod inception;
+pub mod foreign;
 pub mod kernels;
 pub mod layers;
 pub mod noise;

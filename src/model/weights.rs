@@ -1,10 +1,10 @@
 //! Encoder files: safetensors with timm's names, the configuration in their metadata, so that one file is enough to
-//! embed; and the import of foreign weights (timm `.safetensors`, DINO `.pth`).
+//! embed. Those of others are [`foreign`].
 
-use super::lies_in_host_memory;
 use super::parameters::{self, Named, Values};
 use super::vit::Vit;
-use crate::config::{Model, Precision};
+use super::{foreign, lies_in_host_memory};
+use crate::config::{Model, Network, Precision, View};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::store::pytorch_reader::PytorchReader;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -43,47 +43,51 @@ pub struct EncoderConfig {
 pub struct Encoder {
     /// How it was made.
     pub config: EncoderConfig,
-    /// SHA-256 of the weights, in hexadecimal: see [`hash`].
+    /// SHA-256 of the weights, in hexadecimal: see [`hash`]. Of an encoder from elsewhere that of its file and of how it
+    /// is described.
     pub hash: String,
     /// The network.
     pub vit: Vit,
-    device: Device,
+    /// How images reach it, where that is its own affair and not the experiment's.
+    pub view: Option<View>,
+    pub(super) device: Device,
 }
 
 impl Encoder {
     /// Wraps a network.
     pub fn new(vit: Vit, config: EncoderConfig, device: &Device) -> Self {
-        Self { config, hash: hash(&parameters::export(&vit)), vit, device: device.clone() }
+        Self { config, hash: hash(&parameters::export(&vit)), vit, view: None, device: device.clone() }
     }
 
-    /// Reads a file of ours (`.safetensors`), a timm checkpoint (`.safetensors`) or a DINO one (`.pth`, `.pt`).
+    /// Reads a file of ours (`.safetensors`), or any other that [`foreign`] can read without a description.
     ///
     /// # Errors
     /// An unreadable file, and weights that do not fit: nothing is loaded half-way.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let context = || format!("cannot load the encoder {}", path.display());
-        let (tensors, config) = match path.extension().and_then(|e| e.to_str()) {
-            Some("pth" | "pt") => {
-                foreign(read_pytorch(path, "teacher").with_context(context)?).with_context(context)?
-            }
-            _ => {
-                let (tensors, metadata) = read_safetensors(path)?;
-                match metadata {
-                    Some(json) => (tensors, serde_json::from_value(json).with_context(context)?),
-                    None => foreign(tensors).with_context(context)?,
-                }
-            }
+        if foreign::is_pytorch(path) {
+            return foreign::undescribed(path, None, device).with_context(context);
+        }
+        let (tensors, metadata) = read_safetensors(path)?;
+        let Some(json) = metadata else {
+            return foreign::undescribed(path, Some(tensors), device).with_context(context);
         };
+        let config: EncoderConfig = serde_json::from_value(json).with_context(context)?;
         let hash = hash(&tensors);
         let vit = parameters::import(Vit::new(&config.model, 0, device), &tensors).with_context(context)?;
-        Ok(Self { config, hash, vit, device: device.clone() })
+        Ok(Self { config, hash, vit, view: None, device: device.clone() })
     }
 
     /// Writes the weights and the configuration, atomically.
     ///
     /// # Errors
-    /// A folder that cannot be written to.
+    /// A folder that cannot be written to; a network that [`Model`] cannot say in full.
     pub fn save(&self, path: &Path) -> Result<()> {
+        ensure!(
+            *self.vit.network() == Network::from(&self.config.model),
+            "{} would not come back as it is: only encoders that gensis trained are written",
+            path.display()
+        );
         write_safetensors(path, &parameters::export(&self.vit), &serde_json::to_value(&self.config)?)
     }
 
@@ -94,10 +98,10 @@ impl Encoder {
 
     /// Width of an embedding.
     pub fn dim(&self) -> usize {
-        self.config.model.dim
+        self.vit.network().embedding()
     }
 
-    /// CLS features of `count` normalised images `[count, 3, height, width]`: row-major `[count, dim]`.
+    /// Embeddings of `count` normalised images `[count, 3, height, width]`: row-major `[count, dim]`.
     ///
     /// # Errors
     /// A length that does not match, an image smaller than a patch.
@@ -206,16 +210,18 @@ fn to_single(bytes: Vec<u8>, shape: Vec<usize>, data_type: DType) -> Result<Valu
     Ok(Values { shape, data })
 }
 
-/// The state dictionary called `key` (a checkpoint's `teacher`, or `state_dict`), or the whole of a plain one.
+/// The state dictionary called by the first of `keys` that there is (a checkpoint's `teacher`, or `state_dict`), or the
+/// whole of a plain one.
 ///
 /// # Errors
 /// An unreadable or corrupt file; integer tensors.
-pub fn read_pytorch(path: &Path, key: &str) -> Result<Named> {
-    let reader = PytorchReader::with_top_level_key(path, key)
-        .ok()
-        .filter(|reader| !reader.is_empty())
+pub fn read_pytorch(path: &Path, keys: &[&str]) -> Result<Named> {
+    let called = |&key: &&str| PytorchReader::with_top_level_key(path, key).ok().filter(|reader| !reader.is_empty());
+    let reader = keys
+        .iter()
+        .find_map(called)
         .map_or_else(|| PytorchReader::new(path), Ok)
-        .map_err(|e| anyhow!("{e}"))?;
+        .map_err(|e| anyhow!("cannot read the weights {}: {e}", path.display()))?;
     reader
         .tensors()
         .iter()
@@ -231,48 +237,6 @@ pub fn read_pytorch(path: &Path, key: &str) -> Result<Named> {
             };
             Ok((name.clone(), to_single(tensor.read()?, tensor.shape().to_vec(), data_type)?))
         })
-        .collect()
-}
-
-/// Weights without our metadata: prefixes stripped, what belongs to a head left out, the network read off the shapes.
-///
-/// The number of heads is in no shape; 64 channels each, as in every ViT of DINO and timm, is assumed. The normalisation
-/// is ImageNet's.
-fn foreign(tensors: Named) -> Result<(Named, EncoderConfig)> {
-    let tensors = encoder_part(tensors);
-    let shape = |name: &str| {
-        let values = tensors.get(name).with_context(|| format!("not a vision transformer: no tensor named {name}"))?;
-        Ok::<_, anyhow::Error>(values.shape.clone())
-    };
-    let (positions, kernel) = (shape("pos_embed")?, shape("patch_embed.proj.weight")?);
-    ensure!(positions.len() == 3 && kernel.len() == 4, "not a vision transformer: pos_embed is {positions:?}");
-    let (dim, patch, tokens) = (positions[2], kernel[2], positions[1]);
-    let grid = tokens.saturating_sub(1).isqrt();
-    ensure!(grid * grid + 1 == tokens, "pos_embed has {tokens} rows, which is no square and one");
-    ensure!(dim % 64 == 0, "a width of {dim} is not made of heads of 64 channels");
-    let depth = (0..).take_while(|i| tensors.contains_key(&format!("blocks.{i}.norm1.weight"))).count();
-    let model =
-        Model { arch: "custom".into(), patch, image_size: grid * patch, dim, depth, heads: dim / 64, drop_path: 0.0 }
-            .resolve()?;
-    let normalisation = crate::config::Crops::default();
-    let config = EncoderConfig {
-        model,
-        mean: normalisation.mean,
-        std: normalisation.std,
-        origin: serde_json::json!({ "imported": true }),
-    };
-    Ok((tensors, config))
-}
-
-/// Without the prefixes of DINO's wrappers, and without heads.
-fn encoder_part(tensors: Named) -> Named {
-    tensors
-        .into_iter()
-        .map(|(name, values)| {
-            let name = name.strip_prefix("module.").unwrap_or(&name);
-            (name.strip_prefix("backbone.").unwrap_or(name).to_string(), values)
-        })
-        .filter(|(name, _)| !name.starts_with("head."))
         .collect()
 }
 
@@ -341,22 +305,6 @@ mod tests {
         assert_eq!(loaded.hash, encoder.hash);
         let Model { patch, image_size, dim, depth, heads, .. } = loaded.config.model;
         assert_eq!((patch, image_size, dim, depth, heads), (4, 8, 64, 2, 1));
-    }
-
-    /// DINO's own kind of file: the teacher is taken, the rest left.
-    #[test]
-    fn a_pytorch_checkpoint_is_read_exactly() {
-        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/model"));
-        let imported = encoder_part(read_pytorch(&folder.join("teacher.pth"), "teacher").unwrap());
-        let (golden, _) = read_safetensors(&folder.join("weights.safetensors")).unwrap();
-        let expected: Named = golden
-            .into_iter()
-            .filter_map(|(name, v)| Some((name.strip_prefix("teacher.backbone.")?.to_string(), v)))
-            .collect();
-        assert_eq!(expected.len(), 4 + 2 * 12 + 2);
-        assert!(imported == expected);
-        // Its heads have 8 channels, which no shape says: 64 are assumed, so a width of 16 must be refused.
-        assert!(refused(&folder.join("teacher.pth")).contains("heads of 64 channels"));
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //! The numbers were made by PyTorch and timm (`tests/golden/model/make.py`) and are part of the program, so that
 //! `gensis doctor --selftest` needs no other file.
 
+mod encoders;
+
+pub use encoders::golden_encoders;
+
 use super::dino::{Settings, StepReport, Trainer};
 use super::schedule::StepValues;
 use crate::config::{Crops, GenDino, Head, Model, Precision, Pretrain, Targets, Variant};
@@ -299,6 +303,7 @@ mod tests {
     #[test]
     fn the_network_is_timms() {
         all_pass(&golden_forward(&Device::flex()).unwrap());
+        all_pass(&golden_encoders(&Device::flex()).unwrap());
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | `configuration` | mistakes in configurations and on the command line; `config`, `inspect`, `doctor` |
 //! | `duplicates` | copies among slides and images, leaks across splits |
 //! | `images` | image folders instead of slides |
+//! | `encoders` | encoders that somebody else trained |
 //! | `first_stage` | the autoencoder of latent diffusion |
 //! | `generation` | Gen-SIS: diffusion, bank, Gen-DINO, samples |
 //! | `annotations` | regions that people draw, label masks |
@@ -29,6 +30,7 @@ mod cohort;
 mod configuration;
 mod duplicates;
 mod export;
+mod encoders;
 mod first_stage;
 mod folder;
 mod generation;

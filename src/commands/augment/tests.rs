@@ -78,6 +78,7 @@ fn open_run(out: &Path, experiment: Experiment, update: bool) -> Run {
         threads: 1,
         update,
         digests: Default::default(),
+        foreign: Default::default(),
     }
 }
 

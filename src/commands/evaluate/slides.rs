@@ -64,7 +64,7 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>) -> Resu
         let file = |slide: &SlideRecord| {
             has_features(run, slide, name, hash).then(|| sources::features_path(run, name, &slide.id))
         };
-        let dim = own.summary["dim"].as_u64().unwrap_or(0) as usize;
+        let dim = own.summary["dims"][name].as_u64().or(own.summary["dim"].as_u64()).unwrap_or(0) as usize;
         let files = labelled.iter().map(|slide| file(slide)).collect();
         let stored = Stored { name: name.into(), own: trained.contains(&name), dim, files };
         scored.extend(score_slides(run, cohort, &labelled, &stored, &mut scores)?);

@@ -79,7 +79,7 @@ impl FirstStage {
     pub fn import(path: &Path, groups: usize, device: &Device) -> Result<Self> {
         let context = || format!("cannot load the first stage {}", path.display());
         let (tensors, metadata) = match path.extension().and_then(|e| e.to_str()) {
-            Some("ckpt" | "pt" | "pth" | "bin") => (read_pytorch(path, "state_dict").with_context(context)?, None),
+            Some("ckpt" | "pt" | "pth" | "bin") => (read_pytorch(path, &["state_dict"]).with_context(context)?, None),
             _ => read_safetensors(path)?,
         };
         let (tensors, config) = match metadata {

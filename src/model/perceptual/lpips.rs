@@ -97,7 +97,7 @@ impl Lpips {
     pub fn load_with(path: &Path, widths: [usize; 5], device: &Device) -> Result<Self> {
         let context = || format!("cannot load the LPIPS weights {}", path.display());
         let tensors = match path.extension().and_then(|e| e.to_str()) {
-            Some("pth" | "pt" | "ckpt" | "bin") => read_pytorch(path, "state_dict").with_context(context)?,
+            Some("pth" | "pt" | "ckpt" | "bin") => read_pytorch(path, &["state_dict"]).with_context(context)?,
             _ => read_safetensors(path)?.0,
         };
         let tensors = ours(tensors).with_context(context)?;

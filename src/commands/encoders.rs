@@ -1,0 +1,136 @@
+//! The encoders of a run: those it trains, and those that somebody else trained (`[[encoders]]`).
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::Run;
+use super::gen_dino;
+use super::sources::{self, Input};
+use crate::config::{ForeignEncoder, View};
+use crate::model::{Encoder, foreign};
+
+/// Scales that differ by more than this share are not the same.
+const SAME_SCALE: f64 = 0.1;
+
+/// An encoder whose embeddings are made and scored.
+#[derive(Clone, Debug)]
+pub(super) struct Trained {
+    /// In tables and paths.
+    pub name: String,
+    /// What its embeddings are known by: SHA-256 of its weights, or of the file and the description of one from elsewhere.
+    pub hash: String,
+    // Not to be loaded but by `load`, which knows what kind of file it is.
+    path: PathBuf,
+    foreign: Option<Foreign>,
+}
+
+/// What is known of an encoder from elsewhere before it is loaded.
+#[derive(Clone, Debug)]
+pub(super) struct Foreign {
+    described: ForeignEncoder,
+    /// What the headers of its embeddings say: the file's SHA-256 and the description.
+    weights: Value,
+}
+
+impl Trained {
+    /// One that this run trained.
+    pub fn own(name: impl Into<String>, path: PathBuf, hash: String) -> Self {
+        Self { name: name.into(), hash, path, foreign: None }
+    }
+
+    fn elsewhere(run: &Run, described: &ForeignEncoder) -> Result<Self> {
+        let (name, path) = (described.name(), &described.weights);
+        let hash = sources::whole_digest(run, path);
+        let unreadable = || format!("encoders.{name}.weights: cannot read {}", path.display());
+        let weights = json!({ "sha256": hash.with_context(unreadable)?, "description": described.description()? });
+        let hash = Sha256::digest(weights.to_string().as_bytes());
+        Ok(Self {
+            name: name.to_owned(),
+            hash: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+            path: path.clone(),
+            foreign: Some(Foreign { described: described.clone(), weights }),
+        })
+    }
+
+    /// Reads its weights.
+    ///
+    /// # Errors
+    /// As [`Encoder::load`] and [`foreign::load`].
+    pub fn load(&self, device: &Device) -> Result<Encoder> {
+        match &self.foreign {
+            None => Encoder::load(&self.path, device),
+            Some(Foreign { described, .. }) => foreign::load(described, &self.hash, device),
+        }
+    }
+
+    /// Says what happens to patches on their way into `encoder`, which is this one, loaded.
+    pub fn announce(&self, run: &Run, input: &Input, encoder: &Encoder) -> Result<()> {
+        let Some(Foreign { described, .. }) = &self.foreign else { return Ok(()) };
+        let (name, grid) = (&self.name, &run.experiment.grid);
+        let (mpp, side) = (grid.mpp.0, grid.size);
+        if matches!(input, Input::Images(_)) {
+            if let Some(View { resize, crop }) = encoder.view {
+                eprintln!("embed: {name}: {}", seen(resize, crop));
+            }
+            return Ok(());
+        }
+        if let Some(made_for) = described.mpp()?.filter(|made_for| (mpp / made_for - 1.0).abs() > SAME_SCALE) {
+            eprintln!("embed: warning: {name} was made for patches of {made_for} µm/px, and grid.mpp is {mpp}");
+        }
+        if let Some(View { resize, crop }) = encoder.view.filter(|view| ![0, side].contains(&view.resize)) {
+            let scale = mpp * f64::from(side) / f64::from(resize);
+            eprintln!("embed: {name}: patches of {side} px become {} ({scale:.3} µm/px)", seen(resize, crop));
+        }
+        Ok(())
+    }
+}
+
+fn seen(resize: u32, crop: u32) -> String {
+    let size = if resize == 0 { "images as they are".to_owned() } else { format!("a short side of {resize} px") };
+    if [0, resize].contains(&crop) { size } else { format!("{size}, of which the centre of {crop} px is seen") }
+}
+
+/// All encoders of the experiment: its own, the vanilla one first, then those from elsewhere.
+///
+/// # Errors
+/// An own one that is not trained with these settings on these patches, unless the run never began to train and there are
+/// others; a file that cannot be read; no encoder at all.
+pub(super) fn require_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>> {
+    let foreign = foreign_encoders(run)?;
+    let mut encoders = match run.experiment.pretrained_only {
+        true => Vec::new(),
+        false => match gen_dino::own_encoders(run, input) {
+            Err(_) if !foreign.is_empty() && !run.dir.root().join("pretrain").exists() => {
+                eprintln!("no encoder was trained here: those of [[encoders]] are used");
+                Vec::new()
+            }
+            own => own?,
+        },
+    };
+    encoders.extend(foreign.iter().cloned());
+    ensure!(!encoders.is_empty(), "pretrained_only is set, and there are no [[encoders]]");
+    Ok(encoders)
+}
+
+/// Those from elsewhere; their files are read once a run.
+fn foreign_encoders(run: &Run) -> Result<&[Trained]> {
+    if let Some(known) = run.foreign.get() {
+        return Ok(known);
+    }
+    let encoders = run.experiment.encoders.iter().map(|described| Trained::elsewhere(run, described));
+    let encoders = encoders.collect::<Result<Vec<_>>>()?;
+    Ok(run.foreign.get_or_init(|| encoders))
+}
+
+/// `header` of embeddings by the encoder of this `hash`, with what is known of its file where it is from elsewhere.
+pub(super) fn with_weights(run: &Run, hash: &str, mut header: Value) -> Value {
+    let known = run.foreign.get().into_iter().flatten().find(|encoder| encoder.hash == hash);
+    if let Some(Foreign { weights, .. }) = known.and_then(|encoder| encoder.foreign.as_ref()) {
+        header["weights"] = weights.clone();
+    }
+    header
+}
