@@ -10,6 +10,7 @@ mod evaluate;
 mod gen_dino;
 mod load;
 mod pretrain;
+mod probes;
 
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
@@ -18,6 +19,7 @@ pub use evaluate::{Baseline, Evaluate, Knn, SlideLevel};
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
 pub use load::DEFAULT_TOML;
 pub use pretrain::{Crops, Head, Precision, Pretrain};
+pub use probes::{Linear, Probe, Robustness};
 
 use serde::{Deserialize, Serialize};
 use slide_io::stain::StainParams;

@@ -176,6 +176,16 @@ impl Vit {
         self.norm.forward(x).squeeze_dim(1)
     }
 
+    /// CLS of the last `n` blocks, each passed through the final normalisation, beside each other, the last block's at the
+    /// end: `[B, 3, H, W] -> [B, n * D]`. The features of DINO's linear probe.
+    pub fn last_cls(&self, images: Tensor<4>, n: usize) -> Tensor<2> {
+        if n == 1 {
+            return self.forward(images);
+        }
+        let cls = |tokens: Tensor<3>| tokens.narrow(1, 0, 1).squeeze_dim(1);
+        Tensor::cat(self.intermediate(images, n).into_iter().map(cls).collect(), 1)
+    }
+
     /// All tokens of the last block, normalised: `[B, 3, H, W] -> [B, 1 + N, D]`.
     pub fn forward_tokens(&self, images: Tensor<4>) -> Tensor<3> {
         let x = self.blocks.iter().fold(self.embed(images), |x, block| block.forward(x, self.precision));
@@ -440,7 +450,13 @@ mod tests {
         let to64 = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<_>>();
         // Computed alone, CLS is rounded differently.
         close(&to64(list(tokens.clone().narrow(1, 0, 1))), &to64(cls), 2e-6);
+        let both = list(vit.last_cls(x.clone(), 2));
+        assert_eq!(both.len(), 2 * 2 * 16);
+        assert_eq!(list(vit.last_cls(x.clone(), 1)), list(vit.forward(x.clone())));
         let outputs = vit.intermediate(x.clone(), 2);
+        let cls_of =
+            |block: usize, image: usize| list(outputs[block].clone().narrow(1, 0, 1))[image * 16..][..16].to_vec();
+        assert_eq!(both, [cls_of(0, 0), cls_of(1, 0), cls_of(0, 1), cls_of(1, 1)].concat());
         assert_eq!(outputs.len(), 2);
         assert_eq!(list(outputs[1].clone()), list(tokens));
         let attention = vit.last_attention(x);

@@ -13,6 +13,7 @@
 //! | `configuration` | mistakes in configurations and on the command line; `config`, `inspect`, `doctor` |
 //! | `duplicates` | copies among slides and images, leaks across splits |
 //! | `images` | image folders instead of slides |
+//! | `probes` | linear probes and robustness benchmarks of image folders |
 //! | `first_stage` | the autoencoder of latent diffusion |
 //! | `generation` | Gen-SIS: diffusion, bank, Gen-DINO, samples |
 //! | `annotations` | regions that people draw, label masks |
@@ -34,6 +35,7 @@ mod images;
 mod interruption;
 mod labels;
 mod packing;
+mod probes;
 mod program;
 mod stain;
 mod whole_run;
