@@ -23,11 +23,13 @@ pub(super) struct Minimum {
 }
 
 /// Minimises `function` (value and gradient at a point) from `start`, until no component of the gradient is above
-/// `tolerance`, a step brings nothing that the function's precision can show, or `most` steps are taken.
+/// `tolerance`, a step brings nothing that the function's precision can show, or `most` steps are taken. `precondition`
+/// multiplies by a positive definite matrix that is as near to the inverse Hessian as can be had: the nearer, the fewer steps.
 pub(super) fn minimise(
     start: Vec<f64>,
     tolerance: f64,
     most: usize,
+    precondition: impl Fn(&[f64]) -> Vec<f64>,
     mut function: impl FnMut(&[f64]) -> Result<(f64, Vec<f64>)>,
 ) -> Result<Minimum> {
     let mut at = start;
@@ -35,15 +37,18 @@ pub(super) fn minimise(
     let mut pairs: VecDeque<Pair> = VecDeque::new();
     let mut iterations = 0;
     while iterations < most && largest(&gradient) > tolerance {
-        let mut direction = direction(&gradient, &pairs);
+        let mut direction = direction(&gradient, &pairs, &precondition);
         let mut slope = dot(&direction, &gradient);
         if slope >= 0.0 {
             // Rounding has spoilt what was remembered.
             pairs.clear();
             direction = gradient.iter().map(|g| -g).collect();
+            // Of unknown length, so a small one.
+            let length = largest(&direction).max(1.0);
+            direction.iter_mut().for_each(|d| *d /= length);
             slope = dot(&direction, &gradient);
         }
-        let mut step = if pairs.is_empty() { 1.0 / largest(&gradient).max(1.0) } else { 1.0 };
+        let mut step = 1.0;
         let mut found = None;
         for _ in 0..SHORTENINGS {
             let there: Vec<f64> = at.iter().zip(&direction).map(|(x, d)| x + step * d).collect();
@@ -81,7 +86,7 @@ struct Pair {
 }
 
 /// The two-loop recursion: minus the approximate inverse Hessian times the gradient.
-fn direction(gradient: &[f64], pairs: &VecDeque<Pair>) -> Vec<f64> {
+fn direction(gradient: &[f64], pairs: &VecDeque<Pair>, precondition: &impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
     let mut q: Vec<f64> = gradient.iter().map(|g| -g).collect();
     let mut weights = Vec::with_capacity(pairs.len());
     for pair in pairs.iter().rev() {
@@ -89,8 +94,9 @@ fn direction(gradient: &[f64], pairs: &VecDeque<Pair>) -> Vec<f64> {
         add(&mut q, -weight, &pair.turned);
         weights.push(weight);
     }
+    q = precondition(&q);
     if let Some(last) = pairs.back() {
-        let scale = last.curvature / dot(&last.turned, &last.turned);
+        let scale = last.curvature / dot(&last.turned, &precondition(&last.turned));
         q.iter_mut().for_each(|x| *x *= scale);
     }
     for (pair, weight) in pairs.iter().zip(weights.into_iter().rev()) {
@@ -125,21 +131,29 @@ mod tests {
             let value = parts.clone().map(|(scale, d)| 0.5 * scale * d * d).sum();
             Ok((value, parts.map(|(scale, d)| scale * d).collect()))
         };
-        let minimum = minimise(vec![0.0; n], 1e-8, 500, function).unwrap();
+        let minimum = minimise(vec![0.0; n], 1e-8, 500, <[f64]>::to_vec, function).unwrap();
         assert!(minimum.gradient <= 1e-8 && minimum.iterations < 500, "{minimum:?}");
         assert!(minimum.at.iter().enumerate().all(|(i, x)| (x - (i + 1) as f64).abs() < 1e-7));
     }
 
     #[test]
+    fn the_inverse_hessian_itself_takes_one_step() {
+        let function = |x: &[f64]| Ok((0.5 * x[0] * x[0] + 200.0 * x[1] * x[1], vec![x[0], 400.0 * x[1]]));
+        let newton = |v: &[f64]| vec![v[0], v[1] / 400.0];
+        let minimum = minimise(vec![3.0, -2.0], 1e-9, 50, newton, function).unwrap();
+        assert_eq!((minimum.iterations, &minimum.at[..]), (1, &[0.0, 0.0][..]));
+    }
+
+    #[test]
     fn it_stops_where_it_is_told_to_and_where_nothing_is_gained() {
         let quadratic = |x: &[f64]| Ok((x[0] * x[0] + 50.0 * x[1] * x[1], vec![2.0 * x[0], 100.0 * x[1]]));
-        assert_eq!(minimise(vec![3.0, 1.0], 0.0, 2, quadratic).unwrap().iterations, 2);
+        assert_eq!(minimise(vec![3.0, 1.0], 0.0, 2, <[f64]>::to_vec, quadratic).unwrap().iterations, 2);
         // A function that only ever says it grows, as rounding makes one near its minimum.
         let mut value = 0.0;
         let growing = |_: &[f64]| {
             value += 1.0;
             Ok((value, vec![1.0]))
         };
-        assert_eq!(minimise(vec![0.0], 1e-9, 10, growing).unwrap().iterations, 0);
+        assert_eq!(minimise(vec![0.0], 1e-9, 10, <[f64]>::to_vec, growing).unwrap().iterations, 0);
     }
 }

@@ -7,6 +7,7 @@
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::curvature::Curvature;
 use super::lbfgs::minimise;
 use super::standard::Scale;
 use super::{BLOCK, Labelled, LinearHead, host, matrix};
@@ -23,7 +24,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Self {
-        // Products are in 32 bits, so the gradient of a mean is known to about 1e-7 of the features.
+        // A tenth of scikit-learn's tolerance; 32-bit products let the gradient be known to about 1e-7 of the features.
         Self { tolerance: 1e-5, iterations: 1000 }
     }
 }
@@ -43,6 +44,8 @@ pub struct Fitted {
 pub struct Logistic {
     scale: Option<Scale>,
     blocks: Vec<Tensor<2>>,
+    /// Of the features; none where they are too many.
+    curvature: Option<Curvature>,
     labels: Vec<u32>,
     dim: usize,
     classes: usize,
@@ -52,24 +55,32 @@ pub struct Logistic {
 
 impl Logistic {
     /// Of `rows`, with every feature standardised over them.
-    pub fn standardised(rows: &Labelled, effort: Effort, device: &Device) -> Self {
+    ///
+    /// # Errors
+    /// Failures of the device.
+    pub fn standardised(rows: &Labelled, effort: Effort, device: &Device) -> Result<Self> {
         Self::scaled(rows, Some(Scale::of(rows)), effort, device)
     }
 
     /// Of `rows` as they are.
-    pub fn plain(rows: &Labelled, effort: Effort, device: &Device) -> Self {
+    ///
+    /// # Errors
+    /// Failures of the device.
+    pub fn plain(rows: &Labelled, effort: Effort, device: &Device) -> Result<Self> {
         Self::scaled(rows, None, effort, device)
     }
 
     /// Of `rows` on a scale from elsewhere.
-    pub(super) fn scaled(rows: &Labelled, scale: Option<Scale>, effort: Effort, device: &Device) -> Self {
+    pub(super) fn scaled(rows: &Labelled, scale: Option<Scale>, effort: Effort, device: &Device) -> Result<Self> {
         let device = device.clone().inner();
         let block = |block: &[f32]| {
             let values = scale.as_ref().map_or_else(|| block.to_vec(), |scale| scale.applied(block));
             matrix(values, block.len() / rows.dim, &device)
         };
-        let blocks = rows.values.chunks(BLOCK * rows.dim).map(block).collect();
-        Self { blocks, scale, labels: rows.labels.to_vec(), dim: rows.dim, classes: rows.classes, device, effort }
+        let blocks: Vec<Tensor<2>> = rows.values.chunks(BLOCK * rows.dim).map(block).collect();
+        let curvature = Curvature::of(&blocks, rows.dim)?;
+        let (labels, dim, classes) = (rows.labels.to_vec(), rows.dim, rows.classes);
+        Ok(Self { scale, blocks, curvature, labels, dim, classes, device, effort })
     }
 
     /// Fits with the penalty `l2`, from the head of another penalty on the way, or from zeros.
@@ -82,7 +93,9 @@ impl Logistic {
         }
         let start = start.unwrap_or_else(|| vec![0.0; self.classes * (self.dim + 1)]);
         let Effort { tolerance, iterations } = self.effort;
-        let minimum = minimise(start, tolerance, iterations, |at| self.objective(at, l2))?;
+        let inverse = self.curvature.as_ref().and_then(|curvature| curvature.inverse(l2));
+        let precondition = |v: &[f64]| inverse.as_ref().map_or_else(|| v.to_vec(), |inverse| inverse.apply(v));
+        let minimum = minimise(start, tolerance, iterations, precondition, |at| self.objective(at, l2))?;
         let (weight, bias) = minimum.at.split_at(self.classes * self.dim);
         let single = |values: &[f64]| values.iter().map(|x| *x as f32).collect();
         let head = LinearHead { dim: self.dim, weight: single(weight), bias: single(bias) };
@@ -109,12 +122,7 @@ impl Logistic {
         let n = self.labels.len() as f64;
         for (rows, labels) in self.blocks.iter().zip(self.labels.chunks(BLOCK)) {
             let mut residuals = host(rows.clone().matmul(weights.clone().transpose()))?;
-            let losses: Vec<f64> = residuals
-                .par_chunks_exact_mut(self.classes)
-                .zip(labels)
-                .map(|(row, &label)| residual(row, bias, label as usize))
-                .collect();
-            value += losses.iter().sum::<f64>() / n;
+            value += losses(&mut residuals, labels, bias) / n;
             for row in residuals.chunks_exact(self.classes) {
                 let biases = &mut gradient[self.classes * self.dim..];
                 biases.iter_mut().zip(row).for_each(|(sum, r)| *sum += f64::from(*r) / n);
@@ -125,6 +133,20 @@ impl Logistic {
         }
         Ok((value, gradient))
     }
+}
+
+/// Numbers of a block below which threads cost more than they save.
+const SMALL: usize = 1 << 16;
+
+/// Products of rows to their residuals; the sum of the rows' losses, in order.
+fn losses(products: &mut [f32], labels: &[u32], bias: &[f64]) -> f64 {
+    let classes = bias.len();
+    let loss = |(row, &label): (&mut [f32], &u32)| residual(row, bias, label as usize);
+    if products.len() < SMALL {
+        return products.chunks_exact_mut(classes).zip(labels).map(loss).sum();
+    }
+    let losses: Vec<f64> = products.par_chunks_exact_mut(classes).zip(labels).map(loss).collect();
+    losses.iter().sum()
 }
 
 /// Products of a row to its probabilities less 1 at the label; the row's loss.

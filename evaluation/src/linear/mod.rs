@@ -2,14 +2,15 @@
 //!
 //! | File | What it fits |
 //! |---|---|
-//! | `logistic.rs` | multinomial logistic regression with an L2 penalty, to its optimum (`lbfgs.rs`) |
+//! | `logistic.rs` | multinomial logistic regression with an L2 penalty, to its optimum (`lbfgs.rs`, `curvature.rs`) |
 //! | `sweep.rs` | the same with the penalty chosen on a part of the training rows |
 //! | `sgd.rs` | DINO's protocol: stochastic gradient descent with momentum and a cosine schedule |
 //! | `few_shot.rs` | logistic regression on a few rows of every class, drawn several times |
 //!
-//! All give a [`LinearHead`]. Of the test rows nothing is used but to score, save in [`Trained::best`](sgd::Trained), which
+//! All give a [`LinearHead`]. Test rows only score, but for [`Trained::best_on_test`](sgd::Trained::best_on_test), which
 //! says so in its name.
 
+mod curvature;
 pub mod few_shot;
 mod lbfgs;
 pub mod logistic;

@@ -55,7 +55,7 @@ impl Sweep {
     /// No penalty, a share outside 0 to 1, or no class with two rows to hold one of them out.
     pub fn fit(&self, rows: &Labelled, device: &Device) -> Result<Chosen> {
         if let [l2] = self.l2[..] {
-            let fitted = Logistic::standardised(rows, self.effort, device).fit(l2)?;
+            let fitted = Logistic::standardised(rows, self.effort, device)?.fit(l2)?;
             return Ok(Chosen { fitted, l2, candidates: vec![], held_out: 0 });
         }
         let (fitting, held_out) = self.parts(rows)?;
@@ -64,7 +64,7 @@ impl Sweep {
         let held = Labelled { values: &held_x, labels: &held_y, ..*rows };
         let mut penalties = self.l2.clone();
         penalties.sort_by(|a, b| b.total_cmp(a));
-        let problem = Logistic::standardised(&part, self.effort, device);
+        let problem = Logistic::standardised(&part, self.effort, device)?;
         let (mut start, mut candidates) = (None, Vec::new());
         for &l2 in &penalties {
             // A weaker penalty's optimum is reached sooner from that of the next stronger one.
@@ -76,7 +76,7 @@ impl Sweep {
         // The last of equals is the weakest, so the order is turned.
         let best = candidates.iter().rev().max_by(|a, b| better(a, b));
         let l2 = best.ok_or_else(|| Error::usage("a linear probe needs an L2 penalty"))?.l2;
-        let fitted = Logistic::standardised(rows, self.effort, device).fit(l2)?;
+        let fitted = Logistic::standardised(rows, self.effort, device)?.fit(l2)?;
         Ok(Chosen { fitted, l2, candidates, held_out: held.len() })
     }
 

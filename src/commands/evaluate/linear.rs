@@ -145,9 +145,7 @@ fn descent(
 ) -> Result<Fit> {
     let Linear { epochs, batch, lr, momentum, augment, .. } = run.experiment.evaluate.linear;
     let config = SgdConfig { epochs, batch, lr, momentum, seed: run.experiment.seed };
-    // Raw pixels have no encoder that crops could go through.
-    let augmented = augment && probed.encoder.is_some();
-    let trained = if augmented {
+    let trained = if augment {
         streamed(run, images, probed, &config, device, failures)?
     } else {
         let progress = Progress::new("evaluate", 1, "probe");
@@ -155,7 +153,7 @@ fn descent(
         progress.finish(&format!("{}, sgd, {epochs} epochs", probed.name));
         trained
     };
-    let name = format!("sgd{}{}", if augmented { ", augmented" } else { "" }, probed.suffix());
+    let name = format!("sgd{}{}", if augment { ", augmented" } else { "" }, probed.suffix());
     let best = trained.best_epoch();
     let Trained { last, last_predictions, best_on_test, history } = trained;
     let record = json!({ "encoder": probed.name, "head": name, "settings": config, "best_epoch_on_test": best, "history": history });
@@ -174,7 +172,7 @@ fn streamed(
     device: &Device,
     failures: &mut Vec<Failure>,
 ) -> Result<Trained> {
-    let encoder = probed.encoder.as_ref().context("random crops need an encoder")?;
+    let encoder = &probed.encoder;
     let side = match run.experiment.embed.crop {
         0 => encoder.config.model.image_size,
         crop => crop as usize,

@@ -18,13 +18,12 @@ use crate::device;
 use crate::model::Encoder;
 use crate::run_dir::Failure;
 
-/// One encoder, or the pixels, with features of both parts.
+/// One encoder with features of both parts.
 pub(super) struct Probed {
     pub name: String,
     /// Whether it is one of the run's own trained encoders.
     pub own: bool,
-    /// None for the pixels.
-    pub encoder: Option<Encoder>,
+    pub encoder: Encoder,
     /// CLS tokens beside each other in a row of features, the last block's at the end.
     pub blocks: usize,
     pub train: Features,
@@ -49,14 +48,11 @@ impl Features {
     }
 }
 
-/// The encoders to probe: the run's own, then the baselines that `embed` embedded (`evaluate.knn.baselines`).
+/// The encoders to probe: the run's own, and the untrained network where `evaluate.knn.baselines` asks for it.
 pub(super) fn names(run: &Run, own: &Own) -> Vec<String> {
-    let baseline = |baseline: &Baseline| match baseline {
-        Baseline::Random => UNTRAINED_NAME.to_owned(),
-        Baseline::Pixels => "pixels".to_owned(),
-    };
+    let untrained = run.experiment.evaluate.knn.baselines.contains(&Baseline::Random);
     let own = own.encoders.iter().map(|encoder| encoder.name.clone());
-    own.chain(run.experiment.evaluate.knn.baselines.iter().map(baseline)).collect()
+    own.chain(untrained.then(|| UNTRAINED_NAME.to_owned())).collect()
 }
 
 impl Probed {
@@ -74,29 +70,21 @@ impl Probed {
         failures: &mut Vec<Failure>,
     ) -> Result<Self> {
         let trained = own.encoders.iter().find(|encoder| encoder.name == name);
-        let encoder = match (trained, name) {
-            (Some(trained), _) => Some(Encoder::load(&trained.path, &device::open(run.device)?)?),
-            (None, "pixels") => None,
-            (None, _) => {
+        let encoder = match trained {
+            Some(trained) => Encoder::load(&trained.path, &device::open(run.device)?)?,
+            None => {
                 let first = own.encoders.first().context("there is no encoder to take the network's sizes from")?;
-                Some(embed::untrained(run, &Encoder::load(&first.path, &device::open(run.device)?)?)?)
+                embed::untrained(run, &Encoder::load(&first.path, &device::open(run.device)?)?)?
             }
         };
-        let blocks = encoder.as_ref().map_or(1, |_| run.experiment.evaluate.linear.blocks);
-        if let Some(encoder) = &encoder {
-            let depth = encoder.config.model.depth;
-            ensure!(
-                blocks <= depth,
-                "evaluate.linear.blocks is {blocks}, but {name} has {depth} blocks: set at most that"
-            );
-        }
+        let (blocks, depth) = (run.experiment.evaluate.linear.blocks, encoder.config.model.depth);
+        ensure!(blocks <= depth, "evaluate.linear.blocks is {blocks}, but {name} has {depth} blocks: set at most that");
         let mut part = |part: &str, folder: &Arc<ImageFolder>| -> Result<Features> {
-            let hash = encoder.as_ref().map_or("pixels", |encoder| encoder.hash.as_str());
-            if let Some(encoder) = encoder.as_ref().filter(|_| blocks > 1) {
-                return Features::new(block_features(run, (name, encoder), blocks, part, folder, failures)?);
+            if blocks > 1 {
+                return Features::new(block_features(run, (name, &encoder), blocks, part, folder, failures)?);
             }
             let path = run.dir.root().join(format!("features/{name}-{part}.parquet"));
-            let current = is_current(&path, &sources::table_header(run, hash, folder));
+            let current = is_current(&path, &sources::table_header(run, &encoder.hash, folder));
             ensure!(current, "{} is missing or of other settings: run `gensis embed`", path.display());
             Features::new(EmbeddingTable::load(&path)?)
         };

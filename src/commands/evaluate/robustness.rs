@@ -48,8 +48,7 @@ pub(super) fn robustness(run: &Run, images: &ImageSets, own: &Own, heads: &Heads
     let mut scores = Scores::default();
     for name in names(run, own) {
         let probed = Probed::open(run, images, test, own, &name, &mut scores.failures)?;
-        // Pixels have no encoder that changed images could go through.
-        let Some(encoder) = &probed.encoder else { continue };
+        let encoder = &probed.encoder;
         let head = match heads.get(&name) {
             Some(head) => Ok(head.clone()),
             None => linear::first_head(run, images, &probed, &mut scores.failures),

@@ -41,19 +41,17 @@ def logistic(l2):
     plain = regression(x, l2)
     scaler = StandardScaler().fit(x.astype(np.float64))
     standardised = regression(scaler.transform(x.astype(np.float64)), l2)
-    # The same map of the features as they are.
+    # The weights of the same map of the features as they are.
     weight = standardised.coef_ / scaler.scale_
-    bias = standardised.intercept_ - weight @ scaler.mean_
     scaled_test = scaler.transform(test_x.astype(np.float64))
-    fit = lambda weight, bias, probabilities: {
-        "weight": weight.ravel().tolist(),
-        "bias": bias.tolist(),
-        "probabilities": probabilities.ravel().tolist(),
-    }
+
+    def fit(weight, probabilities):
+        return {"weight": weight.ravel().tolist(), "probabilities": probabilities.ravel().tolist()}
+
     return {
         "l2": l2,
-        "plain": fit(plain.coef_, plain.intercept_, plain.predict_proba(test_x.astype(np.float64))),
-        "standardised": fit(weight, bias, standardised.predict_proba(scaled_test)),
+        "plain": fit(plain.coef_, plain.predict_proba(test_x.astype(np.float64))),
+        "standardised": fit(weight, standardised.predict_proba(scaled_test)),
     }
 
 
