@@ -342,6 +342,10 @@ pub enum Task {
     All,
     /// Weighted k-NN on patches.
     Knn,
+    /// Linear and few-shot probes on image folders.
+    Linear,
+    /// k-NN and a linear probe on shifted images: changes of tissue, ImageNet-A, -R, -Sketch, -V2, -C.
+    Robustness,
     /// Slide-level classification.
     Slide,
     /// Fréchet and kernel distance, precision and recall of the bank's images, and whether each shows its source.

@@ -13,6 +13,7 @@ mod load;
 mod network;
 pub mod presets;
 mod pretrain;
+mod probes;
 
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
@@ -24,6 +25,7 @@ pub use load::DEFAULT_TOML;
 pub use network::{FinalNorm, MlpKind, Network, Pooling, PositionResampling, Positions};
 pub use presets::PRESETS;
 pub use pretrain::{Crops, Head, Precision, Pretrain};
+pub use probes::{Linear, Probe, Robustness};
 
 use serde::{Deserialize, Serialize};
 use slide_io::stain::StainParams;

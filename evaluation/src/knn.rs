@@ -1,8 +1,9 @@
 //! Weighted k-nearest-neighbour classification, as DINO's `eval_knn.py`: cosine similarity, the k nearest training
 //! patches vote for their class with weight exp(similarity / temperature).
 //!
-//! The search runs in blocks of a matrix product on the device, so memory stays bounded whatever the sizes; one
-//! search serves every k. Of equal similarities the lower training index is nearer; of equal votes the lower class
+//! The search runs in blocks of a matrix product on the device, every reference normalised and sent there once; beside the
+//! embeddings it holds one copy of the queries, their neighbours so far and some blocks, whatever the number of references.
+//! One search serves every k. Of equal similarities the lower training index is nearer; of equal votes the lower class
 //! wins: results do not depend on threads.
 
 use std::cmp::Ordering;
@@ -16,7 +17,7 @@ use crate::embeddings::{EmbeddingTable, l2_normalise};
 use crate::error::{Error, Result};
 use crate::metric::Predictions;
 
-/// Rows of one block of queries and of one block of references: 16 MB of similarities at a time.
+/// Rows of one block of queries and of one block of references: 16 MB of similarities at a time, on every thread of a CPU.
 const QUERY_BLOCK: usize = 512;
 const REFERENCE_BLOCK: usize = 8192;
 
@@ -129,39 +130,94 @@ pub fn nearest(references: &[f32], queries: &[f32], dim: usize, k: usize, device
         let count = rows.len() / dim;
         Tensor::<2>::from_data(TensorData::new(rows, [count, dim]), &device)
     };
+    let mut blocks: Vec<QueryBlock> = queries
+        .chunks(QUERY_BLOCK * dim)
+        .map(|block| {
+            let heap = BinaryHeap::with_capacity(k + 1);
+            QueryBlock { rows: unit_rows(block), best: vec![heap; block.len() / dim] }
+        })
+        .collect();
+    for (number, block) in references.chunks(REFERENCE_BLOCK * dim).enumerate() {
+        let columns = unit_rows(block).transpose();
+        let first = (number * REFERENCE_BLOCK) as u32;
+        if lies_in_host_memory(&device) {
+            blocks.par_iter_mut().try_for_each(|queries| queries.search(columns.clone(), first, k))?;
+        } else {
+            blocks.iter_mut().try_for_each(|queries| queries.search(columns.clone(), first, k))?;
+        }
+    }
     let mut index = Vec::with_capacity(queries.len() / dim * k);
     let mut similarity = Vec::with_capacity(index.capacity());
-    for block in queries.chunks(QUERY_BLOCK * dim) {
-        let block_rows = unit_rows(block);
-        let mut best: Vec<BinaryHeap<Neighbour>> = vec![BinaryHeap::with_capacity(k + 1); block.len() / dim];
-        for (number, reference_block) in references.chunks(REFERENCE_BLOCK * dim).enumerate() {
-            let product = block_rows.clone().matmul(unit_rows(reference_block).transpose());
-            let product = product.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-            let product = product.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-            let first = (number * REFERENCE_BLOCK) as u32;
-            let rows = product.par_chunks_exact(reference_block.len() / dim);
-            best.par_iter_mut().zip(rows).for_each(|(best, row)| merge(best, row, first, k));
-        }
-        for heap in best {
-            for neighbour in heap.into_sorted_vec() {
-                index.push(neighbour.index);
-                similarity.push(neighbour.similarity);
-            }
+    for heap in blocks.into_iter().flat_map(|block| block.best) {
+        for neighbour in heap.into_sorted_vec() {
+            index.push(neighbour.index);
+            similarity.push(neighbour.similarity);
         }
     }
     Ok(Neighbours { k, index, similarity })
 }
 
+/// Whether products on `device` are computed by the thread that asks for them, so that several may ask at once.
+fn lies_in_host_memory(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+/// Some queries on the device and their nearest references so far.
+struct QueryBlock {
+    /// `[queries, dim]`, of length 1.
+    rows: Tensor<2>,
+    best: Vec<BinaryHeap<Neighbour>>,
+}
+
+impl QueryBlock {
+    /// Looks at the references `columns` (`[dim, references]`), the first of which is number `first` of all.
+    fn search(&mut self, columns: Tensor<2>, first: u32, k: usize) -> Result<()> {
+        let [_, references] = columns.dims();
+        let product = self.rows.clone().matmul(columns);
+        let product = product.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
+        let product = product.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))?;
+        let rows = product.par_chunks_exact(references);
+        self.best.par_iter_mut().zip(rows).for_each(|(best, row)| merge(best, row, first, k));
+        Ok(())
+    }
+}
+
+/// Similarities that are compared with the farthest neighbour at once.
+const GLANCE: usize = 32;
+
 /// Keeps the `k` nearest of `best` and of `similarities`, which belong to the references from `first` on.
 fn merge(best: &mut BinaryHeap<Neighbour>, similarities: &[f32], first: u32, k: usize) {
-    for (index, &similarity) in (first..).zip(similarities) {
-        if best.len() < k {
-            best.push(Neighbour { similarity, index });
-        } else if best.peek().is_some_and(|farthest| similarity > farthest.similarity) {
-            best.pop();
-            best.push(Neighbour { similarity, index });
+    let mut threshold = if best.len() < k { f32::NEG_INFINITY } else { farthest(best) };
+    for (first, glance) in (first..).step_by(GLANCE).zip(similarities.chunks(GLANCE)) {
+        // Nearly always nothing here is near enough, and a maximum without branches says so.
+        let largest = glance.iter().fold(f32::NEG_INFINITY, |largest, &s| if s > largest { s } else { largest });
+        if largest <= threshold {
+            continue;
+        }
+        for (index, &similarity) in (first..).zip(glance) {
+            if best.len() < k {
+                best.push(Neighbour { similarity, index });
+                if best.len() == k {
+                    threshold = farthest(best);
+                }
+            } else if similarity > threshold {
+                best.pop();
+                best.push(Neighbour { similarity, index });
+                threshold = farthest(best);
+            }
         }
     }
+}
+
+/// The least similarity of a heap that holds something.
+fn farthest(best: &BinaryHeap<Neighbour>) -> f32 {
+    best.peek().map_or(f32::NEG_INFINITY, |farthest| farthest.similarity)
 }
 
 impl Neighbours {

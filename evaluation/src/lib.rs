@@ -7,11 +7,12 @@
 //!
 //! 1. [`EmbeddingTable`](embeddings::EmbeddingTable) for patches, [`Bag`](bag::Bag)s of patches for slides.
 //! 2. [`split`]: folds, or the splits of a csv, with a validation part; no group in two of them.
-//! 3. [`knn`] on patches, [`mil`] on slides: scores per class.
+//! 3. [`knn`] and [`linear`] probes on patches, [`mil`] on slides: scores per class.
 //! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals; [`paired`]: tests of
 //!    two encoders.
 //! 5. [`fid`]: how near generated images are to real ones, by their features.
-//! 6. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 6. [`robustness`]: scores among some of ImageNet's classes, and ImageNet-C's errors.
+//! 7. [`table`]: the long table and its Parquet, CSV and Markdown files.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -22,9 +23,11 @@ pub mod embeddings;
 pub mod error;
 pub mod fid;
 pub mod knn;
+pub mod linear;
 pub mod metric;
 pub mod mil;
 pub mod paired;
+pub mod robustness;
 mod seed;
 pub mod split;
 pub mod table;

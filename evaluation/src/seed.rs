@@ -23,6 +23,8 @@ pub enum Purpose {
     Subset = 6,
     /// Exchanges of a permutation test.
     Permutation = 7,
+    /// Training rows of a few-shot probe.
+    Shots = 8,
 }
 
 /// The generator of `seed` for `purpose`, item (`a`, `b`): for example epoch and index.

@@ -154,17 +154,28 @@ impl ResultTable {
         Ok(table)
     }
 
-    /// A summary for people: a row per task, data, encoder and head, a column per metric. Several folds or seeds are
-    /// given as mean ± standard deviation; a single figure with its interval.
+    /// A summary for people: a table per task, in it a row per data set, encoder and head, and a column per metric. Several
+    /// folds or seeds are given as mean ± standard deviation; a single figure with its interval.
     pub fn markdown(&self) -> Result<String> {
         let rows = self.rows()?;
+        let mut text = String::new();
+        for task in distinct(rows.iter().map(|row| row.task.as_str())) {
+            let of_task: Vec<&ResultRow> = rows.iter().filter(|row| row.task == task).collect();
+            text.push_str(&Self::markdown_of_task(&of_task));
+            text.push('\n');
+        }
+        text.push_str("Several folds or seeds: mean ± standard deviation. One run: the figure (bootstrap interval).\n");
+        Ok(text)
+    }
+
+    fn markdown_of_task(rows: &[&ResultRow]) -> String {
         let metrics = distinct(rows.iter().map(|row| row.metric.as_str()));
         let name = |row: &ResultRow| [row.task.clone(), row.data.clone(), row.encoder.clone(), row.head.clone()];
         let mut text = String::from("| task | data | encoder | head | n |");
         metrics.iter().for_each(|metric| text.extend([" ", &metric.replace('_', " "), " |"]));
         text.extend(["\n|---|---|---|---|---:|", &"---:|".repeat(metrics.len()), "\n"]);
-        for line in distinct(rows.iter().map(name)) {
-            let of_line: Vec<&ResultRow> = rows.iter().filter(|row| name(row) == line).collect();
+        for line in distinct(rows.iter().copied().map(name)) {
+            let of_line: Vec<&ResultRow> = rows.iter().copied().filter(|row| name(row) == line).collect();
             for part in &line {
                 text.extend(["| ", &part.replace('|', "\\|"), " "]);
             }
@@ -179,10 +190,7 @@ impl ResultTable {
             metrics.iter().for_each(|metric| text.extend([" ", &cell(&of_metric(metric)), " |"]));
             text.push('\n');
         }
-        text.push_str(
-            "\nSeveral folds or seeds: mean ± standard deviation. One run: the figure (bootstrap interval).\n",
-        );
-        Ok(text)
+        text
     }
 }
 
@@ -340,6 +348,24 @@ mod tests {
 Several folds or seeds: mean ± standard deviation. One run: the figure (bootstrap interval).
 ";
         assert_eq!(table().markdown().unwrap(), expected);
+    }
+
+    #[test]
+    fn every_task_has_a_table_of_its_own_metrics() {
+        let other = ResultRow { task: "knn".into(), head: "20-NN".into(), ..row("", Metric::MacroF1, None, 0, 0.25) };
+        let both = ResultTable::new(&[row("mean", Metric::Accuracy, None, 0, 0.5), other]).unwrap().markdown().unwrap();
+        let expected = "\
+| task | data | encoder | head | n | accuracy |
+|---|---|---|---|---:|---:|
+| slide | demo | vit\\|tiny | mean | 6 | 0.500 (0.400–0.600) |
+
+| task | data | encoder | head | n | macro f1 |
+|---|---|---|---|---:|---:|
+| knn | demo | vit\\|tiny | 20-NN | 6 | 0.250 (0.150–0.350) |
+
+Several folds or seeds: mean ± standard deviation. One run: the figure (bootstrap interval).
+";
+        assert_eq!(both, expected);
     }
 
     #[test]

@@ -163,6 +163,19 @@ pub(super) fn features(
     (decoders, workers): (usize, usize),
     on_batch: impl Fn(usize) + Sync,
 ) -> Result<Embedded> {
+    features_of_blocks(encoder, 1, source, indices, settings, (decoders, workers), on_batch)
+}
+
+/// As [`features`], of the last `blocks` blocks beside each other.
+pub(super) fn features_of_blocks(
+    encoder: &Encoder,
+    blocks: usize,
+    source: Arc<dyn PatchSource>,
+    indices: Vec<usize>,
+    settings: &crate::config::Embed,
+    (decoders, workers): (usize, usize),
+    on_batch: impl Fn(usize) + Sync,
+) -> Result<Embedded> {
     let settings = match encoder.view {
         Some(View { resize, crop }) => Embed { batch: settings.batch, resize, crop },
         None => settings.clone(),
@@ -176,7 +189,7 @@ pub(super) fn features(
             let Some(batch) = next else { return Ok(()) };
             let batch = batch?;
             let count = batch.indices.len();
-            let values = encoder.embed(batch.pixels, count, batch.height, batch.width)?;
+            let values = encoder.embed_blocks(batch.pixels, count, batch.height, batch.width, blocks)?;
             done.lock().unwrap_or_else(PoisonError::into_inner).push((batch.indices, values));
             on_batch(count);
         }
@@ -189,7 +202,7 @@ pub(super) fn features(
         })
     })?;
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let dim = encoder.dim();
+    let dim = blocks * encoder.dim();
     let mut rows: Vec<(usize, &[f32])> =
         done.iter().flat_map(|(indices, values)| indices.iter().copied().zip(values.chunks_exact(dim))).collect();
     rows.sort_unstable_by_key(|(index, _)| *index);
@@ -354,7 +367,7 @@ impl SlideEmbedding<'_> {
 }
 
 /// The network before training: what a run of this seed begins with.
-fn untrained(run: &Run) -> Result<Encoder> {
+pub(super) fn untrained(run: &Run) -> Result<Encoder> {
     let device = device::open(run.device)?;
     let crops = &run.experiment.crops;
     let config = EncoderConfig {

@@ -3,6 +3,10 @@
 mod comparison;
 mod foreign;
 mod generation;
+mod imagenet;
+mod linear;
+mod probed;
+mod robustness;
 mod slides;
 mod subjects;
 
@@ -48,6 +52,19 @@ struct Scores {
     failures: Vec<Failure>,
 }
 
+impl Scores {
+    /// Those of another benchmark behind these.
+    fn add(&mut self, other: Self) {
+        self.rows.extend(other.rows);
+        self.confusions.extend(other.confusions);
+        for failure in other.failures {
+            if !self.failures.contains(&failure) {
+                self.failures.push(failure);
+            }
+        }
+    }
+}
+
 /// Scores whatever the data allow, or the one task asked for.
 pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
@@ -65,7 +82,11 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
 /// Scores the embeddings of `trained`.
 pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Option<Vec<Trained>>) -> Result<()> {
     let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
-    let header = header(run, input, own.as_ref())?;
+    let mut header = header(run, input, own.as_ref())?;
+    if task != Task::All {
+        // The figures of one task are not those of all.
+        header["task"] = json!(format!("{task:?}"));
+    }
     let stem = run.dir.file(RESULTS)?;
     if task == Task::All && run.dir.current("evaluate", &header).is_some() {
         eprintln!("evaluate: up to date");
@@ -77,18 +98,30 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         remove(&stem.with_extension(extension))?;
         remove(&run.dir.file("results/comparisons")?.with_extension(extension))?;
     }
+    remove(&run.dir.root().join(linear::RECORD))?;
     slides::remove_scores(run)?;
     let mut scores = match (input, task) {
-        (_, Task::Fid) => Scores::default(),
+        (_, Task::Fid) | (Input::Images(_), Task::Linear | Task::Robustness) => Scores::default(),
         (Input::Images(images), Task::All | Task::Knn) => {
             knn(run, images, own.as_ref().map_or(&[], |own| &own.encoders))?
         }
         (Input::Slides(cohort), Task::All | Task::Slide) => slides::slide_level(run, cohort, own.as_ref())?,
         (Input::Images(_), Task::Slide) => bail!("image folders have no slides: only `gensis evaluate knn` applies"),
-        (Input::Slides(_), Task::Knn) => {
+        (Input::Slides(_), Task::Knn | Task::Linear | Task::Robustness) => {
             bail!("the patches of slides have no labels of their own: only `gensis evaluate slide` applies")
         }
     };
+    if let (Input::Images(images), Some(own)) = (input, own.as_ref()) {
+        let mut heads = linear::Heads::new();
+        if linear::asked(run, task) {
+            let (linear, fitted) = linear::linear(run, images, own)?;
+            scores.add(linear);
+            heads = fitted;
+        }
+        if robustness::asked(run, task) {
+            scores.add(robustness::robustness(run, images, own, &heads)?);
+        }
+    }
     if task == Task::Fid || (task == Task::All && generation::has_bank(run)) {
         scores.rows.extend(generation::generation(run, input)?.rows);
     }
@@ -162,7 +195,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         Input::Slides(cohort) => foreign::foreign_features(run, cohort)?.iter().map(|f| f.digest(run)).collect(),
         Input::Images(_) => Vec::new(),
     };
-    Ok(json!({
+    let mut header = json!({
         "stage": "evaluate",
         "format": sources::FORMAT,
         "settings": evaluate,
@@ -170,7 +203,11 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         "items": items,
         "foreign": foreign,
         "bank": generation::header(run),
-    }))
+    });
+    if let Some(shifted) = robustness::header(run) {
+        header["shifted"] = shifted;
+    }
+    Ok(header)
 }
 
 /// Whether a slide has features of this encoder and of its coordinates as they are now.
@@ -192,8 +229,9 @@ fn rows_of(
     groups: Option<&[String]>,
     bootstrap: &Bootstrap,
 ) -> Result<Vec<ResultRow>> {
-    let intervals = bootstrap.intervals(predictions, groups, &Metric::ALL)?;
-    Ok(Metric::ALL.into_iter().zip(intervals).map(|(metric, interval)| base.with(metric, interval)).collect())
+    let metrics = Metric::of(predictions.classes());
+    let intervals = bootstrap.intervals(predictions, groups, &metrics)?;
+    Ok(metrics.into_iter().zip(intervals).map(|(metric, interval)| base.with(metric, interval)).collect())
 }
 
 fn confusion(title: String, predictions: &Predictions, classes: &[String]) -> StoredConfusion {

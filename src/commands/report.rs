@@ -113,8 +113,10 @@ fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
     let Some(shown) = usual.or(results.first()) else { return vec![] };
     let names = [("accuracy", "Accuracy"), ("balanced_accuracy", "Balanced accuracy"), ("macro_auc", "Macro AUC")];
     let figure = |metric: &str, name: &str| {
-        let of_metric =
-            |row: &&ResultRow| row.metric == metric && row.encoder == shown.encoder && row.head == shown.head;
+        let of_metric = |row: &&ResultRow| {
+            let same_data = row.task == shown.task && row.data == shown.data;
+            same_data && row.metric == metric && row.encoder == shown.encoder && row.head == shown.head
+        };
         let rows: Vec<&ResultRow> = results.iter().filter(of_metric).collect();
         let folds: Vec<&ResultRow> = rows.iter().copied().filter(|row| row.fold.is_some()).collect();
         let rows = if folds.is_empty() { rows } else { folds };

@@ -1,5 +1,6 @@
 //! `[evaluate]`: the benchmarks.
 
+use super::probes::{Linear, Robustness};
 use evaluation::mil::HeadKind;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -10,6 +11,10 @@ use std::path::PathBuf;
 pub struct Evaluate {
     /// Patch-level weighted k-NN.
     pub knn: Knn,
+    /// Linear probes on patches.
+    pub linear: Linear,
+    /// The same classifiers on images that have changed.
+    pub robustness: Robustness,
     /// Slide-level classification.
     pub slide: SlideLevel,
     /// Distances of generated images.

@@ -156,6 +156,8 @@ impl Experiment {
         self.sample.check(self.diffusion.noise.steps).context("configuration: [sample]")?;
         self.bank.check().context("configuration: [bank]")?;
         self.gen_dino.check(&self.bank).context("configuration: [gen_dino]")?;
+        self.evaluate.linear.check().context("configuration: [evaluate.linear]")?;
+        self.evaluate.robustness.check().context("configuration: [evaluate.robustness]")?;
         let heads = &self.evaluate.slide.aggregators;
         let config = mil_config(&self.evaluate.slide);
         heads.iter().try_for_each(|head| head.check(&config)).context("configuration: [evaluate.slide]")

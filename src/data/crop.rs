@@ -98,7 +98,24 @@ thread_local! {
 ///
 /// # Errors
 /// A rectangle that is empty or outside the image.
-pub fn crop_and_resize(image: &RgbImage, rect: Rect, (width, height): (u32, u32)) -> Result<RgbImage> {
+pub fn crop_and_resize(image: &RgbImage, rect: Rect, size: (u32, u32)) -> Result<RgbImage> {
+    crop_and_resize_by(FilterType::CatmullRom, image, rect, size)
+}
+
+/// As [`crop_and_resize`], with Pillow's bilinear filter (widened where it shrinks): torchvision's default.
+///
+/// # Errors
+/// A rectangle that is empty or outside the image.
+pub fn crop_and_resize_bilinear(image: &RgbImage, rect: Rect, size: (u32, u32)) -> Result<RgbImage> {
+    crop_and_resize_by(FilterType::Bilinear, image, rect, size)
+}
+
+fn crop_and_resize_by(
+    filter: FilterType,
+    image: &RgbImage,
+    rect: Rect,
+    (width, height): (u32, u32),
+) -> Result<RgbImage> {
     let pixels = |image| -> Result<TypedImageRef<U8x3>> {
         let (width, height) = RgbImage::dimensions(image);
         Ok(TypedImageRef::from_buffer(width, height, image.as_raw())?)
@@ -106,15 +123,15 @@ pub fn crop_and_resize(image: &RgbImage, rect: Rect, (width, height): (u32, u32)
     let source = pixels(image)?;
     let source = TypedCroppedImage::from_ref(&source, rect.x, rect.y, rect.width, rect.height)
         .with_context(|| format!("crop {rect:?} of {} x {} px", image.width(), image.height()))?;
-    let narrowed = if rect.width == width { None } else { Some(resize_to(&source, width, rect.height)?) };
+    let narrowed = if rect.width == width { None } else { Some(resize_to(filter, &source, width, rect.height)?) };
     match &narrowed {
-        Some(narrowed) => resize_to(&pixels(narrowed)?, width, height),
-        None => resize_to(&source, width, height),
+        Some(narrowed) => resize_to(filter, &pixels(narrowed)?, width, height),
+        None => resize_to(filter, &source, width, height),
     }
 }
 
-fn resize_to(source: &impl ImageView<Pixel = U8x3>, width: u32, height: u32) -> Result<RgbImage> {
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
+fn resize_to(filter: FilterType, source: &impl ImageView<Pixel = U8x3>, width: u32, height: u32) -> Result<RgbImage> {
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
     let mut out = RgbImage::new(width, height);
     // Of this one kind of pixel: code for all that the library knows would be 4 MB of the program.
     let mut target = TypedImage::from_buffer(width, height, &mut out)?;
@@ -230,6 +247,21 @@ mod tests {
             let (from, to) = (row(&values), row(&expected));
             let whole = Rect { x: 0, y: 0, width: from.width(), height: 1 };
             assert_eq!(crop_and_resize(&from, whole, to.dimensions()).unwrap(), to);
+        }
+    }
+
+    /// Pillow 12's `resize(..., BILINEAR)`; coefficients have fewer bits here, so a byte may differ by 1.
+    #[test]
+    fn bilinear_worked_numbers() {
+        for (values, expected) in [
+            (vec![0, 30, 60, 90, 120, 150, 180, 210], vec![21, 75, 135, 189]),
+            (vec![0, 100, 200, 50], vec![0, 25, 75, 125, 175, 163, 88, 50]),
+            (vec![10, 200, 30, 90, 250, 0, 60], vec![96, 115, 75]),
+        ] {
+            let (from, to) = (row(&values), row(&expected));
+            let whole = Rect { x: 0, y: 0, width: from.width(), height: 1 };
+            let found = crop_and_resize_bilinear(&from, whole, to.dimensions()).unwrap();
+            assert!(found.iter().zip(to.iter()).all(|(a, b)| a.abs_diff(*b) <= 1), "{found:?}");
         }
     }
 

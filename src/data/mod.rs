@@ -6,6 +6,7 @@
 //! | [`blur`] | Pillow's Gaussian blur, byte for byte |
 //! | [`crop`] | where a random crop lies, and Pillow's bicubic resize |
 //! | [`stain`] | amounts of haematoxylin, eosin and DAB changed at random |
+//! | [`shift`] | changes of stain, focus, compression, light and scale, to measure robustness by |
 //! | [`augment`] | DINO's recipe: one patch in, two global and some local crops out |
 //! | [`order`] | which patch comes when, and the random numbers that belong to it |
 //! | [`prefetch`] | decode and augment on threads ahead of the consumer, delivered in order |
@@ -25,12 +26,13 @@ pub mod loader;
 pub mod normalize;
 pub mod order;
 pub mod prefetch;
+pub mod shift;
 pub mod stain;
 
 #[cfg(test)]
 mod golden;
 
 pub use loader::{
-    Batches, CropBatch, CropLoader, EvalLoader, ImageBatch, Interpolations, MixedBatch, MultiCrop, ReadFailure,
-    SquareBatch, SquareLoader, Squares, Synthetics, TrainingLoader, Treatment,
+    Batches, CropBatch, CropLoader, EvalLoader, ImageBatch, Interpolations, MixedBatch, MultiCrop, ProbeBatch,
+    ProbeCrops, ReadFailure, SquareBatch, SquareLoader, Squares, Synthetics, TrainingLoader, Treatment,
 };

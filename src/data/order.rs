@@ -82,6 +82,11 @@ pub fn item_rng(seed: u64, epoch: usize, index: usize) -> ChaCha8Rng {
     stream("item", seed, epoch, index)
 }
 
+/// The random numbers of patch `index` under the change `shift`, whoever measures it.
+pub fn shift_rng(seed: u64, shift: usize, index: usize) -> ChaCha8Rng {
+    stream("shift", seed, shift, index)
+}
+
 /// ChaCha8 seeded with SHA-256 of `"gensis " purpose "\0"` and the three numbers as 64-bit little-endian integers.
 fn stream(purpose: &str, seed: u64, epoch: usize, index: usize) -> ChaCha8Rng {
     let mut hash = Sha256::new();

@@ -65,7 +65,7 @@ impl Inception {
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let context = || format!("cannot load the Inception weights {}", path.display());
         let tensors = match path.extension().and_then(|e| e.to_str()) {
-            Some("pth" | "pt" | "ckpt" | "bin") => read_pytorch(path, "state_dict").with_context(context)?,
+            Some("pth" | "pt" | "ckpt" | "bin") => read_pytorch(path, &["state_dict"]).with_context(context)?,
             _ => read_safetensors(path).with_context(context)?.0,
         };
         Self::new(tensors, device).with_context(context)

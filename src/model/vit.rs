@@ -200,6 +200,16 @@ impl Vit {
         }
     }
 
+    /// CLS of the last `n` blocks, each passed through the final normalisation, beside each other, the last block's at the
+    /// end: `[B, 3, H, W] -> [B, n * D]`. The features of DINO's linear probe.
+    pub fn last_cls(&self, images: Tensor<4>, n: usize) -> Tensor<2> {
+        if n == 1 {
+            return self.forward(images);
+        }
+        let cls = |tokens: Tensor<3>| tokens.narrow(1, 0, 1).squeeze_dim(1);
+        Tensor::cat(self.intermediate(images, n).into_iter().map(cls).collect(), 1)
+    }
+
     /// CLS and the patches of the last block, normalised: `[B, 3, H, W] -> [B, 1 + N, D]`.
     pub fn forward_tokens(&self, images: Tensor<4>) -> Tensor<3> {
         let x = self.blocks.iter().fold(self.embed(images), |x, block| block.forward(x, self.precision));

@@ -106,6 +106,24 @@ impl Encoder {
     /// # Errors
     /// A length that does not match, an image smaller than a patch.
     pub fn embed(&self, images: Vec<f32>, count: usize, height: usize, width: usize) -> Result<Vec<f32>> {
+        self.embed_blocks(images, count, height, width, 1)
+    }
+
+    /// As [`embed`](Self::embed), the CLS features of the last `blocks` blocks beside each other, the last block's at the
+    /// end: `[count, blocks * dim]`.
+    ///
+    /// # Errors
+    /// As [`embed`](Self::embed), and more blocks than the network has.
+    pub fn embed_blocks(
+        &self,
+        images: Vec<f32>,
+        count: usize,
+        height: usize,
+        width: usize,
+        blocks: usize,
+    ) -> Result<Vec<f32>> {
+        let depth = self.config.model.depth;
+        ensure!((1..=depth).contains(&blocks), "features of {blocks} blocks of a network that has {depth}");
         ensure!(
             images.len() == count * 3 * height * width,
             "{} values are not {count} x 3 x {height} x {width}",
@@ -114,19 +132,22 @@ impl Encoder {
         let patch = self.config.model.patch;
         ensure!(height.min(width) >= patch, "an image of {width} x {height} px holds no patch of {patch} px");
         if !lies_in_host_memory(&self.device) {
-            return self.features(images, count, height, width);
+            return self.features(images, [count, 3, height, width], blocks);
         }
         // Small pieces in parallel are faster on a CPU than one large batch, and of a fixed size they are rounded the
         // same on any machine.
         let pieces = images.par_chunks(EMBED_PIECE * 3 * height * width);
-        let features =
-            pieces.map(|piece| self.features(piece.to_vec(), piece.len() / (3 * height * width), height, width));
+        let features = pieces
+            .map(|piece| self.features(piece.to_vec(), [piece.len() / (3 * height * width), 3, height, width], blocks));
         Ok(features.collect::<Result<Vec<_>>>()?.concat())
     }
 
-    fn features(&self, images: Vec<f32>, count: usize, height: usize, width: usize) -> Result<Vec<f32>> {
-        let images = Tensor::from_data(TensorData::new(images, [count, 3, height, width]), &self.device);
-        self.vit.forward(images).try_into_vec_as::<f32>().map_err(|e| anyhow!("the embedding could not be read: {e:?}"))
+    fn features(&self, images: Vec<f32>, shape: [usize; 4], blocks: usize) -> Result<Vec<f32>> {
+        let images = Tensor::from_data(TensorData::new(images, shape), &self.device);
+        self.vit
+            .last_cls(images, blocks)
+            .try_into_vec_as::<f32>()
+            .map_err(|e| anyhow!("the embedding could not be read: {e:?}"))
     }
 }
 

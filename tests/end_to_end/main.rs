@@ -14,6 +14,7 @@
 //! | `duplicates` | copies among slides and images, leaks across splits |
 //! | `images` | image folders instead of slides |
 //! | `encoders` | encoders that somebody else trained |
+//! | `probes` | linear probes and robustness benchmarks of image folders |
 //! | `first_stage` | the autoencoder of latent diffusion |
 //! | `generation` | Gen-SIS: diffusion, bank, Gen-DINO, samples |
 //! | `annotations` | regions that people draw, label masks |
@@ -38,6 +39,7 @@ mod images;
 mod interruption;
 mod labels;
 mod packing;
+mod probes;
 mod program;
 mod stain;
 mod whole_run;

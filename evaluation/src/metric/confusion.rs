@@ -52,7 +52,7 @@ impl Confusion {
                 Some(sum / total as f64)
             }
             Metric::QuadraticKappa => self.quadratic_kappa(total as f64),
-            Metric::MacroAuc | Metric::MacroAuprc | Metric::Ece | Metric::Brier => None,
+            Metric::Top5Accuracy | Metric::MacroAuc | Metric::MacroAuprc | Metric::Ece | Metric::Brier => None,
         }
     }
 

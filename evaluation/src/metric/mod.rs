@@ -17,12 +17,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// Classes among which the truth has to be for [`Metric::Top5Accuracy`].
+const TOP: usize = 5;
+
 /// A figure of merit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// Share of items that are right.
+    /// Share of items that are right: top-1.
     Accuracy,
+    /// Share of items whose true class has one of the five largest scores; of equals the first.
+    Top5Accuracy,
     /// Mean over the classes of the share that is right; classes without an item are left out.
     BalancedAccuracy,
     /// Mean of the classes' F1; a class without true and predicted items is left out, 0/0 counts as 0.
@@ -45,7 +50,7 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// All of them, in the order of the tables.
+    /// All but the top 5, in the order of the tables.
     pub const ALL: [Self; 9] = [
         Self::Accuracy,
         Self::BalancedAccuracy,
@@ -58,10 +63,17 @@ impl Metric {
         Self::Brier,
     ];
 
+    /// Those that say something of `classes` classes: [`ALL`](Self::ALL), and the top 5 where there are more.
+    pub fn of(classes: usize) -> Vec<Self> {
+        let top_5 = (classes > TOP).then_some(Self::Top5Accuracy);
+        Self::ALL[..1].iter().copied().chain(top_5).chain(Self::ALL[1..].iter().copied()).collect()
+    }
+
     /// Its name in the tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Accuracy => "accuracy",
+            Self::Top5Accuracy => "top5_accuracy",
             Self::BalancedAccuracy => "balanced_accuracy",
             Self::MacroF1 => "macro_f1",
             Self::WeightedF1 => "weighted_f1",
@@ -84,6 +96,8 @@ pub struct Predictions {
     ascending: OnceLock<Vec<Vec<u32>>>,
     /// Whether the scores are probabilities, once asked.
     probabilities: OnceLock<bool>,
+    /// Whether each item's true class is among the top 5, once asked.
+    in_top: OnceLock<Vec<bool>>,
 }
 
 impl Predictions {
@@ -103,7 +117,8 @@ impl Predictions {
             return Err(Error::usage("a score is not a number"));
         }
         let predicted = scores.chunks_exact(classes).map(argmax).collect();
-        Ok(Self { classes, truth, scores, predicted, ascending: OnceLock::new(), probabilities: OnceLock::new() })
+        let (ascending, probabilities, in_top) = Default::default();
+        Ok(Self { classes, truth, scores, predicted, ascending, probabilities, in_top })
     }
 
     /// From decisions without scores: the score is 1 for the predicted class, so the AUC is that of the decisions.
@@ -169,12 +184,29 @@ impl Predictions {
     /// The value of `metric` with each item counted `weights[item]` times.
     pub fn weighted(&self, metric: Metric, weights: &[u32]) -> Option<f64> {
         match metric {
+            Metric::Top5Accuracy => self.top_accuracy(weights),
             Metric::MacroAuc => mean(self.aucs(weights).into_iter().flatten()),
             Metric::MacroAuprc => mean(self.average_precisions(weights).into_iter().flatten()),
             Metric::Ece => self.calibration_error(weights),
             Metric::Brier => self.brier(weights),
             _ => self.weighted_confusion(weights).value(metric),
         }
+    }
+
+    /// Share of the weight of items whose true class is among the [`TOP`].
+    fn top_accuracy(&self, weights: &[u32]) -> Option<f64> {
+        let in_top = self.in_top.get_or_init(|| {
+            let among = |(item, &truth): (usize, &u32)| {
+                let (scores, truth) = (self.scores(item), truth as usize);
+                let before =
+                    |(class, &score): (usize, &f32)| score > scores[truth] || (score == scores[truth] && class < truth);
+                scores.iter().enumerate().filter(|&pair| before(pair)).count() < TOP
+            };
+            self.truth.iter().enumerate().map(among).collect()
+        });
+        let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
+        let hits = in_top.iter().zip(weights).filter(|(hit, _)| **hit).map(|(_, &weight)| u64::from(weight));
+        (total > 0).then(|| hits.sum::<u64>() as f64 / total as f64)
     }
 
     /// Items by true and predicted class.

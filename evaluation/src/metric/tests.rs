@@ -94,6 +94,19 @@ fn worked_calibration() {
     assert_eq!(votes.value(Metric::MacroAuc), p.value(Metric::MacroAuc));
 }
 
+/// The truth is first, fifth, sixth, and of six equals the last.
+#[test]
+fn worked_top_5() {
+    let falling = [0.3, 0.25, 0.2, 0.15, 0.07, 0.03];
+    let scores = [falling, falling, falling, [0.1; 6]].concat();
+    let p = Predictions::new(vec![0, 4, 5, 5], scores, 6).unwrap();
+    assert_eq!(p.value(Metric::Top5Accuracy), Some(0.5));
+    assert_eq!(p.weighted(Metric::Top5Accuracy, &[1, 0, 3, 0]), Some(0.25));
+    assert_eq!(p.weighted(Metric::Top5Accuracy, &[0; 4]), None);
+    assert!(Metric::of(6).contains(&Metric::Top5Accuracy) && !Metric::of(5).contains(&Metric::Top5Accuracy));
+    assert_eq!(Metric::of(5), Metric::ALL);
+}
+
 #[test]
 fn nonsense_is_refused() {
     assert!(Predictions::new(vec![0], vec![0.5; 3], 2).is_err());

@@ -3,8 +3,9 @@
 
 mod crops;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 mod images;
+mod probe_crops;
 pub mod squares;
 mod synthetic;
 pub mod training;
@@ -20,6 +21,7 @@ use slide_io::{PatchKey, PatchSource};
 
 pub use crops::{CropBatch, CropBatches, CropLoader, MultiCrop};
 pub use images::{EvalLoader, ImageBatch, ImageBatches};
+pub use probe_crops::{ProbeBatch, ProbeCrops};
 pub use squares::{SquareBatch, SquareLoader, Squares};
 pub use synthetic::{Interpolations, MixedBatch, Synthetics};
 pub use training::{Batches, TrainingLoader, Treatment};

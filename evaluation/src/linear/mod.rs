@@ -1,0 +1,171 @@
+//! Linear probes: how well classes separate by a linear map of an encoder's features, which stay as they are.
+//!
+//! | File | What it fits |
+//! |---|---|
+//! | `logistic.rs` | multinomial logistic regression with an L2 penalty, to its optimum (`lbfgs.rs`, `curvature.rs`) |
+//! | `sweep.rs` | the same with the penalty chosen on a part of the training rows |
+//! | `sgd.rs` | DINO's protocol: stochastic gradient descent with momentum and a cosine schedule |
+//! | `few_shot.rs` | logistic regression on a few rows of every class, drawn several times |
+//!
+//! All give a [`LinearHead`]. Test rows only score, but for [`Trained::best_on_test`](sgd::Trained::best_on_test), which
+//! says so in its name.
+
+mod curvature;
+pub mod few_shot;
+mod lbfgs;
+pub mod logistic;
+pub mod sgd;
+mod standard;
+pub mod sweep;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+use crate::embeddings::EmbeddingTable;
+use crate::error::{Error, Result};
+use crate::metric::Predictions;
+
+/// Rows that are multiplied at a time, so that memory beside the rows stays bounded.
+const BLOCK: usize = 8192;
+
+/// Rows of features with the class of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Labelled<'a> {
+    values: &'a [f32],
+    dim: usize,
+    labels: &'a [u32],
+    classes: usize,
+}
+
+impl<'a> Labelled<'a> {
+    /// Rows of `dim` numbers (row-major), each with a label below `classes`.
+    ///
+    /// # Errors
+    /// No rows, lengths that do not match, a label without a class, or a number that is not finite.
+    pub fn new(values: &'a [f32], dim: usize, labels: &'a [u32], classes: usize) -> Result<Self> {
+        if labels.is_empty() || dim == 0 || values.len() != labels.len() * dim {
+            return Err(Error::usage(format!(
+                "a linear probe of {} numbers in rows of {dim} with {} labels",
+                values.len(),
+                labels.len()
+            )));
+        }
+        if let Some(label) = labels.iter().find(|&&label| label as usize >= classes) {
+            return Err(Error::usage(format!("label {label} with {classes} classes")));
+        }
+        if values.par_iter().any(|value| !value.is_finite()) {
+            return Err(Error::usage("a linear probe of features that are not finite"));
+        }
+        Ok(Self { values, dim, labels, classes })
+    }
+
+    /// Number of rows.
+    #[allow(clippy::len_without_is_empty)] // there is always a row
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Numbers per row.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Class of every row.
+    pub fn labels(&self) -> &'a [u32] {
+        self.labels
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn row(&self, index: usize) -> &'a [f32] {
+        &self.values[index * self.dim..(index + 1) * self.dim]
+    }
+
+    /// Copies of the rows at `indices`, with their labels.
+    fn chosen(&self, indices: &[usize]) -> (Vec<f32>, Vec<u32>) {
+        let values = indices.iter().flat_map(|&index| self.row(index)).copied().collect();
+        (values, indices.iter().map(|&index| self.labels[index]).collect())
+    }
+}
+
+/// The labels of a table of which every row has one.
+///
+/// # Errors
+/// A row without a label, by its name.
+pub fn labels_of(table: &EmbeddingTable) -> Result<Vec<u32>> {
+    let label = |(label, key): (&Option<u32>, &slide_io::PatchKey)| {
+        label.ok_or_else(|| Error::usage(format!("{} has no label", key.item)))
+    };
+    table.labels.iter().zip(&table.keys).map(label).collect()
+}
+
+/// A linear map from features to one logit per class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearHead {
+    /// Numbers per row of features.
+    pub dim: usize,
+    /// `[classes, dim]`, row-major.
+    pub weight: Vec<f32>,
+    /// `[classes]`.
+    pub bias: Vec<f32>,
+}
+
+impl LinearHead {
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Probabilities (softmax of the logits) of rows of features: row-major `[rows, classes]`.
+    ///
+    /// # Errors
+    /// Rows of another width, and failures of the device.
+    pub fn probabilities(&self, values: &[f32], device: &Device) -> Result<Vec<f32>> {
+        if !values.len().is_multiple_of(self.dim) {
+            return Err(Error::usage(format!("{} numbers for a linear head of {} a row", values.len(), self.dim)));
+        }
+        let classes = self.classes();
+        let device = device.clone().inner();
+        let weight = matrix(self.weight.clone(), classes, &device).transpose();
+        let mut all = Vec::with_capacity(values.len() / self.dim * classes);
+        for block in values.chunks(BLOCK * self.dim) {
+            let rows = matrix(block.to_vec(), block.len() / self.dim, &device);
+            let mut logits = host(rows.matmul(weight.clone()))?;
+            logits.par_chunks_exact_mut(classes).for_each(|row| self.softmax(row));
+            all.extend(logits);
+        }
+        Ok(all)
+    }
+
+    /// Products to probabilities, in place.
+    fn softmax(&self, row: &mut [f32]) {
+        let logits: Vec<f64> = row.iter().zip(&self.bias).map(|(x, b)| f64::from(*x) + f64::from(*b)).collect();
+        let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
+        row.iter_mut().zip(logits).for_each(|(p, logit)| *p = ((logit - largest).exp() / total) as f32);
+    }
+
+    /// Truth and probabilities of `rows`.
+    ///
+    /// # Errors
+    /// As [`probabilities`](Self::probabilities).
+    pub fn predictions(&self, rows: &Labelled, device: &Device) -> Result<Predictions> {
+        Predictions::new(rows.labels.to_vec(), self.probabilities(rows.values, device)?, self.classes())
+    }
+}
+
+/// A row-major matrix of `rows` rows on a device.
+fn matrix(values: Vec<f32>, rows: usize, device: &Device) -> Tensor<2> {
+    let columns = values.len() / rows.max(1);
+    Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    let data = tensor.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
+    data.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))
+}
