@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use evaluation::embeddings::EmbeddingTable;
 use evaluation::linear::{Labelled, labels_of};
 use serde_json::json;
