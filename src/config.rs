@@ -8,14 +8,16 @@ mod bank;
 mod diffusion;
 mod evaluate;
 mod gen_dino;
+mod heatmap;
 mod load;
 mod pretrain;
 
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
 pub use diffusion::{BetaSchedule, Condition, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
-pub use evaluate::{Baseline, Evaluate, Knn, SlideLevel};
+pub use evaluate::{Baseline, Evaluate, Knn, SlideLevel, Submission};
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
+pub use heatmap::{Heatmap, Outlines};
 pub use load::DEFAULT_TOML;
 pub use pretrain::{Crops, Head, Precision, Pretrain};
 
@@ -64,6 +66,8 @@ pub struct Experiment {
     pub embed: Embed,
     /// Benchmarks.
     pub evaluate: Evaluate,
+    /// Attention heatmaps.
+    pub heatmap: Heatmap,
 }
 
 /// Where the slides or images are. Paths are relative to the working directory.
@@ -76,6 +80,13 @@ pub struct Data {
     pub labels: PathBuf,
     /// Columns of that csv.
     pub columns: Columns,
+    /// Whether rows of the csv without a slide, slides without a row or a label, and labelled slides without features are no
+    /// failures.
+    pub allow_missing: bool,
+    /// A list of slides, text or csv: only these are used. Empty uses all.
+    pub include: PathBuf,
+    /// Slides that are left out.
+    pub exclude: Vec<String>,
     /// µm/px of level 0 for every slide, overriding the files; 0 believes the files.
     pub mpp: f64,
     /// A folder with what somebody drew, `<slide id>.geojson` or `.png`: it takes the place of the tissue mask. Empty for
@@ -98,6 +109,9 @@ impl Default for Data {
             slides: String::new(),
             labels: PathBuf::new(),
             columns: Columns::default(),
+            allow_missing: false,
+            include: PathBuf::new(),
+            exclude: vec![],
             mpp: 0.0,
             roi: PathBuf::new(),
             roi_within_tissue: false,
@@ -123,6 +137,8 @@ pub struct Columns {
     pub split: String,
     /// µm/px of level 0, overriding the file.
     pub mpp: String,
+    /// What folds spread evenly beside the class, a scanner or a hospital; empty for nothing.
+    pub stratum: String,
 }
 
 impl Default for Columns {
@@ -134,6 +150,7 @@ impl Default for Columns {
             group: "case_id".into(),
             split: "split".into(),
             mpp: "mpp".into(),
+            stratum: String::new(),
         }
     }
 }

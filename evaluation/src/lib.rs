@@ -11,7 +11,9 @@
 //! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals; [`paired`]: tests of
 //!    two encoders.
 //! 5. [`fid`]: how near generated images are to real ones, by their features.
-//! 6. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 6. [`heatmap`]: what a head attends to, over a picture of the slide.
+//! 7. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 8. [`summary`]: the tables of many runs in one, in Markdown and LaTeX.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -21,12 +23,14 @@ pub mod bootstrap;
 pub mod embeddings;
 pub mod error;
 pub mod fid;
+pub mod heatmap;
 pub mod knn;
 pub mod metric;
 pub mod mil;
 pub mod paired;
 mod seed;
 pub mod split;
+pub mod summary;
 pub mod table;
 
 pub use error::{Error, Result};

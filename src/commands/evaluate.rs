@@ -1,11 +1,16 @@
 //! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
 
 mod comparison;
+mod curves;
 mod foreign;
 mod generation;
+pub(super) mod heads;
 mod slides;
 mod subjects;
+mod submission;
+mod usable;
 
+pub(super) use curves::{ClassCurves, StoredCurves};
 pub(super) use slides::check_folds;
 pub(crate) use slides::mil_config;
 
@@ -44,7 +49,9 @@ pub(super) struct StoredConfusion {
 struct Scores {
     rows: Vec<ResultRow>,
     confusions: Vec<StoredConfusion>,
+    curves: Vec<StoredCurves>,
     failures: Vec<Failure>,
+    heads: Vec<heads::EncoderHeads>,
 }
 
 /// Scores whatever the data allow, or the one task asked for.
@@ -82,7 +89,9 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         (Input::Images(images), Task::All | Task::Knn) => {
             knn(run, images, own.as_ref().map_or(&[], |own| &own.encoders))?
         }
-        (Input::Slides(cohort), Task::All | Task::Slide) => slides::slide_level(run, cohort, own.as_ref())?,
+        (Input::Slides(cohort), Task::All | Task::Slide) => {
+            slides::slide_level(run, cohort, own.as_ref(), &heads::evaluation_digest(&header))?
+        }
         (Input::Images(_), Task::Slide) => bail!("image folders have no slides: only `gensis evaluate knn` applies"),
         (Input::Slides(_), Task::Knn) => {
             bail!("the patches of slides have no labels of their own: only `gensis evaluate slide` applies")
@@ -102,6 +111,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         print!("{}", table.markdown()?);
     }
     atomic_file::write(&run.dir.file("results/confusion.json")?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
+    atomic_file::write(&run.dir.file("results/curves.json")?, &serde_json::to_vec(&scores.curves)?)?;
     let summary = json!({ "rows": scores.rows.len() });
     run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
 }
@@ -144,6 +154,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
                     json!(there.then(|| sources::features_header(run, &trained.hash, slide)))
                 };
                 let mut item = vec![json!(slide.id), json!(slide.label_name), json!(slide.group), json!(slide.split)];
+                item.extend(slide.stratum.iter().map(|stratum| json!(stratum)));
                 item.extend(encoders.iter().map(features));
                 json!(item)
             })
@@ -169,6 +180,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         "items": items,
         "foreign": foreign,
         "bank": generation::header(run),
+        "allow_missing": run.experiment.data.allow_missing,
     }))
 }
 
@@ -241,7 +253,9 @@ fn knn(run: &Run, images: &ImageSets, encoders: &[Trained]) -> Result<Scores> {
             };
             scores.rows.extend(rows_of(&base, &result.predictions, None, &bootstrap)?);
             if number < encoders.len() {
-                scores.confusions.push(confusion(format!("{name}, {head}"), &result.predictions, &test.classes));
+                let title = format!("{name}, {head}");
+                scores.curves.push(curves::curves(title.clone(), &result.predictions, &test.classes));
+                scores.confusions.push(confusion(title, &result.predictions, &test.classes));
             }
         }
     }

@@ -13,6 +13,7 @@ mod encoder_training;
 mod evaluate;
 mod figures;
 mod gen_dino;
+mod heatmap;
 mod inspect;
 mod latents;
 mod pack;
@@ -23,6 +24,7 @@ mod run;
 mod sample;
 mod selftest;
 mod sources;
+mod tables;
 mod tile;
 mod training;
 
@@ -146,8 +148,9 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Embed(args) => stage(&args, &[], embed::embed),
         Command::Evaluate(args) => stage(&args.stage, &[], |run| evaluate::evaluate(run, args.task)),
         Command::Figures(args) => stage(&args, &[], figures::figures),
+        Command::Heatmap(args) => heatmap::heatmap(&args),
         Command::Run(args) => run::run(&args),
-        Command::Report(args) => report::write(&args.run).map(|_| Outcome::Done),
+        Command::Report(args) => tables::report(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Config(args) => config::config(&args),
         Command::Doctor(args) => doctor::doctor(&args),

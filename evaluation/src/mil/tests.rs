@@ -50,7 +50,7 @@ fn cross_validate(
     workers: usize,
 ) -> Result<Vec<FoldPrediction<GatedAbmil>>> {
     let folds = folds_of(source, 3);
-    CrossValidation { source, folds: &folds, config, seeds, device: &Device::flex(), workers }.run(|_| ())
+    CrossValidation { source, folds: &folds, config, seeds, device: &Device::flex(), workers }.run(|_| Ok(()))
 }
 
 #[test]
