@@ -74,6 +74,8 @@ pub struct Experiment {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
+    /// The data set's name in tables; empty takes that of the folder.
+    pub name: String,
     /// A folder of slides, or a glob (`slides/**/*.svs`). Empty when `images` is used.
     pub slides: String,
     /// A csv with one row per slide. Empty for unlabelled slides.
@@ -106,6 +108,7 @@ pub struct Data {
 impl Default for Data {
     fn default() -> Self {
         Self {
+            name: String::new(),
             slides: String::new(),
             labels: PathBuf::new(),
             columns: Columns::default(),

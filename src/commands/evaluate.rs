@@ -175,6 +175,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
     Ok(json!({
         "stage": "evaluate",
         "format": sources::FORMAT,
+        "data": data_name(run),
         "settings": evaluate,
         "seed": seed,
         "items": items,
@@ -192,6 +193,9 @@ fn has_features(run: &Run, slide: &SlideRecord, name: &str, encoder: &str) -> bo
 
 fn data_name(run: &Run) -> String {
     let data = &run.experiment.data;
+    if !data.name.is_empty() {
+        return data.name.clone();
+    }
     let path = if data.slides.is_empty() { data.images.clone() } else { data.slides.clone().into() };
     let named = path.iter().rev().map(|part| part.to_string_lossy().into_owned());
     named.into_iter().find(|part| !part.contains('*') && !part.is_empty()).unwrap_or_default()

@@ -124,13 +124,10 @@ pub(super) fn stage(run: &Run) -> Result<()> {
     run.dir.finish(FOLDER, &StageRecord { header, failures, summary: json!(drawn) })
 }
 
-/// Every heatmap in a run folder, by path.
+/// Every heatmap in a run folder, by slide, encoder and head.
 pub(super) fn drawn(root: &Path) -> Vec<Drawn> {
     let below = |folder: &Path| -> Vec<PathBuf> {
-        let mut paths: Vec<PathBuf> =
-            folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-        paths.sort();
-        paths
+        folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     };
     let heads = below(&root.join(FOLDER)).into_iter().flat_map(|encoder| below(&encoder));
     let scores = heads.flat_map(|head| below(&head)).filter(|path| path.extension().is_some_and(|kind| kind == "h5"));
@@ -138,7 +135,9 @@ pub(super) fn drawn(root: &Path) -> Vec<Drawn> {
         let header = h5::read_header(&path).ok().flatten()?;
         serde_json::from_value(header["drawn"].clone()).ok()
     };
-    scores.filter_map(read).collect()
+    let mut drawn: Vec<Drawn> = scores.filter_map(read).collect();
+    drawn.sort_by(|a, b| (&a.slide, &a.encoder, &a.head).cmp(&(&b.slide, &b.encoder, &b.head)));
+    drawn
 }
 
 fn remove_all(run: &Run) -> Result<()> {

@@ -118,6 +118,7 @@ fn subtitle(slides: &[TiledSlide], pretrained: Option<&Value>) -> String {
     let learnt = pretrained.and_then(|summary| summary["patches"].as_u64());
     match (slides.len(), learnt) {
         (0, Some(images)) => format!("An encoder learnt from {images} images without their labels"),
+        (0, None) => String::new(),
         (slides, Some(learnt)) => {
             format!("{slides} slides, {patches} patches; an encoder learnt from {learnt} of them without labels")
         }

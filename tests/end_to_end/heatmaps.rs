@@ -32,7 +32,7 @@ fn a_run_keeps_its_heads_and_draws_tested_slides() {
         let row = folds.iter().find(|row| row["slide"] == slide).unwrap();
         let header = h5::read_header(&file("h5")).unwrap().unwrap();
         let heads = header["drawn"]["heads"].as_str().unwrap();
-        assert_eq!(heads, format!("one head of fold {}, which have not seen the slide", row["fold"]));
+        assert_eq!(heads, format!("one head of fold {}, which has not seen the slide", row["fold"]));
         // The probabilities of the stored head are those that were tested.
         for (class, probability) in ["dots", "stripes"].iter().zip(header["probabilities"].as_array().unwrap()) {
             let tested: f64 = row[&format!("p_{class}")].parse().unwrap();
@@ -67,7 +67,7 @@ fn slides_on_request_and_outside_the_cohort() {
     for (head, by_class) in [("abmil", false), ("clam_mb", true), ("dsmil", true), ("transmil", false)] {
         let line = ["heatmap", out, "--aggregator", head, "--slides", "s03", outside];
         let shown = gensis(line).with_code(0).stdout;
-        assert!(shown.contains("which have not seen the slide"), "{shown}");
+        assert!(shown.contains("which has not seen the slide"), "{shown}");
         assert!(shown.contains("mean of 3 heads of all folds; the slide is in none of their parts"), "{shown}");
         let scores = h5::read_attention(&run.join(format!("heatmap/uni/{head}/s03.h5"))).unwrap();
         assert_eq!(scores.by_class.is_some(), by_class, "{head}");
@@ -76,7 +76,8 @@ fn slides_on_request_and_outside_the_cohort() {
     // The patches that tell the class have most of the attention.
     let scores = h5::read_attention(&run.join("heatmap/uni/abmil/elsewhere.h5")).unwrap().scores;
     let telling: f32 = scores.iter().step_by(3).sum();
-    assert!(telling > 0.5, "{telling} of the attention for a third of the patches: {scores:?}");
+    let share = scores.len().div_ceil(3) as f32 / scores.len() as f32;
+    assert!(telling > 1.2 * share, "{telling} of the attention for {share} of the patches: {scores:?}");
 
     let line = ["heatmap", out, "--slides", "s03", "--aggregator", "clam_mb", "--class", "1", "--set"];
     gensis(line.into_iter().chain(["heatmap.geojson=regions"])).with_code(0);
@@ -126,5 +127,5 @@ fn a_slide_of_a_given_training_part_is_shown_with_a_warning() {
     assert!(shown.contains("mean of 2 heads that were trained or chosen on the slide: no evidence"), "{shown}");
     assert!(shown.contains("\"mean of 2 heads, which have not seen the slide (test part)\""), "{shown}");
     let one = gensis(["heatmap", out, "--slides", "s9", "--seed", "1"]).with_code(0).stdout;
-    assert!(one.contains("one head, which have not seen"), "{one}");
+    assert!(one.contains("one head, which has not seen"), "{one}");
 }

@@ -8,7 +8,7 @@ mod colormap;
 mod legend;
 
 use serde::{Deserialize, Serialize};
-use slide_io::{Point, RgbImage, Size};
+use slide_io::{Point, Rgb, RgbImage, Size};
 
 pub use colormap::Colormap;
 pub use legend::with_legend;
@@ -35,16 +35,17 @@ impl Scale {
         }
     }
 
-    /// What stands at the lower end, in the middle and at the upper end of the legend.
+    /// What stands at the lower end, in the middle and at the upper end of the legend: percent, or multiples of the weight that
+    /// every patch would have if all were alike.
     pub fn ticks(self, weights: &[f32]) -> [String; 3] {
         match self {
-            Self::Percentile => ["0%".into(), "50%".into(), "100%".into()],
+            Self::Percentile => ["0".into(), "50".into(), "100".into()],
             Self::Weight => {
                 // 1x: what every patch would have if all had the same.
                 let (low, high) = range(weights);
                 let times = |weight: f32| {
                     let times = weight * weights.len() as f32;
-                    if times < 10.0 { format!("{times:.1}x") } else { format!("{times:.0}x") }
+                    if times < 10.0 { format!("{times:.2}x") } else { format!("{times:.0}x") }
                 };
                 [low, (low + high) / 2.0, high].map(times)
             }
@@ -95,6 +96,16 @@ pub struct Levels<'a> {
 }
 
 impl Overlay {
+    /// The colour of a level over a pixel.
+    fn over(&self, pixel: Rgb<u8>, level: f32) -> Rgb<u8> {
+        let colour = self.colormap.colour(level);
+        let mix = |channel: usize| {
+            let (below, above) = (f64::from(pixel.0[channel]), f64::from(colour.0[channel]));
+            (below * (1.0 - self.alpha) + above * self.alpha).round() as u8
+        };
+        Rgb([0, 1, 2].map(mix))
+    }
+
     /// Colours the patches on `picture`, which shows the whole slide. Where patches overlap, a pixel has the mean of
     /// their levels. Every patch has at least one pixel.
     pub fn draw(&self, picture: &mut RgbImage, patches: &Levels) {
@@ -120,11 +131,7 @@ impl Overlay {
         }
         for (pixel, (sum, count)) in picture.pixels_mut().zip(sums) {
             if count > 0 {
-                let colour = self.colormap.colour(sum / count as f32);
-                let mix = |slide: u8, colour: u8| {
-                    (f64::from(slide) * (1.0 - self.alpha) + f64::from(colour) * self.alpha).round() as u8
-                };
-                pixel.0 = [0, 1, 2].map(|channel| mix(pixel.0[channel], colour.0[channel]));
+                *pixel = self.over(*pixel, sum / count as f32);
             }
         }
     }
@@ -137,8 +144,6 @@ pub fn above(levels: &[f32], least: f32) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use slide_io::Rgb;
-
     use super::*;
 
     #[test]
@@ -156,7 +161,7 @@ mod tests {
             Scale::Weight.levels(&weights).iter().map(|l| (l * 100.0).round()).collect::<Vec<_>>(),
             [0.0, 100.0, 50.0, 50.0]
         );
-        assert_eq!(Scale::Weight.ticks(&weights), ["0.4x", "1.0x", "1.6x"]);
+        assert_eq!(Scale::Weight.ticks(&weights), ["0.40x", "1.00x", "1.60x"]);
         assert_eq!(Scale::Weight.levels(&[0.25; 4]), [0.0; 4]);
         assert_eq!(above(&Scale::Percentile.levels(&weights), 0.9), [1]);
     }

@@ -43,7 +43,9 @@ impl Foreign {
 
     /// The features of the labelled slides, under a name that is none of `taken`. A file that cannot be read, is empty or of another width is listed.
     pub(super) fn stored(&self, labelled: &[&SlideRecord], taken: &[String], scores: &mut Scores) -> Result<Stored> {
+        let mut listed = Vec::new();
         let mut left_out = |slide: &str, reason: String| {
+            listed.push(slide.to_owned());
             scores.failures.push(Failure { stage: "evaluate".into(), item: slide.into(), reason });
         };
         let mut shapes = BTreeMap::new();
@@ -82,6 +84,6 @@ impl Foreign {
         let name = names.into_iter().find(free).with_context(|| format!("{} is named twice", self.folder.display()))?;
         let folder = std::path::absolute(&self.folder).unwrap_or_else(|_| self.folder.clone());
         let files = labelled.iter().map(file).collect();
-        Ok(Stored { name, own: false, dim: first.dim, files, hash: String::new(), folder })
+        Ok(Stored { name, dim: first.dim, files, listed, hash: String::new(), folder })
     }
 }

@@ -13,7 +13,7 @@ use slide_io::{Cohort, SlideRecord};
 use super::comparison::{Scored, compare};
 use super::curves::curves;
 use super::foreign::foreign_features;
-use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, remove_heads};
+use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, folder_name, remove_heads};
 use super::subjects::{Subject, folds, subjects};
 use super::submission::{self, Entrant};
 use super::usable::{absent_classes, fault};
@@ -63,6 +63,7 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
         return Ok(scores);
     }
     let settings = &run.experiment.evaluate.slide;
+    submission::check(&settings.submission, &cohort.classes)?;
     let untrained = settings.baselines.contains(&Baseline::Random);
     let trained: Vec<&str> = own.map_or(vec![], |own| own.encoders.iter().map(|encoder| &encoder.name[..]).collect());
     let names = trained.iter().copied().chain(untrained.then_some(UNTRAINED_NAME));
@@ -91,8 +92,7 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
         let files = labelled.iter().map(|slide| file(slide)).collect();
         let folder = sources::features_path(run, name, "").parent().map(PathBuf::from).unwrap_or_default();
         let folder = folder.strip_prefix(run.dir.root()).map(PathBuf::from).unwrap_or(folder);
-        let own = trained.contains(&name);
-        let stored = Stored { name: name.into(), own, dim, files, hash: hash.into(), folder };
+        let stored = Stored { name: name.into(), dim, files, listed: vec![], hash: hash.into(), folder };
         score(&stored, &mut scores);
     }
     let mut names: Vec<String> = [ENCODER_NAME, UNTRAINED_NAME].iter().chain(&trained).map(|n| n.to_string()).collect();
@@ -120,11 +120,11 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
 pub(super) struct Stored {
     /// The encoder's name.
     pub name: String,
-    /// Whether it is one of the run's own trained encoders.
-    pub own: bool,
     pub dim: usize,
     /// Of every labelled slide, where it has features.
     pub files: Vec<Option<PathBuf>>,
+    /// Slides without a file here whose reason is listed already.
+    pub listed: Vec<String>,
     /// Hash of the encoder's weights; empty where they were made elsewhere.
     pub hash: String,
     /// The files' folder, below the run folder or absolute.
@@ -140,7 +140,7 @@ fn score_slides(
     evaluation: &str,
     scores: &mut Scores,
 ) -> Result<Vec<Scored>> {
-    let Stored { name, own, dim, hash, .. } = stored;
+    let Stored { name, dim, hash, .. } = stored;
     let settings = &run.experiment.evaluate.slide;
     let (slides, paths) = usable(run, labelled, stored, &mut scores.failures);
     let subjects = subjects(&slides, &paths, settings.by_patient)?;
@@ -188,9 +188,9 @@ fn score_slides(
             seeds: settings.seeds.clone(),
         });
     }
-    if *own {
+    if name != UNTRAINED_NAME {
         let slides = slide_scores(&predicted, &cohort.classes)?;
-        let stem = if name == ENCODER_NAME { SCORES.to_owned() } else { format!("{SCORES}_{name}") };
+        let stem = if name == ENCODER_NAME { SCORES.to_owned() } else { format!("{SCORES}_{}", folder_name(name)) };
         write_parquet(&slides, &run.dir.file(&format!("results/{stem}.parquet"))?)?;
         write_csv(&slides, &run.dir.file(&format!("results/{stem}.csv"))?)?;
     }
@@ -220,7 +220,7 @@ fn usable<'a>(
                     paths.push(file);
                 }
             },
-            None if run.experiment.data.allow_missing => {}
+            None if run.experiment.data.allow_missing || stored.listed.contains(&slide.id) => {}
             None => {
                 let name = &stored.name;
                 left_out(slide, &format!("labelled, but without features of {name}: it counts in no score of these"));
@@ -285,7 +285,7 @@ pub(super) fn failure(item: &str, reason: String) -> Failure {
 fn tabulate(
     run: &Run,
     cohort: &Cohort,
-    Stored { name, own, .. }: &Stored,
+    Stored { name, .. }: &Stored,
     given: bool,
     predicted: &[FoldScores],
     scores: &mut Scores,
@@ -315,7 +315,7 @@ fn tabulate(
             if !given {
                 scores.rows.extend(rows);
             }
-            if *own {
+            if name != UNTRAINED_NAME {
                 let title = format!("{name}, {}, seed {seed}, test slides", head.name());
                 scores.curves.push(curves(title.clone(), &predictions, &cohort.classes));
                 scores.confusions.push(confusion(title, &predictions, &cohort.classes));

@@ -16,11 +16,23 @@ use super::heads::{HeadPlace, Keeper, folder_name};
 use super::slides::{Stored, failure};
 use super::subjects::Subject;
 use super::usable::fault;
-use crate::config::SlideLevel;
+use crate::config::{SlideLevel, Submission};
 use crate::run_dir::Failure;
 
 /// What the file's name begins with.
 pub(super) const NAME: &str = "submission_";
+
+/// Refuses columns that are not those of the classes, before anything is trained.
+pub(super) fn check(asked: &Submission, classes: &[String]) -> Result<()> {
+    ensure!(
+        asked.slide.is_empty() || asked.scores.is_empty() || asked.scores.len() == classes.len(),
+        "evaluate.slide.submission.scores names {} columns, but there are {} classes ({})",
+        asked.scores.len(),
+        classes.len(),
+        classes.join(", ")
+    );
+    Ok(())
+}
 
 /// One encoder's trained and tested heads.
 pub(super) struct Entrant<'a> {
@@ -44,13 +56,6 @@ impl Entrant<'_> {
             return Ok(vec![]);
         }
         let classes = &self.cohort.classes;
-        ensure!(
-            asked.scores.is_empty() || asked.scores.len() == classes.len(),
-            "evaluate.slide.submission.scores names {} columns, but there are {} classes ({})",
-            asked.scores.len(),
-            classes.len(),
-            classes.join(", ")
-        );
         let (unlabelled, failures) = self.unlabelled();
         for &head in self.heads {
             let mut rows = self.tested(head);

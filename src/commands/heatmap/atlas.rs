@@ -184,11 +184,14 @@ impl Atlas {
     /// In words, which heads a map is of.
     pub fn told(&self, map: &SlideMap) -> String {
         let folds = self.encoder.folds.len();
-        let mean = if map.heads > 1 { format!("mean of {} heads", map.heads) } else { "one head".into() };
+        let (mean, have, were) = match map.heads {
+            1 => ("one head".to_owned(), "has", "was"),
+            heads => (format!("mean of {heads} heads"), "have", "were"),
+        };
         match map.relation {
-            Relation::Tested(_) if folds == 1 => format!("{mean}, which have not seen the slide (test part)"),
-            Relation::Tested(fold) => format!("{mean} of fold {fold}, which have not seen the slide"),
-            Relation::Seen => format!("{mean} that were trained or chosen on the slide: no evidence"),
+            Relation::Tested(_) if folds == 1 => format!("{mean}, which {have} not seen the slide (test part)"),
+            Relation::Tested(fold) => format!("{mean} of fold {fold}, which {have} not seen the slide"),
+            Relation::Seen => format!("{mean} that {were} trained or chosen on the slide: no evidence"),
             Relation::Outside => format!("{mean} of all folds; the slide is in none of their parts"),
         }
     }

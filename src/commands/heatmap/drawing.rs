@@ -45,7 +45,7 @@ impl Canvas<'_> {
         let overlay = Overlay { colormap: self.settings.colormap, alpha: self.settings.alpha };
         overlay.draw(&mut picture, &Levels { slide, origins: &map.coordinates.origins, side, levels: &levels });
         let ticks = self.settings.scale.ticks(weights);
-        write_png(&file("png"), &with_legend(&picture, self.settings.colormap, &ticks))
+        write_png(&file("png"), &with_legend(&picture, &overlay, &ticks))
     }
 
     /// The weights under CLAM's names, with those of every class where the head tells classes apart.
@@ -131,7 +131,7 @@ fn blank(slide: Size) -> RgbImage {
 /// How the colours of a picture are to be read.
 pub(in crate::commands) fn reading(scale: Scale) -> &'static str {
     match scale {
-        Scale::Percentile => "colour: rank of a patch among those of its slide",
+        Scale::Percentile => "colour: rank of a patch among those of its slide, %",
         Scale::Weight => "colour: attention, from the slide's least to its most (1x: as if all patches were alike)",
     }
 }
