@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use evaluation::summary::{self, RunResults, general_tables, latex, markdown, paper_tables};
-use evaluation::table::{ResultTable, comparison_rows, read_parquet, write_csv, write_parquet, write_runs};
+use evaluation::table::{ResultRow, ResultTable, comparison_rows, read_parquet, write_csv, write_parquet, write_runs};
 use slide_io::atomic_file;
 
 use super::evaluate::RESULTS;
 use super::{Outcome, report};
 use crate::cli::ReportArgs;
 use crate::config::Experiment;
-use crate::run_dir::{RunDir, read_record};
+use crate::run_dir::RunDir;
 
 /// Settings in which runs may differ and still be repetitions of each other: seeds, places, what is only looked at, and how
 /// many figures are made of one training.
@@ -93,11 +93,29 @@ fn tables(paths: &[PathBuf], out: &Path) -> Result<Outcome> {
 
 fn read(path: &Path) -> Result<Read> {
     let experiment = RunDir::experiment(path)?;
-    ensure!(read_record(path, "evaluate").is_some(), "its evaluation is not finished: run `gensis evaluate`");
-    let table = ResultTable::read(&path.join(RESULTS).with_extension("parquet")).context("it has no results")?;
+    let rows = rows(path);
+    ensure!(!rows.is_empty(), "it has no results: run `gensis evaluate`");
     let tests = path.join("results/comparisons.parquet");
     let comparisons = if tests.exists() { comparison_rows(&read_parquet(&tests)?)? } else { vec![] };
-    Ok(Read { experiment, results: RunResults { run: path.display().to_string(), rows: table.rows()?, comparisons } })
+    Ok(Read { experiment, results: RunResults { run: path.display().to_string(), rows, comparisons } })
+}
+
+/// The rows of every result table of a run: of the whole evaluation, and of benchmarks that keep one of their own.
+fn rows(run: &Path) -> Vec<ResultRow> {
+    let stem = run.join(RESULTS);
+    let folder = stem.parent().unwrap_or(run);
+    let mut paths: Vec<PathBuf> = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|kind| kind == "parquet"));
+    paths.sort_by_key(|path| (path.with_extension("") != stem, path.clone()));
+    // Slides' scores and paired tests lie there too: they are no result tables.
+    let tables = paths.iter().filter_map(|path| ResultTable::read(path).ok()?.rows().ok());
+    let mut rows: Vec<ResultRow> = Vec::new();
+    for row in tables.flatten() {
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
+    }
+    rows
 }
 
 /// Gives encoders of one name that were trained or scored with different settings different names: their figures must not be
@@ -168,8 +186,6 @@ fn rename(results: &mut RunResults, data: &str, encoder: &str, name: &str) {
 
 #[cfg(test)]
 mod tests {
-    use evaluation::table::ResultRow;
-
     use super::*;
 
     fn run(name: &str, settings: &[&str]) -> Read {

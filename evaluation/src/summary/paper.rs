@@ -34,7 +34,7 @@ pub(super) const TABLES: [PaperTable; 5] = [
         title: "Image retrieval",
         tasks: &["retrieval"],
         shows: |head| !head.contains("easy"),
-        metrics: &[("map", "mAP"), ("map_medium", "M"), ("map_hard", "H"), ("mean_average_precision", "mAP")],
+        metrics: &[("map", "mAP")],
         percent: true,
     },
     PaperTable {
@@ -42,7 +42,7 @@ pub(super) const TABLES: [PaperTable; 5] = [
         title: "Copy detection",
         tasks: &["copy_detection"],
         shows: |_| true,
-        metrics: &[("map", "mAP"), ("mean_average_precision", "mAP")],
+        metrics: &[("map", "mAP")],
         percent: true,
     },
     PaperTable {
@@ -50,7 +50,7 @@ pub(super) const TABLES: [PaperTable; 5] = [
         title: "Video object segmentation",
         tasks: &["video"],
         shows: |_| true,
-        metrics: &[("j_and_f_mean", "(J&F)m"), ("jf_mean", "(J&F)m"), ("j_mean", "Jm"), ("f_mean", "Fm")],
+        metrics: &[("j_and_f_mean", "(J&F)m"), ("j_mean", "Jm"), ("f_mean", "Fm")],
         percent: true,
     },
     PaperTable {
