@@ -19,8 +19,8 @@ pub fn figure(curves: &RankingCurves) -> String {
     if shown.is_empty() {
         return String::new();
     }
-    let lines = |points: fn(&super::ClassCurve) -> &Vec<(f64, f64)>| -> String {
-        shown.iter().map(|(place, class)| line(*place, points(class))).collect()
+    let lines = |points: fn(&super::ClassCurve) -> Vec<(f64, f64)>| -> String {
+        shown.iter().map(|(place, class)| line(*place, &points(class))).collect()
     };
     let legend: String = shown
         .iter()
@@ -40,8 +40,9 @@ pub fn figure(curves: &RankingCurves) -> String {
         .collect();
     let title = escape(&curves.title);
     let diagonal = format!(r#"<path class="chance" d="M{LEFT} {}L{} {TOP}"/>"#, TOP + SIDE, LEFT + SIDE);
-    let roc = square(&title, "false positive rate", "true positive rate", &(diagonal + &lines(|class| &class.roc)));
-    let pr = square(&title, "recall", "precision", &lines(|class| &class.precision_recall));
+    let roc =
+        square(&title, "false positive rate", "true positive rate", &(diagonal + &lines(|class| class.roc.clone())));
+    let pr = square(&title, "recall", "precision", &lines(|class| steps(&class.precision_recall)));
     format!(
         r#"<figure class="chart"><figcaption><h3>{title}</h3></figcaption><div class="squares">{roc}{pr}</div><ul class="legend">{legend}</ul></figure>
 "#
@@ -67,6 +68,16 @@ fn square(title: &str, x: &str, y: &str, inner: &str) -> String {
     )
 }
 
+/// Recall and precision as the steps that the average precision is the area under: between two thresholds no precision is known.
+/// What comes behind full recall is left out.
+fn steps(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let mut steps: Vec<(f64, f64)> = points.first().copied().into_iter().collect();
+    for pair in points.windows(2).take_while(|pair| pair[0].0 < 1.0) {
+        steps.extend([(pair[0].0, pair[1].1), pair[1]]);
+    }
+    steps
+}
+
 fn line(place: usize, points: &[(f64, f64)]) -> String {
     let mut path = String::new();
     for (number, (x, y)) in points.iter().enumerate() {
@@ -81,6 +92,14 @@ fn line(place: usize, points: &[(f64, f64)]) -> String {
 mod tests {
     use super::super::ClassCurve;
     use super::*;
+
+    #[test]
+    fn precision_goes_in_steps_up_to_full_recall() {
+        let points = [(0.0, 1.0), (0.5, 1.0), (0.5, 0.5), (1.0, 0.75), (1.0, 0.5)];
+        let expected = [(0.0, 1.0), (0.0, 1.0), (0.5, 1.0), (0.5, 0.5), (0.5, 0.5), (0.5, 0.75), (1.0, 0.75)];
+        assert_eq!(steps(&points), expected);
+        assert!(steps(&[]).is_empty());
+    }
 
     #[test]
     fn curves_start_and_end_at_the_corners_and_classes_without_one_are_left_out() {
