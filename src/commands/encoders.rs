@@ -72,26 +72,25 @@ impl Trained {
         let Some(Foreign { described, .. }) = &self.foreign else { return Ok(()) };
         let (name, grid) = (&self.name, &run.experiment.grid);
         let (mpp, side) = (grid.mpp.0, grid.size);
-        if matches!(input, Input::Images(_)) {
-            if let Some(View { resize, crop }) = encoder.view {
-                eprintln!("embed: {name}: {}", seen(resize, crop));
-            }
-            return Ok(());
-        }
-        if let Some(made_for) = described.mpp()?.filter(|made_for| (mpp / made_for - 1.0).abs() > SAME_SCALE) {
+        let slides = matches!(input, Input::Slides(_));
+        if let Some(made_for) = described.mpp()?.filter(|made_for| slides && (mpp / made_for - 1.0).abs() > SAME_SCALE)
+        {
             eprintln!("embed: warning: {name} was made for patches of {made_for} µm/px, and grid.mpp is {mpp}");
         }
-        if let Some(View { resize, crop }) = encoder.view.filter(|view| ![0, side].contains(&view.resize)) {
-            let scale = mpp * f64::from(side) / f64::from(resize);
-            eprintln!("embed: {name}: patches of {side} px become {} ({scale:.3} µm/px)", seen(resize, crop));
+        let Some(View { resize, crop }) = encoder.view else { return Ok(()) };
+        let resized = (resize > 0 && (resize != side || !slides)).then(|| match slides {
+            true => format!("resized to {resize} px ({:.3} µm/px)", mpp * f64::from(side) / f64::from(resize)),
+            false => format!("resized to {resize} px on the short side"),
+        });
+        let whole = if resize == 0 && slides { side } else { resize };
+        let cut = (crop > 0 && crop != whole).then(|| format!("cut to the centre {crop} px"));
+        let done: Vec<String> = resized.into_iter().chain(cut).collect();
+        let what = if slides { format!("patches of {side} px") } else { "images".to_owned() };
+        if !done.is_empty() {
+            eprintln!("embed: {name}: {what} are {}", done.join(" and "));
         }
         Ok(())
     }
-}
-
-fn seen(resize: u32, crop: u32) -> String {
-    let size = if resize == 0 { "images as they are".to_owned() } else { format!("a short side of {resize} px") };
-    if [0, resize].contains(&crop) { size } else { format!("{size}, of which the centre of {crop} px is seen") }
 }
 
 /// All encoders of the experiment: its own, the vanilla one first, then those from elsewhere.
