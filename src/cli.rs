@@ -74,14 +74,26 @@ pub enum Command {
     /// Draw attention maps of the encoders, and real beside generated and interpolated patches, into figures/.
     #[command(after_help = "Example:\n  gensis figures --out runs/mosaic")]
     Figures(StageArgs),
+    /// Draw what the trained slide-level heads attend to, from stored features: PNG, HDF5 (CLAM's names) and GeoJSON (QuPath).
+    #[command(
+        after_help = "A slide is shown by the heads of the fold that tests it, which have not seen it; a slide without a \
+        label by the mean of all folds. The table on standard output says which. Without --slides: the slides that `run` \
+        draws (heatmap.slides). A slide that is not in the cohort is given by its features file.\n\n\
+        Example:\n  gensis heatmap runs/mosaic --slides s01 s02 --aggregator clam_mb --class 2\n  \
+        gensis heatmap runs/mosaic --slides other/features/x.h5 --set heatmap.geojson=regions"
+    )]
+    Heatmap(HeatmapArgs),
     /// Run a whole experiment: tile, pretrain, embed, evaluate, report; with gen_dino.enabled also the autoencoder, the
     /// diffusion model, the bank and Gen-DINO. Finished stages are skipped.
     #[command(
         after_help = "Example:\n  gensis run configs/mosaic.toml --slides cohort/train_images --labels cohort/train.csv --out runs/mosaic"
     )]
     Run(RunArgs),
-    /// Write report.html of a run folder again.
-    #[command(after_help = "Example:\n  gensis report runs/mosaic")]
+    /// Write report.html of a run folder again; of several runs, the tables that compare them (Markdown and LaTeX).
+    #[command(
+        after_help = "Runs that differ in nothing but seeds are averaged; where settings differ, the encoders' names say so.\n\n\
+        Example:\n  gensis report runs/mosaic\n  gensis report runs/seed0 runs/seed1 runs/seed2 --out tables"
+    )]
     Report(ReportArgs),
     /// Draw a small cohort of slides and run the whole experiment on it (a few minutes on a CPU).
     #[command(after_help = "Example:\n  gensis demo --out demo-run")]
@@ -138,6 +150,10 @@ pub struct SettingsArgs {
     /// csv with one row per slide (data.labels).
     #[arg(long, value_name = "CSV")]
     labels: Option<String>,
+    /// Rows of the csv without a slide, slides without a row or a label, and labelled slides without features are told but are no
+    /// failures (data.allow_missing).
+    #[arg(long)]
+    allow_missing: bool,
     /// A folder of regions somebody drew, <slide id>.geojson or .png, in place of the tissue mask (data.roi). What `tile`
     /// found lies in contours_geojson/ of the run folder: edit it in QuPath and give it back.
     #[arg(long, value_name = "FOLDER")]
@@ -172,6 +188,7 @@ impl SettingsArgs {
             text("data.labels", &self.labels),
             text("data.roi", &self.roi),
             self.mpp.map(|mpp| format!("data.mpp={mpp:?}")),
+            self.allow_missing.then(|| "data.allow_missing=true".to_owned()),
             self.mag.map(|mag| format!("grid.mpp={:?}", MPP_TIMES_MAGNIFICATION / mag)),
             (!self.encoder.is_empty()).then(|| {
                 let entry = |(preset, file): &(String, PathBuf)| {
@@ -467,8 +484,40 @@ impl ImageFormat {
 /// Options of `report`.
 #[derive(Debug, Clone, Args)]
 pub struct ReportArgs {
+    /// The run folder, or several.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// The folder for the tables: tables.md, tables.tex, figures.csv and results.csv (also as Parquet).
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+}
+
+/// Options of `heatmap`.
+#[derive(Debug, Clone, Args)]
+pub struct HeatmapArgs {
     /// The run folder.
     pub run: PathBuf,
+    /// Slides by id, or features files (*.h5).
+    #[arg(long, value_name = "ID|FILE", num_args = 1..)]
+    pub slides: Vec<String>,
+    /// The encoder, by its name in the result table [default: the first].
+    #[arg(long, value_name = "NAME", requires = "slides")]
+    pub encoder: Option<String>,
+    /// The head: abmil, clam_sb, clam_mb, dsmil or transmil [default: the first of the evaluation].
+    #[arg(long, value_name = "HEAD", requires = "slides")]
+    pub aggregator: Option<String>,
+    /// The class whose attention is shown, where the head tells classes apart [default: the predicted one].
+    #[arg(long, value_name = "CLASS", requires = "slides")]
+    pub class: Option<String>,
+    /// The heads of one seed [default: the mean over all seeds].
+    #[arg(long, requires = "slides")]
+    pub seed: Option<u64>,
+    /// Change one setting, for example --set heatmap.scale=weight. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 }
 
 /// Options of `demo`.

@@ -9,6 +9,7 @@ mod diffusion;
 mod encoders;
 mod evaluate;
 mod gen_dino;
+mod heatmap;
 mod load;
 mod network;
 pub mod presets;
@@ -19,8 +20,9 @@ pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, Perceptual
 pub use bank::{Bank, BankFormat, Interpolation};
 pub use diffusion::{BetaSchedule, Condition, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
 pub use encoders::{ForeignEncoder, NetworkKeys, Shown, View};
-pub use evaluate::{Baseline, Evaluate, Fid, Knn, SlideLevel};
+pub use evaluate::{Baseline, Evaluate, Fid, Knn, SlideLevel, Submission};
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
+pub use heatmap::{Heatmap, Outlines};
 pub use load::DEFAULT_TOML;
 pub use network::{FinalNorm, MlpKind, Network, Pooling, PositionResampling, Positions};
 pub use presets::PRESETS;
@@ -76,18 +78,29 @@ pub struct Experiment {
     pub embed: Embed,
     /// Benchmarks.
     pub evaluate: Evaluate,
+    /// Attention heatmaps.
+    pub heatmap: Heatmap,
 }
 
 /// Where the slides or images are. Paths are relative to the working directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
+    /// The data set's name in tables; empty takes that of the folder.
+    pub name: String,
     /// A folder of slides, or a glob (`slides/**/*.svs`). Empty when `images` is used.
     pub slides: String,
     /// A csv with one row per slide. Empty for unlabelled slides.
     pub labels: PathBuf,
     /// Columns of that csv.
     pub columns: Columns,
+    /// Whether rows of the csv without a slide, slides without a row or a label, and labelled slides without features are no
+    /// failures.
+    pub allow_missing: bool,
+    /// A list of slides, text or csv: only these are used. Empty uses all.
+    pub include: PathBuf,
+    /// Slides that are left out.
+    pub exclude: Vec<String>,
     /// µm/px of level 0 for every slide, overriding the files; 0 believes the files.
     pub mpp: f64,
     /// A folder with what somebody drew, `<slide id>.geojson` or `.png`: it takes the place of the tissue mask. Empty for
@@ -111,9 +124,13 @@ pub struct Data {
 impl Default for Data {
     fn default() -> Self {
         Self {
+            name: String::new(),
             slides: String::new(),
             labels: PathBuf::new(),
             columns: Columns::default(),
+            allow_missing: false,
+            include: PathBuf::new(),
+            exclude: vec![],
             mpp: 0.0,
             roi: PathBuf::new(),
             roi_within_tissue: false,
@@ -140,6 +157,8 @@ pub struct Columns {
     pub split: String,
     /// µm/px of level 0, overriding the file.
     pub mpp: String,
+    /// What folds spread evenly beside the class, a scanner or a hospital; empty for nothing.
+    pub stratum: String,
 }
 
 impl Default for Columns {
@@ -151,6 +170,7 @@ impl Default for Columns {
             group: "case_id".into(),
             split: "split".into(),
             mpp: "mpp".into(),
+            stratum: String::new(),
         }
     }
 }

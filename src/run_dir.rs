@@ -146,7 +146,8 @@ impl RunDir {
 }
 
 /// Stages in the order of the flow, named as their records are.
-pub const STAGES: [&str; 8] = ["tile", "pretrain", "autoencoder", "diffusion", "bank", "gen_dino", "embed", "evaluate"];
+pub const STAGES: [&str; 9] =
+    ["tile", "pretrain", "autoencoder", "diffusion", "bank", "gen_dino", "embed", "evaluate", "heatmap"];
 
 /// The record of a finished stage of the run in `root`.
 pub fn read_record(root: &Path, stage: &str) -> Option<StageRecord> {
@@ -162,6 +163,16 @@ pub fn timestamp() -> String {
 /// Removes a file, if there is one.
 pub fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder and all in it, if there is one.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }

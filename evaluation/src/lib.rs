@@ -12,7 +12,9 @@
 //!    two encoders.
 //! 5. [`fid`]: how near generated images are to real ones, by their features.
 //! 6. [`robustness`]: scores among some of ImageNet's classes, and ImageNet-C's errors.
-//! 7. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 7. [`heatmap`]: what a head attends to, over a picture of the slide.
+//! 8. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 9. [`summary`]: the tables of many runs in one, in Markdown and LaTeX.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -22,6 +24,7 @@ pub mod bootstrap;
 pub mod embeddings;
 pub mod error;
 pub mod fid;
+pub mod heatmap;
 pub mod knn;
 pub mod linear;
 pub mod metric;
@@ -30,6 +33,7 @@ pub mod paired;
 pub mod robustness;
 mod seed;
 pub mod split;
+pub mod summary;
 pub mod table;
 
 pub use error::{Error, Result};

@@ -43,6 +43,8 @@ pub enum Part {
 pub struct Strata<'a> {
     labels: &'a [u32],
     groups: &'a [String],
+    /// What is spread evenly beside the classes.
+    strata: Option<&'a [u32]>,
 }
 
 impl<'a> Strata<'a> {
@@ -51,7 +53,16 @@ impl<'a> Strata<'a> {
         if labels.len() != groups.len() {
             return Err(Error::usage(format!("{} groups for {} labels", groups.len(), labels.len())));
         }
-        Ok(Self { labels, groups })
+        Ok(Self { labels, groups, strata: None })
+    }
+
+    /// Spreads these strata evenly over the parts as well as the classes: one per item, such as a number for each pair of class
+    /// and hospital. A stratum may have fewer groups than there are folds; a class may not.
+    pub fn spread(self, strata: &'a [u32]) -> Result<Self> {
+        if strata.len() != self.labels.len() {
+            return Err(Error::usage(format!("{} strata for {} labels", strata.len(), self.labels.len())));
+        }
+        Ok(Self { strata: Some(strata), ..self })
     }
 
     /// `folds` folds: every item is in exactly one test part. Of the others, about the share `validation` (0 for
@@ -121,13 +132,22 @@ impl<'a> Strata<'a> {
 
     /// The part of each of `items` (indexed by item; `usize::MAX` for the others), parts having the given shares.
     fn deal(&self, items: &[usize], shares: &[f64], seed: u64, salt: u64) -> Vec<usize> {
-        let classes = items.iter().map(|&item| self.labels[item] as usize + 1).max().unwrap_or(0);
+        let most = |of: &[u32]| items.iter().map(|&item| of[item] as usize + 1).max().unwrap_or(0);
+        let first_stratum = most(self.labels);
+        let classes = first_stratum + self.strata.map_or(0, most);
+        // An item counts in its class and, behind the classes, in its stratum.
+        let counted = |item: usize| {
+            let stratum = self.strata.map(|strata| first_stratum + strata[item] as usize);
+            std::iter::once(self.labels[item] as usize).chain(stratum)
+        };
         let mut totals = vec![0.0; classes];
         let mut groups: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for &item in items {
-            let class = self.labels[item] as usize;
-            totals[class] += 1.0;
-            groups.entry(&self.groups[item]).or_insert_with(|| vec![0.0; classes])[class] += 1.0;
+            let counts = groups.entry(&self.groups[item]).or_insert_with(|| vec![0.0; classes]);
+            for class in counted(item) {
+                totals[class] += 1.0;
+                counts[class] += 1.0;
+            }
         }
         let mut order: Vec<(&str, Vec<f64>)> = groups.into_iter().collect();
         order.shuffle(&mut stream(seed, Purpose::Split, salt, 0));
@@ -257,6 +277,28 @@ mod tests {
                 assert_eq!((count(&fold.train), count(&fold.validation), count(&fold.test)), (5, 1, 2));
             }
         }
+    }
+
+    #[test]
+    fn strata_are_spread_within_the_classes() {
+        // 60 slides of 2 classes; in class 0 two thirds are of hospital 0, in class 1 one third.
+        let labels: Vec<u32> = (0..60).map(|i| i % 2).collect();
+        let strata: Vec<u32> = (0..60).map(|i| i % 2 + 2 * u32::from((i / 2 % 3 == 0) != (i % 2 == 1))).collect();
+        let groups = singles(60);
+        let plain = Strata::new(&labels, &groups).unwrap();
+        let folds = plain.spread(&strata).unwrap().k_fold(5, 0.25, 3).unwrap();
+        for fold in &folds {
+            check_fold(fold, &groups, 60);
+            for stratum in 0..4 {
+                let all = strata.iter().filter(|&&of| of == stratum).count();
+                let tested = fold.test.iter().filter(|&&item| strata[item] == stratum).count();
+                assert_eq!(tested, all / 5, "stratum {stratum}");
+            }
+        }
+        assert!(plain.spread(&strata[1..]).is_err());
+        // A stratum of one slide is no reason to refuse.
+        let rare: Vec<u32> = (0..60).map(|i| if i == 7 { 9 } else { labels[i] }).collect();
+        assert!(plain.spread(&rare).unwrap().k_fold(5, 0.25, 0).is_ok());
     }
 
     #[test]

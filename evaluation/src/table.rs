@@ -147,9 +147,7 @@ impl ResultTable {
 
     /// Reads the Parquet file of a table.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let frame = ParquetReader::new(file).finish().map_err(|e| Error::bad(path, e.to_string()))?;
-        let table = Self { frame };
+        let table = Self { frame: read_parquet(path)? };
         table.rows().map_err(|e| Error::bad(path, format!("not a result table: {e}")))?;
         Ok(table)
     }
@@ -194,6 +192,13 @@ impl ResultTable {
     }
 }
 
+/// Whether less of a metric is better: calibration errors, Brier's score, distances, error rates, and decay.
+pub fn lower_is_better(metric: &str) -> bool {
+    let words: Vec<&str> = metric.split('_').collect();
+    let lower = ["ece", "brier", "mce", "ce", "error", "distance", "decay", "loss"];
+    words.iter().any(|word| lower.contains(word))
+}
+
 /// Each value once, in order of appearance.
 fn distinct<T: Ord + Clone>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = BTreeSet::new();
@@ -219,6 +224,20 @@ fn cell(rows: &[&ResultRow]) -> String {
             format!("{mean:.3} ± {deviation:.3}")
         }
     }
+}
+
+/// Writes the results of several runs, each with its name, as `<stem>.parquet` and `<stem>.csv`: the columns of a
+/// [`ResultTable`] behind a column `run`.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write_runs(runs: &[(&str, &[ResultRow])], stem: &Path) -> Result<()> {
+    let rows: Vec<ResultRow> = runs.iter().flat_map(|(_, rows)| rows.iter().cloned()).collect();
+    let mut frame = ResultTable::new(&rows)?.frame;
+    let names: Vec<&str> = runs.iter().flat_map(|(name, rows)| std::iter::repeat_n(*name, rows.len())).collect();
+    frame.insert_column(0, Column::new("run".into(), names))?;
+    write_parquet(&frame, &stem.with_extension("parquet"))?;
+    write_csv(&frame, &stem.with_extension("csv"))
 }
 
 /// One row per test slide, head, fold and seed: `slide, group, head, fold, seed, label, predicted` and the probability of
@@ -297,6 +316,43 @@ pub fn comparisons(tests: &[Comparison]) -> Result<DataFrame> {
     )?)
 }
 
+/// The tests of a table that [`comparisons`] made.
+///
+/// # Errors
+/// A table of other columns.
+pub fn comparison_rows(frame: &DataFrame) -> Result<Vec<Comparison>> {
+    let text = |name: &str| Ok::<_, Error>(frame.column(name)?.str()?.clone());
+    let number = |name: &str| Ok::<_, Error>(frame.column(name)?.f64()?.clone());
+    let count = |name: &str| Ok::<_, Error>(frame.column(name)?.u64()?.clone());
+    let (head, first, second) = (text("head")?, text("first")?, text("second")?);
+    let (test, metric, class) = (text("test")?, text("metric")?, text("class")?);
+    let (seed, n, p) = (count("seed")?, count("n")?, number("p")?);
+    let values = [number("value_first")?, number("value_second")?];
+    let word = |column: &StringChunked, row| column.get(row).unwrap_or_default().to_owned();
+    let row = |row| Comparison {
+        head: word(&head, row),
+        seed: seed.get(row).unwrap_or_default(),
+        first: word(&first, row),
+        second: word(&second, row),
+        test: word(&test, row),
+        metric: word(&metric, row),
+        class: class.get(row).map(str::to_owned),
+        values: [values[0].get(row), values[1].get(row)],
+        p: p.get(row),
+        n: n.get(row).unwrap_or_default(),
+    };
+    Ok((0..frame.height()).map(row).collect())
+}
+
+/// Reads a data frame from a Parquet file.
+///
+/// # Errors
+/// A file that cannot be read or is damaged.
+pub fn read_parquet(path: &Path) -> Result<DataFrame> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    ParquetReader::new(file).finish().map_err(|e| Error::bad(path, e.to_string()))
+}
+
 /// Writes any data frame as Parquet; the file appears whole or not at all.
 pub fn write_parquet(frame: &DataFrame, path: &Path) -> Result<()> {
     atomic_file::replace(path, |file| Ok(ParquetWriter::new(file).finish(&mut frame.clone()).map(|_| ())?))
@@ -310,6 +366,14 @@ pub fn write_csv(frame: &DataFrame, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_and_distances_are_better_low() {
+        for metric in Metric::ALL {
+            assert_eq!(lower_is_better(metric.name()), [Metric::Ece, Metric::Brier].contains(&metric), "{metric:?}");
+        }
+        assert!(lower_is_better("frechet_distance") && lower_is_better("j_decay") && !lower_is_better("precision"));
+    }
 
     fn row(head: &str, metric: Metric, fold: Option<u32>, seed: u64, value: f64) -> ResultRow {
         let base = ResultRow {

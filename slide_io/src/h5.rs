@@ -17,6 +17,9 @@
 //! A coordinates file of a slide with a label mask also holds `label_fractions` (N, classes) float32, the share of every
 //! class in each patch; its attribute `labels` lists the classes' values.
 //!
+//! What a slide-level head attends to is kept under CLAM's names ([`AttentionScores`]): `attention_scores` (N, 1) float32 beside
+//! `coords`, and `attention_scores_by_class` (N, classes) where a head looks at each class apart.
+//!
 //! The root attribute `gensis` is a JSON header chosen by the caller: a stage is done only if [`is_current`] finds exactly
 //! that header. A file is written beside its place and renamed when it is complete, and the same input gives the same bytes.
 
@@ -116,6 +119,26 @@ pub struct Features {
     pub coordinates: Coordinates,
 }
 
+/// What a slide-level head attends to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionScores {
+    /// Where the patches are.
+    pub coordinates: Coordinates,
+    /// One weight per patch.
+    pub scores: Vec<f32>,
+    /// Those of every class, where the head tells classes apart.
+    pub by_class: Option<ClassScores>,
+}
+
+/// Attention of every class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClassScores {
+    /// Names of the columns.
+    pub classes: Vec<String>,
+    /// `origins.len() x classes.len()` weights, row-major.
+    pub values: Vec<f32>,
+}
+
 /// The folder of everything cut in this way: `20x_256px_0px_overlap`, TRIDENT's name. 10 µm/px are 1x.
 pub fn job_folder(spec: &GridSpec) -> String {
     let overlap = i64::from(spec.size) - i64::from(spec.stride);
@@ -173,6 +196,29 @@ pub fn write_features(path: &Path, features: &Features, header: &Value) -> Resul
 pub fn read_features(path: &Path) -> Result<Features> {
     #[cfg(feature = "hdf5")]
     return store::read_features(path);
+    #[cfg(not(feature = "hdf5"))]
+    return missing(path, ());
+}
+
+/// Writes a file of attention scores, folders included. It replaces an older one only when it is complete.
+///
+/// # Errors
+/// [`Error::Usage`](crate::Error::Usage) if there is not a weight per patch (and class);
+/// [`Error::Io`](crate::Error::Io) if it cannot be written; then nothing is left of it.
+pub fn write_attention(path: &Path, attention: &AttentionScores, header: &Value) -> Result<()> {
+    #[cfg(feature = "hdf5")]
+    return store::write_attention(path, attention, header);
+    #[cfg(not(feature = "hdf5"))]
+    return missing(path, (attention, header));
+}
+
+/// Reads a file of attention scores of this program or of CLAM.
+///
+/// # Errors
+/// [`Error::BadFile`](crate::Error::BadFile) if it is damaged or holds no attention scores.
+pub fn read_attention(path: &Path) -> Result<AttentionScores> {
+    #[cfg(feature = "hdf5")]
+    return store::read_attention(path);
     #[cfg(not(feature = "hdf5"))]
     return missing(path, ());
 }

@@ -32,6 +32,8 @@ pub struct ColumnNames {
     pub split: String,
     /// µm/px of level 0.
     pub mpp: String,
+    /// What folds spread evenly beside the class: a scanner, a hospital.
+    pub stratum: String,
 }
 
 /// The part of a study a slide belongs to.
@@ -62,6 +64,8 @@ pub struct SlideRecord {
     pub group: Option<String>,
     /// Part of the study.
     pub split: Option<Split>,
+    /// What folds spread evenly beside the class.
+    pub stratum: Option<String>,
     /// µm/px of level 0 that overrides the file: from the csv where it gives one, otherwise the one given for all slides.
     pub mpp: Option<Mpp>,
 }
@@ -118,6 +122,7 @@ impl Cohort {
                 label_name: row.label,
                 group: row.group,
                 split: row.split,
+                stratum: row.stratum,
                 mpp: row.mpp.or(mpp),
             });
         }

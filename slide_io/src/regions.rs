@@ -22,6 +22,7 @@
 mod geojson;
 mod image;
 mod raster;
+mod squares;
 mod trace;
 
 use std::fs::File;
@@ -29,7 +30,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::geometry::Size;
+use crate::geometry::{Point, Size};
 use crate::mask_file;
 use crate::tissue::TissueMask;
 
@@ -107,6 +108,28 @@ impl Annotation {
     }
 }
 
+/// Something that a program found and measured: QuPath shows it as a detection, coloured by any of its measurements.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Detection {
+    /// What it covers.
+    pub polygon: Polygon,
+    /// Its class, where it has one.
+    pub class: Option<String>,
+    /// RGB colour of the class.
+    pub color: Option<[u8; 3]>,
+    /// Names and values.
+    pub measurements: Vec<(String, f64)>,
+}
+
+/// Writes detections as GeoJSON for QuPath, as [`Regions::write`] writes annotations. They are no regions to work on: reading
+/// such a file passes them over.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be written; [`Error::Usage`] for coordinates or measurements that are no numbers.
+pub fn write_detections(path: &Path, detections: &[Detection]) -> Result<()> {
+    geojson::write_detections(path, detections)
+}
+
 /// A feature of a file that is no area and was passed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ignored {
@@ -161,6 +184,15 @@ impl Regions {
         let annotation =
             |polygon| Annotation { class: Some(TISSUE.to_owned()), color: Some(TISSUE_COLOR), polygons: vec![polygon] };
         Self { annotations: trace::polygons(mask).into_iter().map(annotation).collect(), ignored: Vec::new() }
+    }
+
+    /// Patches with their upper left corners at `origins` and sides of `side` level-0 pixels as annotations of one class: what
+    /// they cover together, one annotation for each piece. Corners are whole numbers, so patches of a grid whose step
+    /// was rounded still meet (within 1 pixel).
+    pub fn of_squares(origins: &[Point], side: f64, class: &str, color: [u8; 3]) -> Self {
+        let annotation =
+            |polygon| Annotation { class: Some(class.to_owned()), color: Some(color), polygons: vec![polygon] };
+        Self { annotations: squares::union(origins, side).into_iter().map(annotation).collect(), ignored: Vec::new() }
     }
 
     /// What is inside, on a mask of `size` pixels over a slide of `slide` level-0 pixels; see the rules in the

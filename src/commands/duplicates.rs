@@ -94,6 +94,7 @@ struct Picture {
     split: Option<Split>,
     group: Option<String>,
     mpp: Option<Mpp>,
+    stratum: Option<String>,
 }
 
 impl Study {
@@ -118,6 +119,7 @@ impl Study {
                 split: slide.split,
                 group: slide.group,
                 mpp: slide.mpp,
+                stratum: slide.stratum,
             })
             .collect();
         Ok(Self { pictures, problems, unit: SLIDES })
@@ -155,6 +157,7 @@ fn images(root: &Path, prefix: &str, split: Option<Split>) -> Result<Vec<Picture
             split,
             group: None,
             mpp: None,
+            stratum: None,
         }
     };
     Ok((0..folder.len()).map(picture).collect())
@@ -302,6 +305,7 @@ fn write_groups(
         (&columns.label, pictures.iter().map(|picture| picture.label.clone()).collect::<Vec<_>>()),
         (&columns.split, pictures.iter().map(split).collect()),
         (&columns.mpp, pictures.iter().map(mpp).collect()),
+        (&columns.stratum, pictures.iter().map(|picture| picture.stratum.clone()).collect()),
     ];
     let told =
         |(name, values): &&(&String, Vec<Option<String>>)| !name.is_empty() && values.iter().any(Option::is_some);

@@ -1,15 +1,20 @@
 //! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
 
 mod comparison;
+mod curves;
 mod foreign;
 mod generation;
+pub(super) mod heads;
 mod imagenet;
 mod linear;
 mod probed;
 mod robustness;
 mod slides;
 mod subjects;
+mod submission;
+mod usable;
 
+pub(super) use curves::{ClassCurves, StoredCurves};
 pub(super) use slides::check_folds;
 pub(crate) use slides::mil_config;
 pub(super) use subjects::{folds, subjects};
@@ -49,7 +54,9 @@ pub(super) struct StoredConfusion {
 struct Scores {
     rows: Vec<ResultRow>,
     confusions: Vec<StoredConfusion>,
+    curves: Vec<StoredCurves>,
     failures: Vec<Failure>,
+    heads: Vec<heads::EncoderHeads>,
 }
 
 impl Scores {
@@ -57,6 +64,8 @@ impl Scores {
     fn add(&mut self, other: Self) {
         self.rows.extend(other.rows);
         self.confusions.extend(other.confusions);
+        self.curves.extend(other.curves);
+        self.heads.extend(other.heads);
         for failure in other.failures {
             if !self.failures.contains(&failure) {
                 self.failures.push(failure);
@@ -105,7 +114,9 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         (Input::Images(images), Task::All | Task::Knn) => {
             knn(run, images, own.as_ref().map_or(&[], |own| &own.encoders))?
         }
-        (Input::Slides(cohort), Task::All | Task::Slide) => slides::slide_level(run, cohort, own.as_ref())?,
+        (Input::Slides(cohort), Task::All | Task::Slide) => {
+            slides::slide_level(run, cohort, own.as_ref(), &heads::evaluation_digest(&header))?
+        }
         (Input::Images(_), Task::Slide) => bail!("image folders have no slides: only `gensis evaluate knn` applies"),
         (Input::Slides(_), Task::Knn | Task::Linear | Task::Robustness) => {
             bail!("the patches of slides have no labels of their own: only `gensis evaluate slide` applies")
@@ -136,6 +147,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         print!("{}", table.markdown()?);
     }
     atomic_file::write(&run.dir.file("results/confusion.json")?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
+    atomic_file::write(&run.dir.file("results/curves.json")?, &serde_json::to_vec(&scores.curves)?)?;
     let summary = json!({ "rows": scores.rows.len() });
     run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
 }
@@ -178,6 +190,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
                     json!(there.then(|| sources::features_header(run, &trained.hash, slide)))
                 };
                 let mut item = vec![json!(slide.id), json!(slide.label_name), json!(slide.group), json!(slide.split)];
+                item.extend(slide.stratum.iter().map(|stratum| json!(stratum)));
                 item.extend(encoders.iter().map(features));
                 json!(item)
             })
@@ -198,11 +211,13 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
     let mut header = json!({
         "stage": "evaluate",
         "format": sources::FORMAT,
+        "data": data_name(run),
         "settings": evaluate,
         "seed": seed,
         "items": items,
         "foreign": foreign,
         "bank": generation::header(run),
+        "allow_missing": run.experiment.data.allow_missing,
     });
     if let Some(shifted) = robustness::header(run) {
         header["shifted"] = shifted;
@@ -218,6 +233,9 @@ fn has_features(run: &Run, slide: &SlideRecord, name: &str, encoder: &str) -> bo
 
 fn data_name(run: &Run) -> String {
     let data = &run.experiment.data;
+    if !data.name.is_empty() {
+        return data.name.clone();
+    }
     let path = if data.slides.is_empty() { data.images.clone() } else { data.slides.clone().into() };
     let named = path.iter().rev().map(|part| part.to_string_lossy().into_owned());
     named.into_iter().find(|part| !part.contains('*') && !part.is_empty()).unwrap_or_default()
@@ -280,7 +298,9 @@ fn knn(run: &Run, images: &ImageSets, encoders: &[Trained]) -> Result<Scores> {
             };
             scores.rows.extend(rows_of(&base, &result.predictions, None, &bootstrap)?);
             if number < encoders.len() {
-                scores.confusions.push(confusion(format!("{name}, {head}"), &result.predictions, &test.classes));
+                let title = format!("{name}, {head}");
+                scores.curves.push(curves::curves(title.clone(), &result.predictions, &test.classes));
+                scores.confusions.push(confusion(title, &result.predictions, &test.classes));
             }
         }
     }

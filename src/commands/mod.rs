@@ -15,6 +15,7 @@ mod evaluate;
 mod export;
 mod figures;
 mod gen_dino;
+mod heatmap;
 mod inspect;
 mod latents;
 mod pack;
@@ -25,6 +26,7 @@ mod run;
 mod sample;
 mod selftest;
 mod sources;
+mod tables;
 mod tile;
 mod training;
 
@@ -159,8 +161,9 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Evaluate(args) => stage(&args.stage, &[], |run| evaluate::evaluate(run, args.task)),
         Command::Export(args) => export::export(&args),
         Command::Figures(args) => stage(&args, &[], figures::figures),
+        Command::Heatmap(args) => heatmap::heatmap(&args),
         Command::Run(args) => run::run(&args),
-        Command::Report(args) => report::write(&args.run).map(|_| Outcome::Done),
+        Command::Report(args) => tables::report(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Config(args) => config::config(&args),
         Command::Doctor(args) => doctor::doctor(&args),

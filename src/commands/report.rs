@@ -3,14 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use evaluation::table::{ResultRow, ResultTable};
+use evaluation::table::{ResultRow, ResultTable, comparison_rows, read_parquet};
+use image::RgbImage;
 use serde_json::Value;
 use slide_io::{atomic_file, h5, jpeg, quality};
 
-use super::evaluate::{RESULTS, StoredConfusion};
+use super::evaluate::{RESULTS, StoredConfusion, StoredCurves};
 use super::figures;
+use super::heatmap::{self, Drawn, reading};
 use super::tile::TiledSlide;
-use crate::report::{self, Chart, Confusion, Figure, Highlight, Report, Series, SlideRow, Thumbnail};
+use crate::config::Experiment;
+use crate::report::{
+    self, Chart, ClassCurve, Comparison, Confusion, Figure, Highlight, RankingCurves, Report, Series, SlideRow,
+    Thumbnail,
+};
 use crate::run_dir::{RunDir, STAGES, read_record};
 use crate::train::METRICS;
 
@@ -35,10 +41,8 @@ fn collect(root: &Path) -> Result<Report> {
     let results = ResultTable::read(&root.join(RESULTS).with_extension("parquet"))
         .and_then(|table| table.rows())
         .unwrap_or_default();
-    let confusions: Vec<StoredConfusion> = std::fs::read(root.join("results/confusion.json"))
-        .ok()
-        .and_then(|text| serde_json::from_slice(&text).ok())
-        .unwrap_or_default();
+    let confusions: Vec<StoredConfusion> = stored(&root.join("results/confusion.json"));
+    let curves: Vec<StoredCurves> = stored(&root.join("results/curves.json"));
     let failures = STAGES.iter().filter_map(|stage| record(stage)).flat_map(|record| record.failures);
     let name = root.file_name().map_or("gensis".into(), |name| name.to_string_lossy().into_owned());
     let configuration = experiment.to_toml()?;
@@ -59,6 +63,9 @@ fn collect(root: &Path) -> Result<Report> {
             .into_iter()
             .map(|stored| Confusion { title: stored.title, classes: stored.classes, counts: stored.counts })
             .collect(),
+        ranking: curves.into_iter().map(ranking).collect(),
+        comparisons: comparisons(&root.join("results/comparisons.parquet")),
+        heatmaps: heatmaps(root, &experiment),
         figures: figures::pictures(root)
             .into_iter()
             .map(|(title, caption, image)| Figure { title, caption, image })
@@ -67,11 +74,51 @@ fn collect(root: &Path) -> Result<Report> {
     })
 }
 
+/// What a JSON file of the run holds; nothing where it is missing.
+fn stored<T: serde::de::DeserializeOwned>(path: &Path) -> Vec<T> {
+    std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+fn ranking(stored: StoredCurves) -> RankingCurves {
+    let class = |class: super::evaluate::ClassCurves| ClassCurve {
+        name: class.class,
+        positives: class.positives,
+        items: class.items,
+        auc: class.auc,
+        average_precision: class.average_precision,
+        roc: class.roc,
+        precision_recall: class.precision_recall,
+    };
+    RankingCurves { title: stored.title, classes: stored.classes.into_iter().map(class).collect() }
+}
+
+fn comparisons(path: &Path) -> Vec<Comparison> {
+    read_parquet(path).and_then(|frame| comparison_rows(&frame)).unwrap_or_default()
+}
+
+/// Every heatmap in the folder, those drawn by hand too, by name.
+fn heatmaps(root: &Path, experiment: &Experiment) -> Vec<Figure> {
+    let picture = |drawn: Drawn| {
+        let png = image::open(root.join(&drawn.picture)).ok()?.to_rgb8();
+        let image = jpeg::encode(&shrunk(&png), 85, jpeg::ColorModel::YCbCr).ok()?;
+        let label = if drawn.label.is_empty() { String::new() } else { format!("class {}, ", drawn.label) };
+        let shown =
+            if drawn.shown.is_empty() { String::new() } else { format!("attention of class {}; ", drawn.shown) };
+        let Drawn { slide, encoder, head, predicted, probability, heads, .. } = drawn;
+        let scale = reading(experiment.heatmap.scale);
+        let caption =
+            format!("{label}predicted {predicted} ({probability:.2}); {shown}{encoder}, {head}: {heads}; {scale}");
+        Some(Figure { title: slide, caption, image })
+    };
+    heatmap::drawn(root).into_iter().filter_map(picture).collect()
+}
+
 fn subtitle(slides: &[TiledSlide], pretrained: Option<&Value>) -> String {
     let patches: usize = slides.iter().filter_map(|slide| slide.kept).sum();
     let learnt = pretrained.and_then(|summary| summary["patches"].as_u64());
     match (slides.len(), learnt) {
         (0, Some(images)) => format!("An encoder learnt from {images} images without their labels"),
+        (0, None) => String::new(),
         (slides, Some(learnt)) => {
             format!("{slides} slides, {patches} patches; an encoder learnt from {learnt} of them without labels")
         }
@@ -169,13 +216,17 @@ fn thumbnails(root: &Path, job: &str, slides: &[TiledSlide], grid: &slide_io::Gr
 /// The picture at [`THUMBNAIL_SIDE`], or as it is where it is smaller; `None` where it is no picture.
 fn smaller(jpeg: &[u8]) -> Option<Vec<u8>> {
     let picture = jpeg::decode(jpeg).ok()?;
-    let scale = f64::from(THUMBNAIL_SIDE) / f64::from(picture.width().max(picture.height()));
-    if scale >= 1.0 {
+    if picture.width().max(picture.height()) <= THUMBNAIL_SIDE {
         return Some(jpeg.to_owned());
     }
+    jpeg::encode(&shrunk(&picture), 80, jpeg::ColorModel::YCbCr).ok()
+}
+
+/// A picture of at most [`THUMBNAIL_SIDE`].
+fn shrunk(picture: &RgbImage) -> RgbImage {
+    let scale = (f64::from(THUMBNAIL_SIDE) / f64::from(picture.width().max(picture.height()))).min(1.0);
     let side = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
-    let small = image::imageops::thumbnail(&picture, side(picture.width()), side(picture.height()));
-    jpeg::encode(&small, 80, jpeg::ColorModel::YCbCr).ok()
+    image::imageops::thumbnail(picture, side(picture.width()), side(picture.height()))
 }
 
 /// The curves of every training in the folder.

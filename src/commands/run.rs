@@ -7,7 +7,7 @@ use slide_io::stain::Target;
 
 use super::sources::Input;
 use super::{
-    Outcome, Run, augment, autoencoder, diffusion, embed, evaluate, figures, gen_dino, pretrain, report, tile,
+    Outcome, Run, augment, autoencoder, diffusion, embed, evaluate, figures, gen_dino, heatmap, pretrain, report, tile,
 };
 use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
@@ -25,7 +25,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
 }
 
 /// Tile, pretrain, with Gen-DINO the autoencoder, the diffusion model, the bank and training again, embed, evaluate,
-/// figures, report.
+/// heatmap, figures, report.
 pub(super) fn stages(run: &Run) -> Result<Outcome> {
     // What failed on the way is worth knowing all the more when a stage fails; its own error is the one to tell.
     let (result, outcome, report) = (work(run), run.close(), report::write(run.dir.root()));
@@ -48,5 +48,6 @@ fn work(run: &Run) -> Result<()> {
     }
     embed::embed(run)?;
     evaluate::evaluate(run, Task::All)?;
+    heatmap::stage(run)?;
     figures::figures(run)
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use slide_io::manifest::{ColumnNames, Split};
+use slide_io::manifest::{ColumnNames, Problem, Split};
 use slide_io::pack::{self, PackedPatches, PackedSlide};
 use slide_io::stain::{Method, Normalized, Target};
 use slide_io::{
@@ -18,6 +18,7 @@ use slide_io::{
 
 use super::{Run, encoders};
 use crate::config::Data;
+use crate::run_dir::Failure;
 
 /// What an experiment works on.
 pub(super) enum Input {
@@ -61,10 +62,71 @@ pub(super) fn cohort(data: &Data) -> Result<Cohort> {
         group: data.columns.group.clone(),
         split: data.columns.split.clone(),
         mpp: data.columns.mpp.clone(),
+        stratum: data.columns.stratum.clone(),
     };
     let csv = Some(data.labels.as_path()).filter(|path| !path.as_os_str().is_empty());
     let mpp = (data.mpp > 0.0).then_some(Mpp(data.mpp));
-    Ok(Cohort::load(&data.slides, csv, &columns, mpp)?)
+    restricted(Cohort::load(&data.slides, csv, &columns, mpp)?, data)
+}
+
+/// The cohort without the slides that `data.include` does not name or `data.exclude` does. A name without a slide is noted.
+fn restricted(mut cohort: Cohort, data: &Data) -> Result<Cohort> {
+    let included = match data.include.as_os_str().is_empty() {
+        true => None,
+        false => Some(listed(&data.include, &data.columns.slide)?),
+    };
+    if included.is_none() && data.exclude.is_empty() {
+        return Ok(cohort);
+    }
+    let stem =
+        |name: &str| Path::new(name).file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
+    let within = |names: &[String], id: &str| names.iter().any(|name| name == id || stem(name) == id);
+    let kept = |id: &str| included.as_ref().is_none_or(|names| within(names, id)) && !within(&data.exclude, id);
+    let known = |name: &String| cohort.slides.iter().any(|slide| slide.id == *name || slide.id == stem(name));
+    let unknown = |key: &str, names: &[String]| -> Vec<Problem> {
+        let reason = format!("{key} names it, but there is no such slide");
+        let missing = names.iter().filter(|name| !known(name));
+        missing.map(|name| Problem { item: name.clone(), reason: reason.clone() }).collect()
+    };
+    let mut notes = unknown("data.include", included.as_deref().unwrap_or_default());
+    notes.extend(unknown("data.exclude", &data.exclude));
+    cohort.slides.retain(|slide| kept(&slide.id));
+    // What else is wrong with a slide that is not used is nobody's concern.
+    let concerns = |item: &str| {
+        let either = |names: &[String]| within(names, item) || within(names, &stem(item));
+        included.as_deref().is_none_or(either) && !either(&data.exclude)
+    };
+    cohort.problems.retain(|problem| concerns(&problem.item));
+    cohort.problems.extend(notes);
+    ensure!(!cohort.slides.is_empty(), "data.include and data.exclude leave no slide");
+    Ok(cohort)
+}
+
+/// Rows without a slide, slides without a row or a label: failures of `stage`, or lines on standard error where
+/// `data.allow_missing` allows them.
+pub(super) fn missing(run: &Run, cohort: &Cohort, stage: &str) -> Vec<Failure> {
+    if run.experiment.data.allow_missing {
+        cohort.problems.iter().for_each(|problem| eprintln!("{stage}: {}: {} (allowed)", problem.item, problem.reason));
+        return vec![];
+    }
+    let failure =
+        |problem: &Problem| Failure { stage: stage.into(), item: problem.item.clone(), reason: problem.reason.clone() };
+    cohort.problems.iter().map(failure).collect()
+}
+
+/// The slides in a list: a name a line, or a csv with a column of that name or the slides in its first.
+fn listed(path: &Path, column: &str) -> Result<Vec<String>> {
+    let open = || format!("cannot read data.include {}", path.display());
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .from_path(path)
+        .with_context(open)?;
+    let rows: Vec<csv::StringRecord> = reader.records().collect::<Result<_, _>>().with_context(open)?;
+    let headed = rows.first().and_then(|row| row.iter().position(|field| field == column));
+    let names = rows.iter().skip(usize::from(headed.is_some())).filter_map(|row| row.get(headed.unwrap_or(0)));
+    Ok(names.filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
 fn image_sets(root: &Path) -> Result<ImageSets> {
@@ -394,6 +456,13 @@ pub(super) fn images_fingerprint(folder: &ImageFolder) -> Value {
         hash.update(folder.root().join(&path).metadata().map_or(0, |metadata| metadata.len()).to_le_bytes());
     }
     json!(hex(hash))
+}
+
+/// SHA-256 of a text, hexadecimal.
+pub(super) fn text_digest(text: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(text.as_bytes());
+    hex(hash)
 }
 
 fn hex(hash: Sha256) -> String {

@@ -21,7 +21,9 @@ use slide_io::{
 use super::Run;
 use super::pack;
 use super::progress::Progress;
-use super::sources::{Input, coordinates_header, coordinates_path, given_coordinates, label_mask, pack_path, roi};
+use super::sources::{
+    self, Input, coordinates_header, coordinates_path, given_coordinates, label_mask, pack_path, roi,
+};
 use crate::data::prefetch::panic_message;
 use crate::run_dir::{Failure, StageRecord, remove};
 
@@ -107,11 +109,7 @@ pub(super) fn tile(run: &Run) -> Result<()> {
             reason,
         })
     };
-    let problems = cohort.problems.iter().map(|problem| Failure {
-        stage: "tile".into(),
-        item: problem.item.clone(),
-        reason: problem.reason.clone(),
-    });
+    let problems = sources::missing(run, &cohort, "tile");
     let failures: Vec<Failure> = rows.iter().filter_map(failed).chain(problems).chain(unpacked).collect();
     let patches: usize = rows.iter().filter_map(|row| row.kept).sum();
     let reused = reused.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());

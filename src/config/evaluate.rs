@@ -104,6 +104,29 @@ pub struct SlideLevel {
     pub features: Vec<PathBuf>,
     /// What else to score, as a check that training helped: only `random`.
     pub baselines: Vec<Baseline>,
+    /// Whether the trained heads are kept, for heatmaps and for slides without a label.
+    pub keep_heads: bool,
+    /// A table of predictions in the format of a challenge.
+    pub submission: Submission,
+}
+
+/// Predictions in the format of a challenge: one row per test slide, and per slide without a label.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Submission {
+    /// Heading of the slides' column; empty writes none.
+    pub slide: String,
+    /// Heading of the predicted class.
+    pub label: String,
+    /// Headings of the probabilities, one for each class in the order of the classes; empty leaves them out.
+    pub scores: Vec<String>,
+}
+
+impl Default for Submission {
+    fn default() -> Self {
+        // The name that BRIGHT gives it.
+        Self { slide: String::new(), label: "predicted_label".into(), scores: vec![] }
+    }
 }
 
 impl Default for SlideLevel {
@@ -131,6 +154,8 @@ impl Default for SlideLevel {
             permutations: 1000,
             features: vec![],
             baselines: vec![],
+            keep_heads: true,
+            submission: Submission::default(),
         }
     }
 }

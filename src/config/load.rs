@@ -137,6 +137,10 @@ impl Experiment {
                 (0.0..1.0).contains(&self.evaluate.slide.validation),
                 "evaluate.slide.validation is a share below 1; with 0 the head trains for all its epochs",
             ),
+            (
+                self.evaluate.slide.submission.slide.is_empty() || self.evaluate.slide.keep_heads,
+                "evaluate.slide.submission needs evaluate.slide.keep_heads: slides without a label are scored with the heads",
+            ),
             ((0.0..1.0).contains(&self.evaluate.slide.dropout), "evaluate.slide.dropout is a probability below 1"),
         ];
         if let Some((_, message)) = rules.iter().find(|(holds, _)| !holds) {
@@ -158,6 +162,7 @@ impl Experiment {
         self.gen_dino.check(&self.bank).context("configuration: [gen_dino]")?;
         self.evaluate.linear.check().context("configuration: [evaluate.linear]")?;
         self.evaluate.robustness.check().context("configuration: [evaluate.robustness]")?;
+        self.heatmap.check().context("configuration: [heatmap]")?;
         let heads = &self.evaluate.slide.aggregators;
         let config = mil_config(&self.evaluate.slide);
         heads.iter().try_for_each(|head| head.check(&config)).context("configuration: [evaluate.slide]")

@@ -8,21 +8,25 @@
 //! |---|---|
 //! | `page.rs`, `page.css`, `page.js` | the page around the sections: header, failures, summary, figures, configuration |
 //! | `results.rs`, `confusion.rs` | pivot tables of the long-form results; confusion matrices |
+//! | `ranking.rs`, `comparisons.rs`, `robustness.rs` | ROC and precision-recall curves; paired tests; curves over shifts |
 //! | `chart.rs` | curves as SVG that follows the page's colours |
 //! | `cohort.rs` | the table of slides |
 //! | `html.rs`, `number.rs` | escaping and embedding; numbers as people read them |
 
 mod chart;
 mod cohort;
+mod comparisons;
 mod confusion;
 mod html;
 mod number;
 mod page;
+mod ranking;
 mod results;
+mod robustness;
 #[cfg(test)]
 mod tests;
 
-pub use evaluation::table::ResultRow;
+pub use evaluation::table::{Comparison, ResultRow};
 
 /// Everything the report of a run shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +52,12 @@ pub struct Report {
     pub results: Vec<ResultRow>,
     /// Confusion matrices, counted on test data.
     pub confusions: Vec<Confusion>,
+    /// ROC and precision-recall curves on test data.
+    pub ranking: Vec<RankingCurves>,
+    /// Paired tests between encoders.
+    pub comparisons: Vec<Comparison>,
+    /// What slide-level heads attend to.
+    pub heatmaps: Vec<Figure>,
     /// Any other picture: sheets of samples, attention maps.
     pub figures: Vec<Figure>,
     /// The resolved configuration, TOML.
@@ -160,6 +170,34 @@ pub struct Confusion {
     pub classes: Vec<String>,
     /// `counts[true][predicted]`.
     pub counts: Vec<Vec<u64>>,
+}
+
+/// How well the scores of one set of predictions rank, class by class.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RankingCurves {
+    /// Task, encoder and head.
+    pub title: String,
+    /// Every class that is shown.
+    pub classes: Vec<ClassCurve>,
+}
+
+/// One class against the rest.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClassCurve {
+    /// The class.
+    pub name: String,
+    /// Items of the class.
+    pub positives: u64,
+    /// All items.
+    pub items: u64,
+    /// Area under the ROC curve; none where it is not defined.
+    pub auc: Option<f64>,
+    /// Average precision; none where it is not defined.
+    pub average_precision: Option<f64>,
+    /// False and true positive rate, from (0, 0) to (1, 1); empty where it is not defined.
+    pub roc: Vec<(f64, f64)>,
+    /// Recall and precision by ascending recall.
+    pub precision_recall: Vec<(f64, f64)>,
 }
 
 /// A picture of its own.

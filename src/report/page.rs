@@ -6,12 +6,15 @@ use slide_io::thumbnail::GridColours;
 use super::html::{escape, picture, scroll_box};
 use super::number::grouped;
 use super::{Failure, Figure, Highlight, Report, Thumbnail};
-use super::{chart, cohort, confusion, results};
+use super::{chart, cohort, comparisons, confusion, ranking, results, robustness};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 /// The browser itself refuses to fetch anything, whatever ends up in the page.
 const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+
+/// Matrices and pairs of curves shown before the fold-out: several heads and seeds make dozens.
+const SHOWN: usize = 6;
 
 /// The whole document.
 pub fn document(report: &Report) -> String {
@@ -23,10 +26,18 @@ pub fn document(report: &Report) -> String {
         ("failures", "Left out", failures(&report.failures)),
         ("summary", "Summary", summary(&report.summary)),
         ("results", "Results", results::tables(&report.results)),
-        ("confusion", "Confusion", wrapped("matrices", report.confusions.iter().map(confusion::table).collect())),
+        ("comparisons", "Comparisons", comparisons::table(&report.comparisons)),
+        ("curves", "ROC and PR", some("charts", SHOWN, report.ranking.iter().map(ranking::figure).collect())),
+        ("confusion", "Confusion", some("matrices", SHOWN, report.confusions.iter().map(confusion::table).collect())),
+        (
+            "robustness",
+            "Robustness",
+            wrapped("charts", robustness::charts(&report.results).iter().map(chart::figure).collect()),
+        ),
         ("training", "Training", wrapped("charts", report.curves.iter().map(chart::figure).collect())),
         ("cohort", "Cohort", cohort::table(&report.cohort)),
         ("slides", "Slides", slides(&report.thumbnails)),
+        ("heatmaps", "Heatmaps", heatmaps(&report.heatmaps)),
         ("figures", "Figures", wrapped("figures", report.figures.iter().map(figure).collect())),
         ("configuration", "Configuration", configuration(&report.configuration)),
     ];
@@ -64,6 +75,29 @@ pub fn document(report: &Report) -> String {
             if report.subtitle.is_empty() { String::new() } else { format!("<p>{}</p>", escape(&report.subtitle)) },
         provenance = provenance(&report.provenance),
     )
+}
+
+/// The first `shown` of the `items` that are not empty, and the others behind a fold-out.
+fn some(class: &str, shown: usize, items: Vec<String>) -> String {
+    let items: Vec<String> = items.into_iter().filter(|item| !item.is_empty()).collect();
+    let (first, rest) = items.split_at(shown.min(items.len()));
+    let grid = |items: &[String]| match items {
+        [] => String::new(),
+        items => format!(r#"<div class="{class}">{}</div>"#, items.concat()),
+    };
+    match rest.len() {
+        0 => grid(first),
+        n => format!("{}<details><summary>{n} more</summary>{}</details>", grid(first), grid(rest)),
+    }
+}
+
+/// What heads attend to, slide by slide.
+fn heatmaps(pictures: &[Figure]) -> String {
+    if pictures.is_empty() {
+        return String::new();
+    }
+    let note = "Attention says what a decision rests on, not where the disease is, and it is relative to the slide: a slide with nothing to see has patches of the highest rank as well.";
+    format!(r#"<p class="note">{note}</p>{}"#, some("heatmaps", 12, pictures.iter().map(figure).collect()))
 }
 
 fn section(id: &str, title: &str, body: &str) -> String {

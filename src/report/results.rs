@@ -1,15 +1,19 @@
 //! Results: the long-form table pivoted to one table per task and data set, and the long form itself.
 
-use super::ResultRow;
+use evaluation::table::lower_is_better;
+
 use super::html::{escape, scroll_box};
 use super::number::{grouped, score};
+use super::{ResultRow, robustness};
 
 /// All pivot tables and the long form behind a fold-out.
 pub fn tables(rows: &[ResultRow]) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    pivot(rows).iter().map(Pivot::to_html).collect::<String>() + &long_form(rows)
+    // Points of a curve are drawn, not tabulated.
+    let tabulated: Vec<ResultRow> = rows.iter().filter(|row| robustness::point(row).is_none()).cloned().collect();
+    pivot(&tabulated).iter().map(Pivot::to_html).collect::<String>() + &long_form(rows)
 }
 
 /// Results of one task on one data set: a line per encoder and head, a column per metric.
@@ -137,12 +141,18 @@ fn pivot(rows: &[ResultRow]) -> Vec<Pivot<'_>> {
 }
 
 /// A metric as it is read: `macro_auc` as `macro AUC`.
-fn spelled(metric: &str) -> String {
+pub fn spelled(metric: &str) -> String {
     let word = |word: &str| match word {
         "auc" | "auprc" | "ece" | "f1" => word.to_uppercase(),
         _ => word.to_owned(),
     };
     metric.split('_').map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// The metric as a heading, with an arrow where lower is better.
+fn heading(metric: &str) -> String {
+    let arrow = if lower_is_better(metric) { r#" <span title="lower is better">↓</span>"# } else { "" };
+    escape(&spelled(metric)) + arrow
 }
 
 /// Each item once, in order of appearance.
@@ -159,11 +169,8 @@ fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
 impl Pivot<'_> {
     fn to_html(&self) -> String {
         let title = [self.task, self.data].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" on ");
-        let metrics: String = self
-            .metrics
-            .iter()
-            .map(|m| format!(r#"<th scope="col" class="num">{}</th>"#, escape(&spelled(m))))
-            .collect();
+        let metrics: String =
+            self.metrics.iter().map(|m| format!(r#"<th scope="col" class="num">{}</th>"#, heading(m))).collect();
         let lines: String = self.lines.iter().map(line).collect();
         let table = format!(
             r#"<table class="pivot"><caption class="quiet">{title}</caption><thead><tr><th scope="col">Encoder and head</th>{metrics}<th scope="col" class="num">Runs</th><th scope="col" class="num">Items</th></tr></thead><tbody>{lines}</tbody></table>"#,
@@ -187,6 +194,9 @@ impl Pivot<'_> {
         }
         if any(|c| c.interval.is_some() && c.spans) {
             parts.push("With several seeds it spans all of theirs.");
+        }
+        if self.metrics.iter().any(|metric| lower_is_better(metric)) {
+            parts.push("Lower is better where an arrow ↓ says so.");
         }
         parts.join(" ")
     }

@@ -269,12 +269,49 @@ fn make_sample() -> Report {
                 counts: vec![vec![671, 60, 19], vec![88, 605, 57], vec![12, 102, 636]],
             },
         ],
+        ranking: vec![ranking("Slides, ABMIL on dino vit_tiny, all folds")],
+        comparisons: vec![comparison("dino", "random", 0.003), comparison("dino", "uni", 0.41)],
+        heatmaps: vec![Figure {
+            title: "TCGA-CR-7300-01A-01-TS1".into(),
+            caption: "class tumour, predicted tumour (0.81); dino, abmil: one head of fold 2, which has not seen the slide".into(),
+            image: slide(&patches, 420, 330, rng),
+        }],
         figures: vec![Figure {
             title: "Patches of every class".into(),
             caption: "Thirty-six patches drawn at random, 224 px at 0.5 µm/px each.".into(),
             image: encode(&sheet, ImageFormat::Png),
         }],
         configuration: "seed = 7\n\n[data]\nslides = \"cohort/*.svs\"   # <slides> & \"labels\"\nlabels = \"cohort/labels.csv\"\n\n[grid]\nmpp = 0.5\nsize = 224\n".into(),
+    }
+}
+
+/// Curves of three classes, the last of which has no item.
+fn ranking(title: &str) -> RankingCurves {
+    let class = |name: &str, power: f64| ClassCurve {
+        name: name.into(),
+        positives: 8,
+        items: 23,
+        auc: Some(1.0 - 0.5 * power),
+        average_precision: Some(0.7),
+        roc: (0..=20).map(|i| (f64::from(i) / 20.0, (f64::from(i) / 20.0).powf(power))).collect(),
+        precision_recall: (0..=20).map(|i| (f64::from(i) / 20.0, 1.0 - 0.5 * f64::from(i) / 20.0)).collect(),
+    };
+    let absent = ClassCurve { name: CLASSES[2].into(), items: 23, ..ClassCurve::default() };
+    RankingCurves { title: title.into(), classes: vec![class(CLASSES[0], 0.2), class(CLASSES[1], 0.5), absent] }
+}
+
+fn comparison(first: &str, second: &str, p: f64) -> Comparison {
+    Comparison {
+        head: "abmil".into(),
+        seed: 0,
+        first: first.into(),
+        second: second.into(),
+        test: "permutation".into(),
+        metric: "macro_auc".into(),
+        class: None,
+        values: [Some(0.921), Some(0.8)],
+        p: Some(p),
+        n: 23,
     }
 }
 
@@ -339,6 +376,9 @@ fn every_text_is_escaped() {
             ..ResultRow::default()
         }],
         confusions: vec![Confusion { title: hostile(), classes: vec![hostile()], counts: vec![vec![1]] }],
+        ranking: vec![RankingCurves { title: hostile(), ..ranking("") }],
+        comparisons: vec![Comparison { head: hostile(), class: Some(hostile()), ..comparison(HOSTILE, HOSTILE, 0.5) }],
+        heatmaps: vec![Figure { title: hostile(), caption: hostile(), image: png.clone() }],
         figures: vec![Figure { title: hostile(), caption: hostile(), image: png }],
         configuration: hostile(),
     };
@@ -369,7 +409,8 @@ fn every_row_is_there() {
     assert_eq!(html.matches("data:image/png;base64,").count(), report.figures.len());
     assert!(html.contains("Left out") && html.contains("3 items were left out"));
     let jpegs = report.thumbnails.iter().map(|t| t.jpeg.len());
-    let pictures: usize = jpegs.chain(report.figures.iter().map(|f| f.image.len())).map(|n| n.div_ceil(3) * 4).sum();
+    let figures = report.figures.iter().chain(&report.heatmaps).map(|f| f.image.len());
+    let pictures: usize = jpegs.chain(figures).map(|n| n.div_ceil(3) * 4).sum();
     let text = html.len() - pictures;
     assert!(text < 300_000, "{text} bytes of text");
 }

@@ -101,9 +101,20 @@ fn missing_files_and_wrong_usage() {
 
 #[test]
 fn help_of_every_command_has_an_example() {
-    for command in
-        ["inspect", "duplicates", "tile", "pretrain", "embed", "evaluate", "run", "report", "demo", "config", "doctor"]
-    {
+    for command in [
+        "inspect",
+        "duplicates",
+        "tile",
+        "pretrain",
+        "embed",
+        "evaluate",
+        "heatmap",
+        "run",
+        "report",
+        "demo",
+        "config",
+        "doctor",
+    ] {
         let help = gensis([command, "--help"]).with_code(0).stdout;
         assert!(help.contains(&format!("Example:\n  gensis {command}")), "{help}");
     }

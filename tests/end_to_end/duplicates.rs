@@ -77,6 +77,7 @@ fn copies_across_splits_are_leaks_and_groups_hold_them_together() {
         group: "duplicate_group".into(),
         split: "split".into(),
         mpp: "mpp".into(),
+        stratum: String::new(),
     };
     let cohort = Cohort::load(slides.to_str().unwrap(), Some(&out.join("groups.csv")), &names, None).unwrap();
     assert_eq!(cohort.problems, []);

@@ -21,25 +21,37 @@
 //! | `export` | files for other tools, and their coordinates taken back |
 //! | `packing` | patches packed for training |
 //! | `stain` | stain normalisation of slides and images |
+//! | `features` | cohorts that are nothing but features |
+//! | `slide_level` | bad input of slide-level evaluation |
+//! | `heatmaps` | attention of the slide-level heads |
+//! | `tables` | tables over several runs |
+//! | `ready_configurations` | PANDA and BRIGHT in their own formats |
+//! | `browser` | the report in a browser |
 
 #![allow(clippy::unwrap_used)]
 
 mod annotations;
 mod bad_slides;
+mod browser;
 mod changed_settings;
 mod cohort;
 mod configuration;
 mod duplicates;
 mod encoders;
 mod export;
+mod features;
 mod first_stage;
 mod folder;
 mod generation;
+mod heatmaps;
 mod images;
 mod interruption;
 mod labels;
 mod packing;
 mod probes;
 mod program;
+mod ready_configurations;
+mod slide_level;
 mod stain;
+mod tables;
 mod whole_run;

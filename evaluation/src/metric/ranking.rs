@@ -16,6 +16,40 @@ impl Predictions {
         self.average_precisions(&vec![1; self.len()])
     }
 
+    /// The ROC curve of `class` against the rest: false and true positive rate at every threshold, from (0, 0) to (1, 1), as
+    /// scikit-learn's `roc_curve` with `drop_intermediate=False`; `None` for a class without an item or with nothing else.
+    pub fn roc(&self, class: usize) -> Option<Vec<(f64, f64)>> {
+        let counts = self.falling(class)?;
+        let (positives, negatives) = *counts.last()?;
+        let rates = counts.iter().map(|(hits, alarms)| (alarms / negatives, hits / positives));
+        Some(std::iter::once((0.0, 0.0)).chain(rates).collect())
+    }
+
+    /// The precision-recall curve of `class` against the rest: recall and precision at every threshold by ascending recall, from
+    /// (0, 1), as scikit-learn's `precision_recall_curve` in reverse, with the thresholds behind full recall too; `None` for a
+    /// class without an item or with nothing else.
+    pub fn precision_recall(&self, class: usize) -> Option<Vec<(f64, f64)>> {
+        let counts = self.falling(class)?;
+        let (positives, _) = *counts.last()?;
+        let points = counts.iter().map(|(hits, alarms)| (hits / positives, hits / (hits + alarms)));
+        Some(std::iter::once((0.0, 1.0)).chain(points).collect())
+    }
+
+    /// Positives and negatives at or above every threshold, falling; `None` where one of them is missing.
+    fn falling(&self, class: usize) -> Option<Vec<(f64, f64)>> {
+        let weights = vec![1; self.len()];
+        let mut tied: Vec<Tied> = self.tied(class, &weights).collect();
+        tied.reverse();
+        let counts: Vec<(f64, f64)> = tied
+            .iter()
+            .scan((0.0, 0.0), |sum, tied| {
+                *sum = (sum.0 + tied.positives, sum.1 + tied.negatives);
+                Some(*sum)
+            })
+            .collect();
+        counts.last().is_some_and(|last| last.0 > 0.0 && last.1 > 0.0).then_some(counts)
+    }
+
     pub(super) fn aucs(&self, weights: &[u32]) -> Vec<Option<f64>> {
         (0..self.classes).map(|class| auc(self.tied(class, weights))).collect()
     }

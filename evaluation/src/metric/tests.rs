@@ -168,3 +168,44 @@ proptest! {
         }
     }
 }
+
+#[derive(serde::Deserialize)]
+struct Curves {
+    classes: usize,
+    truth: Vec<u32>,
+    scores: Vec<f32>,
+    curves: Vec<Option<ClassCurves>>,
+}
+
+#[derive(serde::Deserialize)]
+struct ClassCurves {
+    roc: Vec<(f64, f64)>,
+    pr: Vec<(f64, f64)>,
+}
+
+/// `tests/golden/evaluation/curves.py` made these. Tolerance 1e-12: ratios of small counts in float64 on both sides.
+#[test]
+fn curves_as_scikit_learn() {
+    let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/evaluation/curves.json"));
+    let cases: Vec<Curves> = serde_json::from_str(text).unwrap();
+    let close = |ours: &[(f64, f64)], theirs: &[(f64, f64)]| {
+        assert_eq!(ours.len(), theirs.len(), "{ours:?} {theirs:?}");
+        for (a, b) in ours.iter().zip(theirs) {
+            assert!((a.0 - b.0).abs() < 1e-12 && (a.1 - b.1).abs() < 1e-12, "{ours:?} {theirs:?}");
+        }
+    };
+    let mut compared = 0;
+    for case in cases {
+        let predictions = Predictions::new(case.truth, case.scores, case.classes).unwrap();
+        for (class, expected) in case.curves.iter().enumerate() {
+            let Some(expected) = expected else {
+                assert_eq!(predictions.roc(class), None);
+                continue;
+            };
+            close(&predictions.roc(class).unwrap(), &expected.roc);
+            close(&predictions.precision_recall(class).unwrap(), &expected.pr);
+            compared += 1;
+        }
+    }
+    assert!(compared >= 8);
+}

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 
 use super::layers::{dropout, linear};
-use super::{Aggregator, BagOutput, HeadShape};
+use super::{Aggregator, BagAttention, BagOutput, HeadShape};
 
 /// The gated ABMIL head.
 #[derive(Module, Debug)]
@@ -48,6 +48,11 @@ impl Aggregator for GatedAbmil {
         let attention = softmax(self.scores(hidden.clone()).reshape([1, patches]), 1);
         let pooled = attention.clone().matmul(hidden);
         BagOutput { logits: self.classify.forward(pooled), attention: attention.reshape([patches]) }
+    }
+
+    fn attend(&self, bag: Tensor<2>) -> Option<BagAttention> {
+        let BagOutput { logits, attention } = self.forward(bag, None);
+        Some(BagAttention { logits, attention: attention.unsqueeze() })
     }
 }
 

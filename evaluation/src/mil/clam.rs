@@ -12,7 +12,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 
 use super::layers::{cross_entropy, dropout, linear, of_predicted};
-use super::{Aggregator, BagOutput, HeadShape};
+use super::{Aggregator, BagAttention, BagOutput, HeadShape};
 
 /// Examples at either end of the attention; a smaller bag gives all its patches.
 const EXAMPLES: usize = 8;
@@ -63,6 +63,10 @@ impl Aggregator for ClamSb {
         self.clam.attended(bag, dropout).output(&self.clam)
     }
 
+    fn attend(&self, bag: Tensor<2>) -> Option<BagAttention> {
+        Some(self.clam.attend(bag))
+    }
+
     fn loss(&self, bag: Tensor<2>, label: usize, dropout: &mut ChaCha8Rng) -> Tensor<1> {
         self.clam.loss(bag, label, dropout)
     }
@@ -77,6 +81,10 @@ impl Aggregator for ClamMb {
 
     fn forward(&self, bag: Tensor<2>, dropout: Option<&mut ChaCha8Rng>) -> BagOutput {
         self.clam.attended(bag, dropout).output(&self.clam)
+    }
+
+    fn attend(&self, bag: Tensor<2>) -> Option<BagAttention> {
+        Some(self.clam.attend(bag))
     }
 
     fn loss(&self, bag: Tensor<2>, label: usize, dropout: &mut ChaCha8Rng) -> Tensor<1> {
@@ -112,6 +120,12 @@ impl Clam {
         let gate = dropout(sigmoid(self.gate.forward(hidden.clone())), self.dropout, rng);
         let attention = softmax(self.score.forward(attend * gate).transpose(), 1);
         Attended { hidden, attention }
+    }
+
+    fn attend(&self, bag: Tensor<2>) -> BagAttention {
+        let attended = self.attended(bag, None);
+        let attention = attended.attention.clone();
+        BagAttention { logits: attended.output(self).logits, attention }
     }
 
     fn loss(&self, bag: Tensor<2>, label: usize, rng: &mut ChaCha8Rng) -> Tensor<1> {

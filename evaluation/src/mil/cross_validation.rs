@@ -43,8 +43,11 @@ pub struct FoldPrediction<A> {
 
 impl CrossValidation<'_> {
     /// Trains and tests all folds with all seeds; the result is ordered by seed, then fold. `done` hears of each as it
-    /// finishes. The first failure ends the rest.
-    pub fn run<A: Aggregator>(&self, done: impl Fn(&FoldPrediction<A>) + Sync) -> Result<Vec<FoldPrediction<A>>> {
+    /// finishes. The first failure, `done`'s too, ends the rest.
+    pub fn run<A: Aggregator>(
+        &self,
+        done: impl Fn(&FoldPrediction<A>) -> Result<()> + Sync,
+    ) -> Result<Vec<FoldPrediction<A>>> {
         let jobs: Vec<(u64, usize)> =
             self.seeds.iter().flat_map(|&seed| (0..self.folds.len()).map(move |fold| (seed, fold))).collect();
         let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -57,10 +60,12 @@ impl CrossValidation<'_> {
             for _ in 0..workers.min(jobs.len()) {
                 scope.spawn(|| {
                     while let Some((job, &(seed, fold))) = take(&next, &jobs) {
-                        let outcome = self.one(seed, fold);
-                        match &outcome {
-                            Ok(prediction) => done(prediction),
-                            Err(_) => next.store(jobs.len(), Ordering::SeqCst),
+                        let outcome = self.one(seed, fold).and_then(|prediction| {
+                            done(&prediction)?;
+                            Ok(prediction)
+                        });
+                        if outcome.is_err() {
+                            next.store(jobs.len(), Ordering::SeqCst);
                         }
                         finished.lock().unwrap_or_else(PoisonError::into_inner)[job] = Some(outcome);
                     }

@@ -15,7 +15,7 @@ use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 
 use super::layers::{cross_entropy, dropout, linear, of_predicted};
-use super::{Aggregator, BagOutput, HeadShape};
+use super::{Aggregator, BagAttention, BagOutput, HeadShape};
 
 /// Width of the queries.
 const QUERY: usize = 128;
@@ -50,7 +50,13 @@ impl Aggregator for Dsmil {
     }
 
     fn forward(&self, bag: Tensor<2>, dropout: Option<&mut ChaCha8Rng>) -> BagOutput {
-        self.streams(bag, dropout).1
+        let (_, BagAttention { logits, attention }) = self.streams(bag, dropout);
+        let attention = of_predicted(attention, &logits);
+        BagOutput { logits, attention }
+    }
+
+    fn attend(&self, bag: Tensor<2>) -> Option<BagAttention> {
+        Some(self.streams(bag, None).1)
     }
 
     fn loss(&self, bag: Tensor<2>, label: usize, dropout: &mut ChaCha8Rng) -> Tensor<1> {
@@ -60,8 +66,8 @@ impl Aggregator for Dsmil {
 }
 
 impl Dsmil {
-    /// The scores of the critical patches, `[1, classes]`, and those of the bag.
-    fn streams(&self, bag: Tensor<2>, rng: Option<&mut ChaCha8Rng>) -> (Tensor<2>, BagOutput) {
+    /// The scores of the critical patches, `[1, classes]`, and those of the bag with the attention of every class.
+    fn streams(&self, bag: Tensor<2>, rng: Option<&mut ChaCha8Rng>) -> (Tensor<2>, BagAttention) {
         let [_, dim] = bag.dims();
         let scores = self.instance.forward(bag.clone());
         let [_, classes] = scores.dims();
@@ -73,7 +79,6 @@ impl Dsmil {
         let value = self.value.forward(dropout(bag, self.dropout, rng));
         let pooled = attention.clone().matmul(value).reshape([1, classes * dim]);
         let logits = self.classify.forward(pooled);
-        let attention = of_predicted(attention, &logits);
-        (scores.max_dim(0), BagOutput { logits, attention })
+        (scores.max_dim(0), BagAttention { logits, attention })
     }
 }

@@ -9,6 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
 
+use super::layers::of_predicted;
 use super::training::{Accumulation, optimiser};
 use super::*;
 
@@ -135,6 +136,20 @@ fn check<A: Aggregator>(shape: &HeadShape, forward: f32, gradient: f32) {
         let output = head.forward(of("features").tensor(&device), None);
         assert_close("logits", &numbers(output.logits), &of("logits").values, forward);
         assert_close("attention", &numbers(output.attention), &of("attention").values, forward);
+        if let Some(attended) = head.attend(of("features").tensor(&device)) {
+            assert_close(
+                "logits beside the attention",
+                &numbers(attended.logits.clone()),
+                &of("logits").values,
+                forward,
+            );
+            let predicted = of_predicted(attended.attention.clone(), &attended.logits);
+            assert_close("attention of the predicted class", &numbers(predicted), &of("attention").values, forward);
+            let [rows, patches] = attended.attention.dims();
+            let sums = numbers(attended.attention.sum_dim(1));
+            assert!(rows == 1 || rows == shape.classes, "{rows} rows of {patches}");
+            assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-5), "{sums:?}");
+        }
         let loss = head.loss(of("features").tensor(&device), label, rng);
         assert_close("loss", &numbers(loss.clone()), &of("loss").values, forward);
         step.add(&head, loss, 1.0, bags);

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use burn::store::{ModuleSnapshot, SafetensorsStore};
-use burn::tensor::Device;
 use burn::tensor::activation::softmax;
+use burn::tensor::{Device, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::standard::Standard;
 use super::training::patches_of;
 use super::{Aggregator, EpochRecord, HeadShape};
-use crate::bag::BagSource;
+use crate::bag::{Bag, BagSource};
 use crate::error::{Error, Result};
 use crate::metric::Predictions;
 
@@ -64,25 +64,27 @@ impl<A: Aggregator> TrainedHead<A> {
         let device = device.clone().inner();
         let score = |&index: &usize| {
             let mut bag = source.load(index)?;
-            bag.check()?;
-            if bag.dim != self.shape.dim {
-                return Err(Error::usage(format!(
-                    "slide {} has {} numbers per patch, the head takes {}",
-                    bag.id, bag.dim, self.shape.dim
-                )));
-            }
-            if let Some(standard) = &self.standard {
-                standard.apply(&mut bag);
-            }
-            let output = self.model.forward(patches_of(&bag, &device), None);
-            let probabilities = read(softmax(output.logits, 1))?;
-            if probabilities.iter().any(|p| !p.is_finite()) {
-                return Err(Error::Training(format!("the head gives slide {} a score that is not finite", bag.id)));
-            }
+            let output = self.model.forward(self.patches(&mut bag, &device)?, None);
+            let probabilities = probabilities(output.logits, &bag.id)?;
             let attention = read(output.attention)?;
             Ok(SlideScore { id: bag.id, group: bag.group, label: source.label(index), probabilities, attention })
         };
         indices.iter().map(score).collect()
+    }
+
+    /// The patches of a bag on the scale the head was trained with.
+    pub(super) fn patches(&self, bag: &mut Bag, device: &Device) -> Result<Tensor<2>> {
+        bag.check()?;
+        if bag.dim != self.shape.dim {
+            return Err(Error::usage(format!(
+                "slide {} has {} numbers per patch, the head takes {}",
+                bag.id, bag.dim, self.shape.dim
+            )));
+        }
+        if let Some(standard) = &self.standard {
+            standard.apply(bag);
+        }
+        Ok(patches_of(bag, device))
     }
 
     /// Writes weights, sizes, history and the caller's `header` as one safetensors file, whole or not at all.
@@ -97,7 +99,9 @@ impl<A: Aggregator> TrainedHead<A> {
         };
         let json = serde_json::to_string(&description).map_err(|e| Error::usage(format!("head header: {e}")))?;
         slide_io::atomic_file::replace(path, |temporary| {
-            let mut store = SafetensorsStore::from_file(temporary).overwrite(true).metadata(METADATA_KEY, json);
+            // One key alone: several would stand in another order each time, and equal heads make equal files.
+            let store = SafetensorsStore::from_file(temporary).overwrite(true).clear_metadata();
+            let mut store = store.metadata(METADATA_KEY, json);
             self.model.save_into(&mut store).map_err(|e| Error::io(path, std::io::Error::other(format!("{e}"))))
         })
     }
@@ -131,9 +135,23 @@ pub fn score_all<'a>(
     Ok((Predictions::new(truth, scores, classes)?, groups))
 }
 
-fn read<const D: usize>(tensor: burn::tensor::Tensor<D>) -> Result<Vec<f32>> {
+/// The softmax of the scores of slide `id`, which must be finite.
+pub(super) fn probabilities(logits: Tensor<2>, id: &str) -> Result<Vec<f32>> {
+    let probabilities = read(softmax(logits, 1))?;
+    match probabilities.iter().all(|p| p.is_finite()) {
+        true => Ok(probabilities),
+        false => Err(Error::Training(format!("the head gives slide {id} a score that is not finite"))),
+    }
+}
+
+pub(super) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     let data = tensor.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
     data.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))
+}
+
+/// The name of the aggregator whose weights a file holds.
+pub(super) fn aggregator_of(path: &Path) -> Result<String> {
+    read_description(path).map(|description| description.aggregator)
 }
 
 /// The description in a safetensors file's metadata: 8 bytes of length, then JSON with the texts in `__metadata__`.

@@ -1,6 +1,9 @@
 //! The heads to choose from, by name: the closed choice that a configuration makes.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     Aggregator, ClamMb, ClamSb, CrossValidation, Dsmil, FoldPrediction, GatedAbmil, MaxPool, MeanPool, MilConfig,
@@ -41,6 +44,18 @@ pub struct FoldScores {
     pub scores: Vec<SlideScore>,
 }
 
+/// A head that has just been trained and tested, before it is dropped.
+pub struct TrainedFold<'a> {
+    /// Which head.
+    pub head: HeadKind,
+    /// Index of the fold.
+    pub fold: usize,
+    /// Seed of the training.
+    pub seed: u64,
+    /// [`TrainedHead::save`](super::TrainedHead::save): writes it to a file with a header.
+    pub save: &'a dyn Fn(&Path, &Value) -> Result<()>,
+}
+
 impl HeadKind {
     /// All of them, the simplest first.
     pub const ALL: [Self; 7] =
@@ -57,6 +72,12 @@ impl HeadKind {
             Self::Dsmil => Dsmil::NAME,
             Self::Transmil => TransMil::NAME,
         }
+    }
+
+    /// Whether it weighs patches by attention, so that there is something to draw. The weights of mean pooling are all alike,
+    /// those of max pooling count hidden units.
+    pub fn has_attention(self) -> bool {
+        !matches!(self, Self::Mean | Self::Max)
     }
 
     /// An error for settings this head cannot train with.
@@ -76,11 +97,11 @@ impl HeadKind {
 }
 
 impl CrossValidation<'_> {
-    /// [`run`](Self::run) with the head of this kind. `done` hears of each fold as it finishes.
+    /// [`run`](Self::run) with the head of this kind. `done` is handed each fold's head as it finishes.
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub fn scores(&self, kind: HeadKind, done: impl Fn() + Sync) -> Result<Vec<FoldScores>> {
+    pub fn scores(&self, kind: HeadKind, done: impl Fn(&TrainedFold) -> Result<()> + Sync) -> Result<Vec<FoldScores>> {
         match kind {
             HeadKind::Mean => self.scores_of::<MeanPool>(kind, done),
             HeadKind::Max => self.scores_of::<MaxPool>(kind, done),
@@ -92,8 +113,15 @@ impl CrossValidation<'_> {
         }
     }
 
-    fn scores_of<A: Aggregator>(&self, head: HeadKind, done: impl Fn() + Sync) -> Result<Vec<FoldScores>> {
-        let folds = self.run::<A>(|_| done())?;
+    fn scores_of<A: Aggregator>(
+        &self,
+        head: HeadKind,
+        done: impl Fn(&TrainedFold) -> Result<()> + Sync,
+    ) -> Result<Vec<FoldScores>> {
+        let folds = self.run::<A>(|FoldPrediction { fold, seed, head: trained, .. }| {
+            let save = |path: &Path, header: &Value| trained.save(path, header);
+            done(&TrainedFold { head, fold: *fold, seed: *seed, save: &save })
+        })?;
         let kept = |FoldPrediction { fold, seed, scores, .. }| FoldScores { head, fold, seed, scores };
         Ok(folds.into_iter().map(kept).collect())
     }

@@ -24,6 +24,7 @@ mod layers;
 mod nystrom;
 mod pool;
 mod standard;
+mod stored;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 mod training;
@@ -34,9 +35,10 @@ pub use clam::{ClamMb, ClamSb};
 pub use cross_validation::{CrossValidation, FoldPrediction};
 pub use dsmil::Dsmil;
 pub use head::{SlideScore, TrainedHead, score_all};
-pub use kind::{FoldScores, HeadKind};
+pub use kind::{FoldScores, HeadKind, TrainedFold};
 pub use pool::{MaxPool, MeanPool};
 pub use standard::Standard;
+pub use stored::{SlideAttention, StoredHead};
 pub use training::{EpochRecord, train_fold};
 pub use transmil::TransMil;
 
@@ -64,6 +66,16 @@ pub struct BagOutput {
     pub attention: Tensor<1>,
 }
 
+/// What a head looks at in one bag, class by class where it tells them apart.
+#[derive(Clone, Debug)]
+pub struct BagAttention {
+    /// Unnormalised class scores, `[1, classes]`.
+    pub logits: Tensor<2>,
+    /// Weight of each patch, rows summing to 1: `[1, patches]` where all classes share one attention, otherwise
+    /// `[classes, patches]`.
+    pub attention: Tensor<2>,
+}
+
 /// A head that pools a bag of patch embeddings into class scores.
 pub trait Aggregator: Module {
     /// Its name in tables and files.
@@ -79,6 +91,11 @@ pub trait Aggregator: Module {
 
     /// Scores a bag `[patches, dim]`. With `dropout` the head trains and draws its masks from that generator.
     fn forward(&self, bag: Tensor<2>, dropout: Option<&mut ChaCha8Rng>) -> BagOutput;
+
+    /// The attention to the patches of a bag `[patches, dim]`, without dropout; `None` for a head that pools without attention.
+    fn attend(&self, _bag: Tensor<2>) -> Option<BagAttention> {
+        None
+    }
 
     /// What training lowers for a bag of class `label`, `[1]`: the cross-entropy of its scores, unless a head has more to learn
     /// from.

@@ -50,7 +50,7 @@ fn cross_validate(
     workers: usize,
 ) -> Result<Vec<FoldPrediction<GatedAbmil>>> {
     let folds = folds_of(source, 3);
-    CrossValidation { source, folds: &folds, config, seeds, device: &Device::flex(), workers }.run(|_| ())
+    CrossValidation { source, folds: &folds, config, seeds, device: &Device::flex(), workers }.run(|_| Ok(()))
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn the_table_of_slides_has_a_row_per_test_slide() {
         device: &device,
         workers: 1,
     };
-    let result = validation.scores(HeadKind::Abmil, || ()).unwrap();
+    let result = validation.scores(HeadKind::Abmil, |_| Ok(())).unwrap();
     let classes = ["a", "b", "c"].map(str::to_owned);
     let table = crate::table::slide_scores(&result, &classes).unwrap();
     let names: Vec<String> = table.get_column_names().into_iter().map(|name| name.to_string()).collect();
@@ -117,7 +117,7 @@ fn every_head_learns() {
             device: &device,
             workers,
         };
-        let result = validation(3, &config).scores(kind, || ()).unwrap();
+        let result = validation(3, &config).scores(kind, |_| Ok(())).unwrap();
         let scores: Vec<&SlideScore> = result.iter().flat_map(|fold| &fold.scores).collect();
         for slide in &scores {
             let sum: f32 = slide.attention.iter().sum();
@@ -127,7 +127,7 @@ fn every_head_learns() {
         let accuracy = predictions.value(Metric::Accuracy).unwrap();
         assert!(accuracy > 0.8, "{kind:?}: {accuracy}");
         let short = MilConfig { epochs: 2, ..config.clone() };
-        let run = |workers| validation(workers, &short).scores(kind, || ()).unwrap();
+        let run = |workers| validation(workers, &short).scores(kind, |_| Ok(())).unwrap();
         assert_eq!(run(1), run(3));
     }
 }

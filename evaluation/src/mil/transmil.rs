@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::layers::{dropout, linear, uniform};
 use super::nystrom::{HEADS, NystromAttention};
-use super::{Aggregator, BagOutput, HeadShape};
+use super::{Aggregator, BagAttention, BagOutput, HeadShape};
 
 /// Largest dropout after an attention: the original's.
 const DROPOUT: f64 = 0.1;
@@ -106,6 +106,11 @@ impl Aggregator for TransMil {
         let (tokens, attention) = self.second.forward(tokens, rng);
         let class = self.norm.forward(tokens.slice([0..1, 0..width]));
         BagOutput { logits: self.classify.forward(class), attention: weights(attention, patches) }
+    }
+
+    fn attend(&self, bag: Tensor<2>) -> Option<BagAttention> {
+        let BagOutput { logits, attention } = self.forward(bag, None);
+        Some(BagAttention { logits, attention: attention.unsqueeze() })
     }
 }
 

@@ -15,6 +15,10 @@ use crate::atomic_file;
 use crate::error::{Error, Result};
 use crate::geometry::{Level, Mpp, Point, Size};
 
+mod attention;
+
+pub(super) use attention::{read_attention, write_attention};
+
 /// Root attribute with the header.
 const HEADER: &str = "gensis";
 
@@ -54,13 +58,7 @@ fn fill(
     let file = File::create(temporary)?;
     {
         let folder = job_relative(folder);
-        let corners: Vec<i64> = coordinates.origins.iter().flat_map(|p| [p.x, p.y]).collect();
-        let coords = dataset(&file, "coords", &corners, 2)?;
-        text(&coords, "name", &coordinates.name)?;
-        text(&coords, "savetodir", &folder)?;
-        if let Some(geometry) = &coordinates.geometry {
-            describe(&coords, geometry, &folder)?;
-        }
+        corners(&file, coordinates, &folder)?;
         if let Some(fractions) = &coordinates.labels {
             let values = dataset(&file, FRACTIONS, &fractions.values, fractions.labels.len())?;
             list(&values, "labels", &fractions.labels)?;
@@ -75,6 +73,18 @@ fn fill(
     }
     file.flush()?;
     file.close()
+}
+
+/// The dataset `coords` with its attributes.
+fn corners(file: &File, coordinates: &Coordinates, folder: &str) -> H5<()> {
+    let corners: Vec<i64> = coordinates.origins.iter().flat_map(|p| [p.x, p.y]).collect();
+    let coords = dataset(file, "coords", &corners, 2)?;
+    text(&coords, "name", &coordinates.name)?;
+    text(&coords, "savetodir", folder)?;
+    match &coordinates.geometry {
+        Some(geometry) => describe(&coords, geometry, folder),
+        None => Ok(()),
+    }
 }
 
 /// The last two folders, `20x_256px_0px_overlap/patches`: the attribute tools expect, yet the same bytes in any run folder.

@@ -20,6 +20,7 @@ pub(super) struct Row {
     pub(super) group: Option<String>,
     pub(super) split: Option<Split>,
     pub(super) mpp: Option<Mpp>,
+    pub(super) stratum: Option<String>,
 }
 
 impl Row {
@@ -30,6 +31,7 @@ impl Row {
             ("groups", self.group != other.group),
             ("splits", self.split != other.split),
             ("µm/px", self.mpp != other.mpp),
+            ("strata", self.stratum != other.stratum),
         ];
         match differs.into_iter().find(|(_, differs)| *differs) {
             None => Ok(()),
@@ -83,6 +85,7 @@ struct Places {
     group: Option<usize>,
     split: Option<usize>,
     mpp: Option<usize>,
+    stratum: Option<usize>,
 }
 
 impl Places {
@@ -104,6 +107,8 @@ impl Places {
             group: place(&columns.group),
             split: place(&columns.split),
             mpp: place(&columns.mpp),
+            // Named on purpose, so it has to be there.
+            stratum: if columns.stratum.is_empty() { None } else { Some(required("stratum", &columns.stratum)?) },
         })
     }
 
@@ -133,6 +138,7 @@ impl Places {
             group: get(self.group).map(String::from),
             split,
             mpp,
+            stratum: get(self.stratum).map(String::from),
         })
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 
 fn columns() -> ColumnNames {
     let [slide, label, group, split, mpp] = ["slide_id", "label", "case_id", "split", "mpp"].map(String::from);
-    ColumnNames { slide, label, group, split, mpp }
+    ColumnNames { slide, label, group, split, mpp, stratum: String::new() }
 }
 
 /// A folder `slides` with these (empty) files, and a csv beside it.

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{Annotation, Ignored, Polygon, Regions, Ring};
 use crate::error::{Error, Result};
 use coordinates::Nested;
-pub(super) use writer::write;
+pub(super) use writer::{write, write_detections};
 
 /// Longest file, in bytes: a few million corners.
 const MAX_BYTES: u64 = 256 << 20;

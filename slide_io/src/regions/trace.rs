@@ -11,23 +11,34 @@ use super::{Polygon, Ring, signed_area};
 use crate::tissue::TissueMask;
 
 /// A corner of pixels: column and row of the pixel below and right of it.
-type Corner = (usize, usize);
+pub(super) type Corner = (usize, usize);
 
 /// One polygon for each set of tissue pixels that are joined by their sides, in the order of their first pixels.
 pub(super) fn polygons(mask: &TissueMask) -> Vec<Polygon> {
-    let (width, height) = (mask.size().width as usize, mask.size().height as usize);
-    let (labels, count) = pieces(mask.data(), width);
-    let outlines = Outlines { tissue: mask.data(), width, height };
+    let size = (mask.size().width as usize, mask.size().height as usize);
+    let scale = mask.scale();
+    outlines(mask.data(), size, |(x, y)| [x as f64 * scale.0, y as f64 * scale.1])
+}
+
+/// [`polygons`] of `width` x `height` cells; `level0` says where a corner of theirs lies, further right and down for higher
+/// columns and rows.
+pub(super) fn outlines(
+    tissue: &[bool],
+    (width, height): (usize, usize),
+    level0: impl Fn(Corner) -> [f64; 2],
+) -> Vec<Polygon> {
+    let (labels, count) = pieces(tissue, width);
+    let outlines = Outlines { tissue, width, height };
     let mut polygons = vec![Polygon::default(); count];
-    let mut followed = vec![false; mask.data().len()];
-    for start in 0..mask.data().len() {
+    let mut followed = vec![false; tissue.len()];
+    for start in 0..tissue.len() {
         // Every ring has a side on top of a pixel of tissue, followed to the right.
-        if !mask.data()[start] || followed[start] || (start >= width && mask.data()[start - width]) {
+        if !tissue[start] || followed[start] || (start >= width && tissue[start - width]) {
             continue;
         }
         let polygon = &mut polygons[labels[start] as usize];
         for corners in outlines.rings(start, &mut followed) {
-            let ring = level0(&corners, mask.scale());
+            let ring: Ring = corners.into_iter().map(&level0).collect();
             match signed_area(&ring) > 0.0 {
                 true => polygon.exterior = ring,
                 false => polygon.holes.push(ring),
@@ -160,11 +171,6 @@ impl Outlines<'_> {
     fn at(&self, x: usize, y: usize) -> bool {
         x > 0 && y > 0 && x <= self.width && y <= self.height && self.tissue[(y - 1) * self.width + x - 1]
     }
-}
-
-/// Corners of mask pixels of `scale` level-0 pixels as points.
-fn level0(corners: &[Corner], scale: (f64, f64)) -> Ring {
-    corners.iter().map(|&(x, y)| [x as f64 * scale.0, y as f64 * scale.1]).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use slide_io::{Cohort, SlideRecord, h5};
+use slide_io::h5::{self, FeaturesShape};
+use slide_io::{Cohort, SlideRecord};
 
 use super::Scores;
 use super::slides::Stored;
@@ -42,7 +43,9 @@ impl Foreign {
 
     /// The features of the labelled slides, under a name that is none of `taken`. A file that cannot be read, is empty or of another width is listed.
     pub(super) fn stored(&self, labelled: &[&SlideRecord], taken: &[String], scores: &mut Scores) -> Result<Stored> {
+        let mut listed = Vec::new();
         let mut left_out = |slide: &str, reason: String| {
+            listed.push(slide.to_owned());
             scores.failures.push(Failure { stage: "evaluate".into(), item: slide.into(), reason });
         };
         let mut shapes = BTreeMap::new();
@@ -53,13 +56,24 @@ impl Foreign {
                 Err(error) => left_out(slide, error.to_string()),
             }
         }
-        let first = self.files.iter().find_map(|(slide, _)| shapes.get(slide.as_str()));
+        // The encoder of most slides, the first of equals: one stray file does not decide.
+        let made = |shape: &FeaturesShape| (shape.dim, shape.encoder.clone());
+        let same = |a: &FeaturesShape, b: &FeaturesShape| made(a) == made(b);
+        let mut counts: BTreeMap<(usize, String), usize> = BTreeMap::new();
+        shapes.values().for_each(|shape| *counts.entry(made(shape)).or_default() += 1);
+        let like = |shape: &FeaturesShape| counts[&made(shape)];
+        let known = self.files.iter().filter_map(|(slide, _)| shapes.get(slide.as_str()));
+        let first = known.reduce(|best, shape| if like(shape) > like(best) { shape } else { best });
         let first = first.with_context(|| format!("no features in {} can be read", self.folder.display()))?.clone();
-        for (slide, shape) in shapes.iter().filter(|(_, shape)| shape.dim != first.dim) {
-            left_out(slide, format!("its features have width {}, those of the others {}", shape.dim, first.dim));
+        for (slide, shape) in shapes.iter().filter(|(_, shape)| !same(shape, &first)) {
+            let of = |shape: &FeaturesShape| match shape.encoder.as_str() {
+                "" => format!("an unnamed encoder of width {}", shape.dim),
+                name => format!("the encoder {name} of width {}", shape.dim),
+            };
+            left_out(slide, format!("its features are of {}, most of the folder's of {}", of(shape), of(&first)));
         }
         let file = |slide: &&SlideRecord| {
-            let usable = shapes.get(slide.id.as_str()).is_some_and(|shape| shape.dim == first.dim);
+            let usable = shapes.get(slide.id.as_str()).is_some_and(|shape| same(shape, &first));
             usable.then(|| self.folder.join(format!("{}.h5", slide.id)))
         };
         let folder = self.folder.file_name().unwrap_or_default().to_string_lossy();
@@ -68,6 +82,8 @@ impl Foreign {
         let names = [first.encoder.clone(), named, self.folder.display().to_string()];
         let free = |name: &String| !name.is_empty() && !taken.contains(name);
         let name = names.into_iter().find(free).with_context(|| format!("{} is named twice", self.folder.display()))?;
-        Ok(Stored { name, own: false, dim: first.dim, files: labelled.iter().map(file).collect() })
+        let folder = std::path::absolute(&self.folder).unwrap_or_else(|_| self.folder.clone());
+        let files = labelled.iter().map(file).collect();
+        Ok(Stored { name, dim: first.dim, files, listed, hash: String::new(), folder })
     }
 }

@@ -6,13 +6,17 @@ use anyhow::{Context, Result};
 use evaluation::bag::StreamedBags;
 use evaluation::bootstrap::Bootstrap;
 use evaluation::metric::Predictions;
-use evaluation::mil::{CrossValidation, FoldScores, MilConfig, SlideScore, score_all};
+use evaluation::mil::{CrossValidation, FoldScores, HeadKind, MilConfig, SlideScore, score_all};
 use evaluation::table::{ResultRow, comparisons, slide_scores, write_csv, write_parquet};
 use slide_io::{Cohort, SlideRecord};
 
 use super::comparison::{Scored, compare};
+use super::curves::curves;
 use super::foreign::foreign_features;
-use super::subjects::{folds, subjects};
+use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, folder_name, remove_heads};
+use super::subjects::{Subject, folds, subjects};
+use super::submission::{self, Entrant};
+use super::usable::{absent_classes, fault};
 use super::{Own, Scores, bootstrap, confusion, data_name, has_features, rows_of};
 use crate::commands::Run;
 use crate::commands::progress::Progress;
@@ -25,11 +29,15 @@ use crate::run_dir::{Failure, remove};
 /// behind it.
 const SCORES: &str = "slide_scores";
 
-/// Removes the scores of slides of an earlier evaluation, of whatever encoder.
+/// Removes the scores of slides of an earlier evaluation, of whatever encoder, and the heads behind them.
 pub(super) fn remove_scores(run: &Run) -> Result<()> {
+    remove_heads(run)?;
     let folder = run.dir.root().join("results");
     let files = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
-    let of_slides = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SCORES));
+    let of_slides = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        [SCORES, submission::NAME].iter().any(|start| name.starts_with(start))
+    };
     files.filter(of_slides).try_for_each(|path| remove(&path))
 }
 
@@ -47,17 +55,33 @@ pub(in crate::commands) fn check_folds(run: &Run) -> Result<()> {
 
 /// Every head on the given split, or on stratified grouped folds, for the run's own encoder and its baselines, and for features
 /// made elsewhere; then the encoders against each other.
-pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>) -> Result<Scores> {
+/// `evaluation` is the digest of its header, by which the heads are known as this evaluation's.
+pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluation: &str) -> Result<Scores> {
     let labelled: Vec<&SlideRecord> = cohort.slides.iter().filter(|slide| slide.label.is_some()).collect();
     let mut scores = Scores::default();
     if labelled.is_empty() {
         return Ok(scores);
     }
     let settings = &run.experiment.evaluate.slide;
+    submission::check(&settings.submission, &cohort.classes)?;
     let untrained = settings.baselines.contains(&Baseline::Random);
     let trained: Vec<&str> = own.map_or(vec![], |own| own.encoders.iter().map(|encoder| &encoder.name[..]).collect());
     let names = trained.iter().copied().chain(untrained.then_some(UNTRAINED_NAME));
+    if run.dir.record("tile").is_none() {
+        // Otherwise `tile` has listed them.
+        scores.failures.extend(sources::missing(run, cohort, "evaluate"));
+    }
     let mut scored = Vec::new();
+    // One encoder or head that cannot be scored should not cost the rows of the others.
+    let mut refused: Option<anyhow::Error> = None;
+    let mut score =
+        |stored: &Stored, scores: &mut Scores| match score_slides(run, cohort, &labelled, stored, evaluation, scores) {
+            Ok(found) => scored.extend(found),
+            Err(error) => {
+                scores.failures.push(failure(&stored.name, format!("it could not be scored: {error:#}")));
+                refused.get_or_insert(error);
+            }
+        };
     for (name, own) in names.filter_map(|name| own.map(|own| (name, own))) {
         let hash = own.summary["hashes"][name].as_str();
         let hash = hash.with_context(|| format!("no features of {name}: run `gensis embed` again"))?;
@@ -66,14 +90,23 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>) -> Resu
         };
         let dim = own.summary["dims"][name].as_u64().or(own.summary["dim"].as_u64()).unwrap_or(0) as usize;
         let files = labelled.iter().map(|slide| file(slide)).collect();
-        let stored = Stored { name: name.into(), own: trained.contains(&name), dim, files };
-        scored.extend(score_slides(run, cohort, &labelled, &stored, &mut scores)?);
+        let folder = sources::features_path(run, name, "").parent().map(PathBuf::from).unwrap_or_default();
+        let folder = folder.strip_prefix(run.dir.root()).map(PathBuf::from).unwrap_or(folder);
+        let stored = Stored { name: name.into(), dim, files, listed: vec![], hash: hash.into(), folder };
+        score(&stored, &mut scores);
     }
     let mut names: Vec<String> = [ENCODER_NAME, UNTRAINED_NAME].iter().chain(&trained).map(|n| n.to_string()).collect();
     for foreign in foreign_features(run, cohort)? {
         let stored = foreign.stored(&labelled, &names, &mut scores)?;
         names.push(stored.name.clone());
-        scored.extend(score_slides(run, cohort, &labelled, &stored, &mut scores)?);
+        score(&stored, &mut scores);
+    }
+    if let (true, Some(error)) = (scored.is_empty(), refused) {
+        return Err(error);
+    }
+    if !scores.heads.is_empty() {
+        let encoders = std::mem::take(&mut scores.heads);
+        HeadIndex { evaluation: evaluation.into(), classes: cohort.classes.clone(), encoders }.write(run)?;
     }
     if settings.permutations > 0 && scored.iter().any(|other| other.encoder != scored[0].encoder) {
         let table = comparisons(&compare(&scored, settings, &cohort.classes)?)?;
@@ -87,11 +120,15 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>) -> Resu
 pub(super) struct Stored {
     /// The encoder's name.
     pub name: String,
-    /// Whether it is one of the run's own trained encoders.
-    pub own: bool,
     pub dim: usize,
     /// Of every labelled slide, where it has features.
     pub files: Vec<Option<PathBuf>>,
+    /// Slides without a file here whose reason is listed already.
+    pub listed: Vec<String>,
+    /// Hash of the encoder's weights; empty where they were made elsewhere.
+    pub hash: String,
+    /// The files' folder, below the run folder or absolute.
+    pub folder: PathBuf,
 }
 
 /// Scores one encoder's features with every head; the test slides of each head and seed.
@@ -100,26 +137,93 @@ fn score_slides(
     cohort: &Cohort,
     labelled: &[&SlideRecord],
     stored: &Stored,
+    evaluation: &str,
     scores: &mut Scores,
 ) -> Result<Vec<Scored>> {
-    let Stored { name, own, dim, files } = stored;
+    let Stored { name, dim, hash, .. } = stored;
     let settings = &run.experiment.evaluate.slide;
+    let (slides, paths) = usable(run, labelled, stored, &mut scores.failures);
+    let subjects = subjects(&slides, &paths, settings.by_patient)?;
+    let folds = folds(settings, &subjects)?;
+    for (item, reason) in absent_classes(&folds, &subjects, &cohort.classes) {
+        scores.failures.push(failure(&format!("{name}, {item}"), reason));
+    }
+    let labels = subjects.iter().map(|subject| subject.label).collect();
+    let groups = subjects.iter().map(|subject| subject.group.clone()).collect();
+    // Bags stay in their files until they are needed: a cohort need not fit in memory.
+    let bags = StreamedBags::new(*dim, cohort.classes.len(), labels, groups, |index: usize| subjects[index].load())?;
+
+    let device = device::open(run.device)?;
+    let config = mil_config(settings);
+    let validation = CrossValidation {
+        source: &bags,
+        folds: &folds,
+        config: &config,
+        seeds: &settings.seeds,
+        device: &device.clone().autodiff(),
+        workers: if run.device == DeviceChoice::Cpu { run.threads } else { 1 },
+    };
+    // Heads on an untrained network show nothing worth a look.
+    let keep = settings.keep_heads && name != UNTRAINED_NAME;
+    let keeper = keep.then_some(Keeper { run, evaluation, encoder: name, hash });
+    let (heads, predicted) = train(&validation, &settings.aggregators, name, keeper.as_ref(), &mut scores.failures)?;
+    if let Some(keeper) = &keeper {
+        let entrant = Entrant {
+            cohort,
+            subjects: &subjects,
+            folds: &folds,
+            predicted: &predicted,
+            heads: &heads,
+            keeper,
+            stored,
+        };
+        scores.failures.extend(entrant.write(&device)?);
+        scores.heads.push(EncoderHeads {
+            name: name.clone(),
+            hash: hash.clone(),
+            features: stored.folder.clone(),
+            subjects: subjects.iter().map(kept).collect(),
+            folds: folds.clone(),
+            heads,
+            seeds: settings.seeds.clone(),
+        });
+    }
+    if name != UNTRAINED_NAME {
+        let slides = slide_scores(&predicted, &cohort.classes)?;
+        let stem = if name == ENCODER_NAME { SCORES.to_owned() } else { format!("{SCORES}_{}", folder_name(name)) };
+        write_parquet(&slides, &run.dir.file(&format!("results/{stem}.parquet"))?)?;
+        write_csv(&slides, &run.dir.file(&format!("results/{stem}.csv"))?)?;
+    }
+    tabulate(run, cohort, stored, folds.len() == 1, &predicted, scores)
+}
+
+/// The slides with features that can be learnt from, and their files; the others are listed.
+fn usable<'a>(
+    run: &Run,
+    labelled: &[&'a SlideRecord],
+    stored: &'a Stored,
+    failures: &mut Vec<Failure>,
+) -> (Vec<&'a SlideRecord>, Vec<&'a PathBuf>) {
     let mut left_out = |slide: &SlideRecord, reason: &str| {
-        let failure = Failure { stage: "evaluate".into(), item: slide.id.clone(), reason: reason.into() };
-        if !scores.failures.contains(&failure) {
-            scores.failures.push(failure);
+        let failure = failure(&slide.id, reason.to_owned());
+        if !failures.contains(&failure) {
+            failures.push(failure);
         }
     };
-    let mut slides: Vec<&SlideRecord> = Vec::new();
-    let mut paths = Vec::new();
-    for (slide, file) in labelled.iter().zip(files) {
+    let (mut slides, mut paths) = (Vec::new(), Vec::new());
+    for (&slide, file) in labelled.iter().zip(&stored.files) {
         match file {
-            Some(file) => {
-                slides.push(slide);
-                paths.push(file);
-            }
+            Some(file) => match fault(file, stored.dim) {
+                Some(reason) => left_out(slide, &reason),
+                None => {
+                    slides.push(slide);
+                    paths.push(file);
+                }
+            },
+            None if run.experiment.data.allow_missing || stored.listed.contains(&slide.id) => {}
             None => {
-                left_out(slide, &format!("labelled, but without features of {name}: it counts in no score of these"))
+                let name = &stored.name;
+                left_out(slide, &format!("labelled, but without features of {name}: it counts in no score of these"));
             }
         }
     }
@@ -129,46 +233,59 @@ fn score_slides(
             left_out(slide, "labelled, but without a split where others have one: it counts in no score")
         });
     }
-    let subjects = subjects(&slides, &paths, settings.by_patient)?;
-    let folds = folds(settings, &subjects)?;
-    let labels = subjects.iter().map(|subject| subject.label).collect();
-    let groups = subjects.iter().map(|subject| subject.group.clone()).collect();
-    // Bags stay in their files until they are needed: a cohort need not fit in memory.
-    let bags = StreamedBags::new(*dim, cohort.classes.len(), labels, groups, |index: usize| subjects[index].load())?;
+    (slides, paths)
+}
 
-    let device = device::open(run.device)?;
-    let work = folds.len() * settings.seeds.len() * settings.aggregators.len();
-    let progress = Progress::new("evaluate", work as u64, "folds");
-    let config = mil_config(settings);
-    let validation = CrossValidation {
-        source: &bags,
-        folds: &folds,
-        config: &config,
-        seeds: &settings.seeds,
-        device: &device.autodiff(),
-        workers: if run.device == DeviceChoice::Cpu { run.threads } else { 1 },
-    };
-    let mut predicted = Vec::new();
-    for &head in &settings.aggregators {
-        predicted.extend(validation.scores(head, || progress.advance(1))?);
+/// Trains every head on every fold with every seed. A head that cannot be trained is listed, and is an error only where it is so
+/// with all of them.
+fn train(
+    validation: &CrossValidation,
+    wanted: &[HeadKind],
+    encoder: &str,
+    keeper: Option<&Keeper>,
+    failures: &mut Vec<Failure>,
+) -> Result<(Vec<HeadKind>, Vec<FoldScores>)> {
+    let (folds, seeds) = (validation.folds.len(), validation.seeds.len());
+    let progress = Progress::new("evaluate", (folds * seeds * wanted.len()) as u64, "folds");
+    let (mut heads, mut predicted, mut refused) = (Vec::new(), Vec::new(), None);
+    for &head in wanted {
+        let trained = validation.scores(head, |trained| {
+            progress.advance(1);
+            keeper.map_or(Ok(()), |keeper| keeper.keep(trained))
+        });
+        match trained {
+            Ok(scores) => {
+                predicted.extend(scores);
+                heads.push(head);
+            }
+            Err(error) => {
+                failures.push(failure(&format!("{encoder}, {}", head.name()), error.to_string()));
+                refused.get_or_insert(error);
+            }
+        }
     }
-    let heads: Vec<&str> = settings.aggregators.iter().map(|head| head.name()).collect();
-    let (folds, seeds) = (folds.len(), settings.seeds.len());
-    progress.finish(&format!("{name}, {folds} folds x {seeds} seeds of {}", heads.join(", ")));
-    if *own {
-        let slides = slide_scores(&predicted, &cohort.classes)?;
-        let stem = if name == ENCODER_NAME { SCORES.to_owned() } else { format!("{SCORES}_{name}") };
-        write_parquet(&slides, &run.dir.file(&format!("results/{stem}.parquet"))?)?;
-        write_csv(&slides, &run.dir.file(&format!("results/{stem}.csv"))?)?;
+    if let (true, Some(error)) = (heads.is_empty(), refused) {
+        return Err(error.into());
     }
-    tabulate(run, cohort, stored, folds == 1, &predicted, scores)
+    let names: Vec<&str> = heads.iter().map(|head| head.name()).collect();
+    progress.finish(&format!("{encoder}, {folds} folds x {seeds} seeds of {}", names.join(", ")));
+    Ok((heads, predicted))
+}
+
+fn kept(subject: &Subject) -> KeptSubject {
+    KeptSubject { id: subject.id.clone(), label: subject.label, slides: subject.slides.clone() }
+}
+
+/// Something that is left out of the evaluation.
+pub(super) fn failure(item: &str, reason: String) -> Failure {
+    Failure { stage: "evaluate".into(), item: item.into(), reason }
 }
 
 /// Rows of every fold, and of all folds pooled where the split is not `given`; the test slides of each head and seed.
 fn tabulate(
     run: &Run,
     cohort: &Cohort,
-    Stored { name, own, .. }: &Stored,
+    Stored { name, .. }: &Stored,
     given: bool,
     predicted: &[FoldScores],
     scores: &mut Scores,
@@ -176,7 +293,8 @@ fn tabulate(
     let settings = &run.experiment.evaluate.slide;
     let bootstrap = bootstrap(run);
     let mut scored = Vec::new();
-    for &head in &settings.aggregators {
+    let trained = |head: &&HeadKind| predicted.iter().any(|prediction| prediction.head == **head);
+    for &head in settings.aggregators.iter().filter(trained) {
         let base = ResultRow {
             task: "slide".into(),
             data: data_name(run),
@@ -197,8 +315,9 @@ fn tabulate(
             if !given {
                 scores.rows.extend(rows);
             }
-            if *own {
+            if name != UNTRAINED_NAME {
                 let title = format!("{name}, {}, seed {seed}, test slides", head.name());
+                scores.curves.push(curves(title.clone(), &predictions, &cohort.classes));
                 scores.confusions.push(confusion(title, &predictions, &cohort.classes));
             }
             scored.push(Scored { encoder: name.clone(), head, seed, slides });

@@ -1,5 +1,6 @@
 //! What one bag stands for, a slide or all slides of a patient, and which of them train, choose and test.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -18,7 +19,11 @@ pub(in crate::commands) struct Subject {
     pub group: String,
     pub label: Option<u32>,
     split: Option<Split>,
-    /// Its slides' features; none where only the folds are asked for.
+    /// What folds spread evenly beside the class; of a patient that of the first slide.
+    stratum: Option<String>,
+    /// Its slides.
+    pub slides: Vec<String>,
+    /// Their features; none where only the folds are asked for.
     pub files: Vec<PathBuf>,
 }
 
@@ -40,7 +45,16 @@ pub(in crate::commands) fn subjects(
         let Some(patient) = patient else {
             let id = if by_patient { group.clone() } else { slide.id.clone() };
             let files = file.into_iter().collect();
-            subjects.push(Subject { id, group, label: slide.label, split: slide.split, files });
+            let slides = vec![slide.id.clone()];
+            subjects.push(Subject {
+                id,
+                group,
+                label: slide.label,
+                split: slide.split,
+                stratum: slide.stratum.clone(),
+                slides,
+                files,
+            });
             continue;
         };
         ensure!(
@@ -49,6 +63,7 @@ pub(in crate::commands) fn subjects(
              csv, or score slides one by one",
             slide.id
         );
+        patient.slides.push(slide.id.clone());
         patient.files.extend(file);
     }
     Ok(subjects)
@@ -77,7 +92,15 @@ impl Subject {
 pub(in crate::commands) fn folds(settings: &SlideLevel, subjects: &[Subject]) -> Result<Vec<Fold>> {
     let labels: Vec<u32> = subjects.iter().filter_map(|subject| subject.label).collect();
     let groups: Vec<String> = subjects.iter().map(|subject| subject.group.clone()).collect();
+    let mut numbers = BTreeMap::new();
+    let number = |subject: &Subject| {
+        let next = numbers.len() as u32;
+        *numbers.entry((subject.label, subject.stratum.clone())).or_insert(next)
+    };
+    let spread: Vec<u32> = subjects.iter().map(number).collect();
     let strata = Strata::new(&labels, &groups)?;
+    let strata =
+        if subjects.iter().any(|subject| subject.stratum.is_some()) { strata.spread(&spread)? } else { strata };
     let part = |split| match split {
         Split::Train => Part::Train,
         Split::Val => Part::Val,
@@ -105,6 +128,7 @@ mod tests {
             label_name: None,
             group: group.map(str::to_owned),
             split,
+            stratum: None,
             mpp: None,
         }
     }

@@ -1,0 +1,119 @@
+//! Folds, seeds and runs of one figure to mean, spread and interval.
+
+use std::collections::BTreeMap;
+
+use crate::table::ResultRow;
+
+/// What a spread is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Over {
+    /// One number: there is none.
+    #[default]
+    One,
+    /// The folds of one run.
+    Folds,
+    /// Runs and seeds.
+    Runs,
+}
+
+impl Over {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Folds => "folds",
+            Self::Runs => "runs",
+        }
+    }
+}
+
+/// A figure over runs, seeds and folds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cell {
+    /// The mean over runs and seeds, of each the mean over its folds; none where the figure is never defined.
+    pub mean: Option<f64>,
+    /// Standard deviation (n - 1) over what [`Self::over`] says.
+    pub sd: Option<f64>,
+    /// What the deviation is over.
+    pub over: Over,
+    /// How many of them.
+    pub replicates: usize,
+    /// 95 % interval: from the lowest to the highest end of the bootstrap intervals of all runs and seeds; where there are
+    /// none, Student's of the mean over runs and seeds.
+    pub interval: Option<(f64, f64)>,
+    /// Folds and runs in which the figure is not defined.
+    pub undefined: usize,
+}
+
+impl Cell {
+    /// From rows of one figure with the numbers of their runs.
+    pub(super) fn of(rows: &[(usize, &ResultRow)]) -> Self {
+        let mut replicates: BTreeMap<(usize, Option<u64>), Vec<&ResultRow>> = BTreeMap::new();
+        rows.iter().for_each(|(run, row)| replicates.entry((*run, row.seed)).or_default().push(row));
+        let replicates: Vec<Replicate> = replicates.values().map(|rows| Replicate::of(rows)).collect();
+        let values: Vec<f64> = replicates.iter().filter_map(|replicate| mean(&replicate.values)).collect();
+        let (spread, over) = match (&replicates[..], values.len()) {
+            ([only], _) if only.values.len() > 1 => (&only.values, Over::Folds),
+            (_, 2..) => (&values, Over::Runs),
+            _ => (&values, Over::One),
+        };
+        let sd = deviation(spread);
+        let spanned = span(replicates.iter().filter_map(|replicate| replicate.interval));
+        let of_mean = || (over == Over::Runs).then(|| student(&values)).flatten();
+        Self {
+            mean: mean(&values),
+            sd,
+            over,
+            replicates: spread.len(),
+            interval: spanned.or_else(of_mean),
+            undefined: replicates.iter().map(|replicate| replicate.undefined).sum(),
+        }
+    }
+}
+
+/// One run with one seed.
+struct Replicate {
+    /// Of its folds, or its one value.
+    values: Vec<f64>,
+    /// Bootstrap interval of its one value, or of the value pooled over its folds.
+    interval: Option<(f64, f64)>,
+    undefined: usize,
+}
+
+impl Replicate {
+    fn of(rows: &[&ResultRow]) -> Self {
+        // A row without a fold is pooled over the folds where there are some: it would count twice.
+        let (folds, whole): (Vec<&ResultRow>, Vec<&ResultRow>) = rows.iter().partition(|row| row.fold.is_some());
+        let interval = span(whole.iter().filter_map(|row| row.low.zip(row.high)));
+        let counted = if folds.is_empty() { whole } else { folds };
+        let values: Vec<f64> = counted.iter().filter_map(|row| row.value).collect();
+        Self { undefined: counted.len() - values.len(), values, interval }
+    }
+}
+
+fn span(intervals: impl Iterator<Item = (f64, f64)>) -> Option<(f64, f64)> {
+    intervals.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn deviation(values: &[f64]) -> Option<f64> {
+    let mean = mean(values).filter(|_| values.len() > 1)?;
+    Some((values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64).sqrt())
+}
+
+/// Student's t at 97.5 % with 1 to 30 degrees of freedom; the normal's beyond.
+const T: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+];
+
+/// 95 % interval of the mean.
+fn student(values: &[f64]) -> Option<(f64, f64)> {
+    let (mean, sd) = (mean(values)?, deviation(values)?);
+    let t = T.get(values.len() - 2).copied().unwrap_or(1.960);
+    let half = t * sd / (values.len() as f64).sqrt();
+    Some((mean - half, mean + half))
+}

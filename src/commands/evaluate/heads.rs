@@ -1,0 +1,191 @@
+//! The trained slide-level heads in a run folder: what heatmaps are drawn with, and what scores slides without a label.
+//!
+//! `heads/<encoder>/<head>_seed<s>_fold<k>.safetensors`, and `heads/index.json`, which says whose they are and which slides
+//! each of them has seen. The index is written last: heads without it are those of an evaluation that was stopped.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use evaluation::mil::{HeadKind, StoredHead, TrainedFold};
+use evaluation::split::Fold;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use slide_io::atomic_file;
+
+use super::mil_config;
+use crate::commands::Run;
+use crate::commands::sources;
+use crate::run_dir::{read_record, remove_folder};
+
+/// The folder of the heads in a run folder.
+const FOLDER: &str = "heads";
+const INDEX: &str = "index.json";
+
+/// Which heads a run folder holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(in crate::commands) struct HeadIndex {
+    /// [`evaluation_digest`] of the evaluation that trained them.
+    pub evaluation: String,
+    /// Class names by class index.
+    pub classes: Vec<String>,
+    /// Those of each encoder.
+    pub encoders: Vec<EncoderHeads>,
+}
+
+/// The heads on the features of one encoder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(in crate::commands) struct EncoderHeads {
+    /// The encoder's name.
+    pub name: String,
+    /// Hash of its weights; empty for features made elsewhere.
+    pub hash: String,
+    /// Folder of `<slide>.h5`, below the run folder or absolute.
+    pub features: PathBuf,
+    /// What the folds divide: slides, or patients with several.
+    pub subjects: Vec<KeptSubject>,
+    /// The folds, as places in `subjects`.
+    pub folds: Vec<Fold>,
+    /// The kinds of heads, in the order of the configuration.
+    pub heads: Vec<HeadKind>,
+    /// Seeds of the trainings.
+    pub seeds: Vec<u64>,
+}
+
+/// A slide, or a patient.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(in crate::commands) struct KeptSubject {
+    /// The slide or the patient.
+    pub id: String,
+    /// Class, where known.
+    pub label: Option<u32>,
+    /// Its slides, in the order of the bag.
+    pub slides: Vec<String>,
+}
+
+/// One head among those of an encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::commands) struct HeadPlace {
+    pub kind: HeadKind,
+    pub fold: usize,
+    pub seed: u64,
+}
+
+/// Known by which an evaluation and what was made of it belong together: the SHA-256 of its header.
+pub(in crate::commands) fn evaluation_digest(header: &serde_json::Value) -> String {
+    sources::text_digest(&crate::run_dir::as_stored(header).to_string())
+}
+
+/// Removes all heads, and what was drawn with them.
+pub(super) fn remove_heads(run: &Run) -> Result<()> {
+    remove_folder(&run.dir.root().join(FOLDER))?;
+    remove_folder(&run.dir.root().join(crate::commands::heatmap::FOLDER))
+}
+
+/// Keeps the heads of one encoder as they are trained.
+pub(super) struct Keeper<'a> {
+    pub run: &'a Run,
+    /// Digest of this evaluation.
+    pub evaluation: &'a str,
+    pub encoder: &'a str,
+    /// Hash of its weights; empty for features made elsewhere.
+    pub hash: &'a str,
+}
+
+impl Keeper<'_> {
+    /// Writes the head of a fold.
+    pub fn keep(&self, trained: &TrainedFold) -> evaluation::Result<()> {
+        let place = HeadPlace { kind: trained.head, fold: trained.fold, seed: trained.seed };
+        let header = json!({
+            "evaluation": self.evaluation,
+            "encoder": self.encoder,
+            "encoder_hash": self.hash,
+            "fold": place.fold,
+            "seed": place.seed,
+            "settings": mil_config(&self.run.experiment.evaluate.slide),
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        (trained.save)(&path(self.run.dir.root(), self.encoder, place), &header)
+    }
+
+    /// Reads a head that was kept.
+    pub fn head(&self, place: HeadPlace, device: &Device) -> evaluation::Result<StoredHead> {
+        StoredHead::load(&path(self.run.dir.root(), self.encoder, place), device)
+    }
+}
+
+/// The file of a head.
+fn path(root: &Path, encoder: &str, HeadPlace { kind, fold, seed }: HeadPlace) -> PathBuf {
+    root.join(FOLDER).join(folder_name(encoder)).join(format!("{}_seed{seed}_fold{fold}.safetensors", kind.name()))
+}
+
+/// An encoder's name as the name of a folder. Features made elsewhere may be called by their whole path.
+pub(in crate::commands) fn folder_name(encoder: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let name: String = encoder.chars().map(plain).collect();
+    match name == encoder && !name.starts_with('.') {
+        true => name,
+        false => format!("{}-{}", name.trim_start_matches('.'), &sources::text_digest(encoder)[..8]),
+    }
+}
+
+impl HeadIndex {
+    /// Writes the index: from now on the heads count.
+    pub fn write(&self, run: &Run) -> Result<()> {
+        let path = run.dir.file(&format!("{FOLDER}/{INDEX}"))?;
+        Ok(atomic_file::write(&path, &serde_json::to_vec(self)?)?)
+    }
+
+    /// The index of the run in `root`.
+    ///
+    /// # Errors
+    /// No heads, or heads of another evaluation than the one whose results lie there.
+    pub fn read(root: &Path) -> Result<Self> {
+        let path = root.join(FOLDER).join(INDEX);
+        let missing = || {
+            format!(
+                "{} holds no trained heads: run `gensis evaluate slide` with evaluate.slide.keep_heads",
+                root.display()
+            )
+        };
+        let text = std::fs::read(&path).with_context(missing)?;
+        let index: Self =
+            serde_json::from_slice(&text).with_context(|| format!("{} is damaged: evaluate again", path.display()))?;
+        let current =
+            read_record(root, "evaluate").is_some_and(|record| evaluation_digest(&record.header) == index.evaluation);
+        ensure!(current, "the heads in {} are not those of its last evaluation: evaluate again", root.display());
+        Ok(index)
+    }
+
+    /// Reads a head of `encoder` onto `device`.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged, or of another evaluation, encoder, fold or seed than its name says.
+    pub fn head(&self, root: &Path, encoder: &EncoderHeads, place: HeadPlace, device: &Device) -> Result<StoredHead> {
+        let path = path(root, &encoder.name, place);
+        let head = StoredHead::load(&path, device)?;
+        let header = &head.header;
+        let same = head.kind == place.kind
+            && header["evaluation"] == self.evaluation.as_str()
+            && header["encoder"] == encoder.name.as_str()
+            && header["encoder_hash"] == encoder.hash.as_str()
+            && header["fold"] == json!(place.fold)
+            && header["seed"] == json!(place.seed)
+            && head.shape.classes == self.classes.len();
+        ensure!(same, "{} is not the head that heads/index.json names: evaluate again", path.display());
+        Ok(head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_told_apart_and_stay_inside() {
+        assert_eq!(folder_name("gen_dino"), "gen_dino");
+        let [a, b] = ["/data/features_uni", "_data_features_uni"].map(folder_name);
+        assert!(a != b && a.starts_with("_data_features_uni-"), "{a} {b}");
+        assert!(!folder_name("../x").contains('/') && !folder_name("..").starts_with('.'));
+    }
+}

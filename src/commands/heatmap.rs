@@ -1,0 +1,167 @@
+//! `gensis heatmap`: what the slide-level heads attend to, from stored features in seconds. A stage of `run` as well.
+
+mod atlas;
+mod drawing;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use evaluation::mil::HeadKind;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use slide_io::h5;
+
+use super::evaluate::heads::{HeadIndex, folder_name};
+use super::progress::Progress;
+use super::{Outcome, Run, sources};
+use crate::cli::HeatmapArgs;
+use crate::config::Experiment;
+use crate::device;
+use crate::run_dir::{Failure, RunDir, StageRecord, remove_folder};
+use atlas::{Atlas, Choice};
+use drawing::Canvas;
+pub(super) use drawing::reading;
+
+/// The folder of the heatmaps in a run folder, and the name of the stage.
+pub(super) const FOLDER: &str = "heatmap";
+
+/// A heatmap that was drawn.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Drawn {
+    pub slide: String,
+    pub encoder: String,
+    pub head: String,
+    /// Class of the slide, empty where unknown.
+    pub label: String,
+    pub predicted: String,
+    /// Of the predicted class.
+    pub probability: f32,
+    /// The class whose attention is shown; empty where all classes share one.
+    pub shown: String,
+    /// Which heads, and whether they have seen the slide.
+    pub heads: String,
+    /// The picture, below the run folder.
+    pub picture: String,
+}
+
+pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
+    RunDir::experiment(&args.run)?;
+    let experiment = Experiment::load(Some(&args.run.join("experiment.toml")), &args.settings)?;
+    if args.slides.is_empty() {
+        let run = Run::open(experiment, &args.run, false, &args.compute)?;
+        let (result, outcome) = (stage(&run), run.close());
+        return result.and(outcome);
+    }
+    super::start_threads(args.compute.threads)?;
+    let choice = Choice {
+        encoder: args.encoder.as_deref(),
+        head: args.aggregator.as_deref().map(named).transpose()?,
+        class: args.class.as_deref(),
+        seed: args.seed,
+    };
+    let atlas = Atlas::open(&args.run, HeadIndex::read(&args.run)?, &choice, &device::open(args.compute.device)?)?;
+    let mut table = csv::Writer::from_writer(std::io::stdout());
+    let mut failures = 0;
+    for slide in &args.slides {
+        match draw(&args.run, &experiment, &atlas, slide) {
+            Ok(drawn) => table.serialize(drawn)?,
+            Err(error) => {
+                eprintln!("heatmap: {slide}: {error:#}");
+                failures += 1;
+            }
+        }
+    }
+    table.flush()?;
+    ensure!(failures < args.slides.len(), "no heatmap could be drawn");
+    Ok(Outcome::of(failures))
+}
+
+fn named(name: &str) -> Result<HeadKind> {
+    let known = HeadKind::ALL.map(HeadKind::name);
+    let kind = HeadKind::ALL.into_iter().find(|kind| kind.name() == name);
+    kind.ok_or_else(|| anyhow::anyhow!("--aggregator {name}: known are {}", known.join(", ")))
+}
+
+/// Draws some tested slides of every class for each encoder, with the first head that has attention.
+pub(super) fn stage(run: &Run) -> Result<()> {
+    let settings = &run.experiment.heatmap;
+    let heads = &run.experiment.evaluate.slide;
+    if settings.slides == 0 || !heads.keep_heads || !heads.aggregators.iter().any(|head| head.has_attention()) {
+        return remove_all(run);
+    }
+    // Image folders and cohorts without labels have no heads.
+    let Ok(index) = HeadIndex::read(run.dir.root()) else { return remove_all(run) };
+    let header = json!({
+        "stage": FOLDER,
+        "format": sources::FORMAT,
+        "evaluation": index.evaluation,
+        "settings": settings,
+    });
+    if run.dir.current(FOLDER, &header).is_some() {
+        eprintln!("heatmap: up to date");
+        return Ok(());
+    }
+    remove_all(run)?;
+    let device = device::open(run.device)?;
+    let chosen: Vec<_> = index.encoders.iter().map(|heads| atlas::tested_slides(heads, settings.slides)).collect();
+    let progress = Progress::new("heatmap", chosen.iter().map(|slides| slides.len() as u64).sum(), "slides");
+    let (mut drawn, mut failures) = (Vec::new(), Vec::new());
+    for (heads, slides) in index.encoders.iter().zip(&chosen) {
+        let choice = Choice { encoder: Some(&heads.name), ..Choice::default() };
+        let atlas = Atlas::open(run.dir.root(), index.clone(), &choice, &device)?;
+        for slide in slides {
+            match draw(run.dir.root(), &run.experiment, &atlas, slide) {
+                Ok(one) => drawn.push(one),
+                Err(error) => {
+                    let reason = format!("{}: {error:#}", heads.name);
+                    failures.push(Failure { stage: FOLDER.into(), item: slide.clone(), reason });
+                }
+            }
+            progress.advance(1);
+        }
+    }
+    progress.finish(&format!("{} pictures in {}", drawn.len(), run.dir.root().join(FOLDER).display()));
+    run.dir.finish(FOLDER, &StageRecord { header, failures, summary: json!(drawn) })
+}
+
+/// Every heatmap in a run folder, by slide, encoder and head.
+pub(super) fn drawn(root: &Path) -> Vec<Drawn> {
+    let below = |folder: &Path| -> Vec<PathBuf> {
+        folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let heads = below(&root.join(FOLDER)).into_iter().flat_map(|encoder| below(&encoder));
+    let scores = heads.flat_map(|head| below(&head)).filter(|path| path.extension().is_some_and(|kind| kind == "h5"));
+    let read = |path: PathBuf| {
+        let header = h5::read_header(&path).ok().flatten()?;
+        serde_json::from_value(header["drawn"].clone()).ok()
+    };
+    let mut drawn: Vec<Drawn> = scores.filter_map(read).collect();
+    drawn.sort_by(|a, b| (&a.slide, &a.encoder, &a.head).cmp(&(&b.slide, &b.encoder, &b.head)));
+    drawn
+}
+
+fn remove_all(run: &Run) -> Result<()> {
+    run.dir.forget(FOLDER)?;
+    remove_folder(&run.dir.root().join(FOLDER))
+}
+
+/// Draws one slide, and writes its picture, scores and outlines.
+fn draw(root: &Path, experiment: &Experiment, atlas: &Atlas, slide: &str) -> Result<Drawn> {
+    let map = atlas.map(slide)?;
+    let folder = format!("{FOLDER}/{}/{}", folder_name(&atlas.encoder.name), atlas.kind.name());
+    let picture = format!("{folder}/{}.png", map.slide);
+    let class = |index: u32| atlas.classes().get(index as usize).cloned().unwrap_or_default();
+    let drawn = Drawn {
+        slide: map.slide.clone(),
+        encoder: atlas.encoder.name.clone(),
+        head: atlas.kind.name().into(),
+        label: map.label.map(class).unwrap_or_default(),
+        predicted: class(map.predicted() as u32),
+        probability: map.probabilities[map.predicted()],
+        shown: if map.weights.len() > 1 { class(map.shown as u32) } else { String::new() },
+        heads: atlas.told(&map),
+        picture,
+    };
+    Canvas { root, folder: &folder, settings: &experiment.heatmap }.write(&map, atlas, &drawn)?;
+    Ok(drawn)
+}

@@ -1,0 +1,229 @@
+//! `gensis report RUN RUN... --out FOLDER`: the tables that compare runs. One run alone gets its page.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+use evaluation::summary::{self, RunResults, general_tables, latex, markdown, paper_tables};
+use evaluation::table::{ResultRow, ResultTable, comparison_rows, read_parquet, write_csv, write_parquet, write_runs};
+use slide_io::atomic_file;
+
+use super::evaluate::RESULTS;
+use super::{Outcome, report};
+use crate::cli::ReportArgs;
+use crate::config::Experiment;
+use crate::run_dir::RunDir;
+
+/// Settings in which runs may differ and still be repetitions of each other: seeds, places, what is only looked at, and how
+/// many figures are made of one training.
+const REPEATED: [&str; 19] = [
+    "seed",
+    "data.slides",
+    "data.labels",
+    "data.images",
+    "data.roi",
+    "data.label_masks",
+    "pack.",
+    "pretrain.knn_every",
+    "pretrain.checkpoint_every",
+    "evaluate.knn.k",
+    "evaluate.knn.baselines",
+    "evaluate.slide.aggregators",
+    "evaluate.slide.seeds",
+    "evaluate.slide.permutations",
+    "evaluate.slide.features",
+    "evaluate.slide.baselines",
+    "evaluate.slide.bootstrap",
+    "evaluate.slide.keep_heads",
+    "heatmap.",
+];
+/// Settings that only concern encoders trained with synthetic images.
+const GENERATIVE: [&str; 5] = ["autoencoder.", "diffusion.", "sample.", "bank.", "gen_dino."];
+
+pub(super) fn report(args: &ReportArgs) -> Result<Outcome> {
+    match (&args.runs[..], &args.out) {
+        ([run], None) => report::write(run).map(|_| Outcome::Done),
+        (_, None) => bail!("where do the tables of several runs go? Give a folder with --out"),
+        (runs, Some(out)) => tables(runs, out),
+    }
+}
+
+/// A run with its settings.
+struct Read {
+    experiment: Experiment,
+    results: RunResults,
+}
+
+fn tables(paths: &[PathBuf], out: &Path) -> Result<Outcome> {
+    let (mut runs, mut failures) = (Vec::new(), 0);
+    for (place, path) in paths.iter().enumerate() {
+        ensure!(!paths[..place].contains(path), "{} is given twice: it would count twice", path.display());
+        match read(path) {
+            Ok(run) => runs.push(run),
+            Err(error) => {
+                eprintln!("report: {}: {error:#}", path.display());
+                failures += 1;
+            }
+        }
+    }
+    ensure!(!runs.is_empty(), "none of these runs has results");
+    tell_apart(&mut runs)?;
+    let results: Vec<RunResults> = runs.into_iter().map(|run| run.results).collect();
+    let figures = summary::figures(&results);
+    let grids: Vec<_> = paper_tables(&figures).into_iter().chain(general_tables(&figures)).collect();
+    let names: Vec<String> = results.iter().map(|run| format!("- {}", run.run)).collect();
+    let text = format!(
+        "# Results\n\n{}\n\n{}",
+        grids.iter().map(markdown).collect::<Vec<_>>().join("\n"),
+        format_args!("Runs:\n\n{}\n", names.join("\n"))
+    );
+    let tex =
+        "% Needs \\usepackage{booktabs}.\n\n".to_owned() + &grids.iter().map(latex).collect::<Vec<_>>().join("\n");
+    atomic_file::write(&out.join("tables.md"), text.as_bytes())?;
+    atomic_file::write(&out.join("tables.tex"), tex.as_bytes())?;
+    let frame = summary::frame(&figures)?;
+    write_parquet(&frame, &out.join("figures.parquet"))?;
+    write_csv(&frame, &out.join("figures.csv"))?;
+    let rows: Vec<_> = results.iter().map(|run| (run.run.as_str(), run.rows.as_slice())).collect();
+    write_runs(&rows, &out.join("results"))?;
+    print!("{text}");
+    eprintln!("report: {} tables of {} runs in {}", grids.len(), results.len(), out.display());
+    Ok(Outcome::of(failures))
+}
+
+fn read(path: &Path) -> Result<Read> {
+    let experiment = RunDir::experiment(path)?;
+    let rows = rows(path);
+    ensure!(!rows.is_empty(), "it has no results: run `gensis evaluate`");
+    let tests = path.join("results/comparisons.parquet");
+    let comparisons = if tests.exists() { comparison_rows(&read_parquet(&tests)?)? } else { vec![] };
+    Ok(Read { experiment, results: RunResults { run: path.display().to_string(), rows, comparisons } })
+}
+
+/// The rows of every result table of a run: of the whole evaluation, and of benchmarks that keep one of their own.
+fn rows(run: &Path) -> Vec<ResultRow> {
+    let stem = run.join(RESULTS);
+    let folder = stem.parent().unwrap_or(run);
+    let mut paths: Vec<PathBuf> = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|kind| kind == "parquet"));
+    paths.sort_by_key(|path| (path.with_extension("") != stem, path.clone()));
+    // Slides' scores and paired tests lie there too: they are no result tables.
+    let tables = paths.iter().filter_map(|path| ResultTable::read(path).ok()?.rows().ok());
+    let mut rows: Vec<ResultRow> = Vec::new();
+    for row in tables.flatten() {
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
+    }
+    rows
+}
+
+/// Gives encoders of one name that were trained or scored with different settings different names: their figures must not be
+/// averaged as if they were repetitions.
+fn tell_apart(runs: &mut [Read]) -> Result<()> {
+    let mut recipes: BTreeMap<(String, String), Vec<(usize, Vec<String>)>> = BTreeMap::new();
+    for (place, run) in runs.iter().enumerate() {
+        let mut places: Vec<(String, String)> =
+            run.results.rows.iter().map(|row| (row.data.clone(), row.encoder.clone())).collect();
+        places.sort();
+        places.dedup();
+        for (data, encoder) in places {
+            let same = recipes.entry((data, encoder.clone())).or_default();
+            let first = same.first().map_or(place, |(first, _)| *first);
+            same.push((place, differing(&runs[first].experiment, &run.experiment, &encoder)?));
+        }
+    }
+    for ((data, encoder), runs_of) in recipes {
+        // Every setting in which any of them differs from the first.
+        let mut keys: Vec<String> = runs_of.iter().flat_map(|(_, keys)| keys.iter().cloned()).collect();
+        keys.sort();
+        keys.dedup();
+        if keys.is_empty() {
+            continue;
+        }
+        for (place, _) in runs_of {
+            let values = toml::Value::try_from(&runs[place].experiment)?;
+            let told: Vec<String> = keys.iter().take(3).map(|key| format!("{key}={}", lookup(&values, key))).collect();
+            let more = if keys.len() > 3 { format!(", ... in {}", runs[place].results.run) } else { String::new() };
+            let name = format!("{encoder} ({}{more})", told.join(", "));
+            rename(&mut runs[place].results, &data, &encoder, &name);
+        }
+    }
+    Ok(())
+}
+
+/// Keys of the settings on which an encoder's figures depend and in which the two differ.
+fn differing(first: &Experiment, second: &Experiment, encoder: &str) -> Result<Vec<String>> {
+    let generative = encoder.starts_with("gen_dino");
+    let counts = |key: &String| {
+        let starts =
+            |names: &[&str]| names.iter().any(|name| key == name || (name.ends_with('.') && key.starts_with(name)));
+        !starts(&REPEATED) && (generative || !starts(&GENERATIVE))
+    };
+    let keys = first.differences(second)?.into_iter().filter_map(|line| Some(line.split_once(": ")?.0.to_owned()));
+    Ok(keys.filter(counts).collect())
+}
+
+fn lookup(values: &toml::Value, key: &str) -> String {
+    let found = key.split('.').try_fold(values, |table, part| table.get(part));
+    found.map_or("none".into(), |value| value.to_string().trim_matches('"').to_owned())
+}
+
+fn rename(results: &mut RunResults, data: &str, encoder: &str, name: &str) {
+    results
+        .rows
+        .iter_mut()
+        .filter(|row| row.data == data && row.encoder == encoder)
+        .for_each(|row| row.encoder = name.into());
+    for test in &mut results.comparisons {
+        for side in [&mut test.first, &mut test.second] {
+            if side == encoder {
+                *side = name.to_owned();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(name: &str, settings: &[&str]) -> Read {
+        let settings: Vec<String> = settings.iter().map(|setting| setting.to_string()).collect();
+        let row = |encoder: &str| ResultRow {
+            task: "slide".into(),
+            data: "mosaic".into(),
+            encoder: encoder.into(),
+            head: "abmil".into(),
+            metric: "accuracy".into(),
+            value: Some(0.5),
+            ..ResultRow::default()
+        };
+        let results = RunResults { run: name.into(), rows: vec![row("dino"), row("gen_dino")], comparisons: vec![] };
+        Read { experiment: Experiment::load(None, &settings).unwrap(), results }
+    }
+
+    fn encoders(runs: &[Read]) -> Vec<&str> {
+        runs.iter().flat_map(|run| run.results.rows.iter().map(|row| row.encoder.as_str())).collect()
+    }
+
+    #[test]
+    fn seeds_are_repetitions_and_other_settings_are_named() {
+        let mut runs = [run("a", &[]), run("b", &["seed=1", "data.slides=elsewhere", "heatmap.slides=3"])];
+        tell_apart(&mut runs).unwrap();
+        assert_eq!(encoders(&runs), ["dino", "gen_dino", "dino", "gen_dino"]);
+
+        let mut runs = [run("a", &[]), run("b", &["gen_dino.disentangle=0.5"])];
+        tell_apart(&mut runs).unwrap();
+        assert_eq!(
+            encoders(&runs),
+            ["dino", "gen_dino (gen_dino.disentangle=1.0)", "dino", "gen_dino (gen_dino.disentangle=0.5)"]
+        );
+
+        let mut runs = [run("a", &[]), run("b", &["pretrain.epochs=50"]), run("c", &["seed=3"])];
+        tell_apart(&mut runs).unwrap();
+        assert_eq!(encoders(&runs)[0], "dino (pretrain.epochs=100)");
+        assert_eq!(encoders(&runs)[2], "dino (pretrain.epochs=50)");
+        assert_eq!(encoders(&runs)[0], encoders(&runs)[4], "the third repeats the first");
+    }
+}

@@ -1,0 +1,59 @@
+//! Tables over several runs.
+
+use std::fs;
+use std::path::Path;
+
+use crate::cohort::REFERENCE;
+use crate::folder::{files, table};
+use crate::program::gensis;
+
+#[test]
+fn runs_of_other_seeds_become_one_row_and_other_settings_another() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    crate::folder::copy(&REFERENCE.run, Path::new(&at("a")));
+    let out = at("b");
+    REFERENCE.cohort.run(Path::new(&out), &["--set", "seed=1"]).with_code(0);
+    let ended = gensis(["report", &at("a"), &out, "--out", &at("tables")]).with_code(0);
+    let names: Vec<String> = files(Path::new(&at("tables"))).into_keys().collect();
+    let expected = ["figures.csv", "figures.parquet", "results.csv", "results.parquet", "tables.md", "tables.tex"];
+    assert_eq!(names, expected);
+    let text = fs::read_to_string(root.path().join("tables/tables.md")).unwrap();
+    assert_eq!(ended.stdout, text);
+    assert!(text.contains("## Table 9: Slide-level classification") && text.contains("| DINO |"), "{text}");
+    assert!(text.contains("Mean ± standard deviation over runs and seeds."), "{text}");
+    assert!(!text.contains("**"), "one encoder has nobody to be better than:\n{text}");
+    let tex = fs::read_to_string(root.path().join("tables/tables.tex")).unwrap();
+    assert!(tex.contains("\\toprule") && tex.matches("\\begin{table}").count() == 2, "{tex}");
+
+    let figures = table(&root.path().join("tables/figures.csv"));
+    let accuracy = figures.iter().find(|row| row["metric"] == "accuracy").unwrap();
+    assert_eq!((accuracy["over"].as_str(), accuracy["replicates"].as_str()), ("runs", "2"));
+    // The mean over both runs of the means over their folds.
+    let mean = |run: &str| {
+        let rows = table(&root.path().join(run).join("results/results.csv"));
+        let folds: Vec<f64> = rows
+            .iter()
+            .filter(|row| row["metric"] == "accuracy" && !row["fold"].is_empty())
+            .map(|row| row["value"].parse().unwrap())
+            .collect();
+        folds.iter().sum::<f64>() / folds.len() as f64
+    };
+    let expected = (mean("a") + mean("b")) / 2.0;
+    assert!((accuracy["mean"].parse::<f64>().unwrap() - expected).abs() < 1e-9, "{accuracy:?} {expected}");
+    let rows = table(&root.path().join("tables/results.csv"));
+    assert!(rows.iter().any(|row| row["run"] == at("a")) && rows.iter().any(|row| row["run"] == out));
+
+    // Settings on which the figures depend keep runs apart.
+    gensis(["evaluate", "--out", &out, "--set", "evaluate.slide.epochs=2", "--update"]).with_code(0);
+    let apart = gensis(["report", &at("a"), &out, "--out", &at("apart")]).with_code(0).stdout;
+    assert!(
+        apart.contains("DINO (evaluate.slide.epochs=3)") && apart.contains("DINO (evaluate.slide.epochs=2)"),
+        "{apart}"
+    );
+    gensis(["report", &at("a"), &at("none"), "--out", &at("rest")])
+        .with_code(3)
+        .saying(["none", "is not a run folder"]);
+    gensis(["report", &at("none"), &out]).with_error(["--out"]);
+    gensis(["report", &out, &out, "--out", &at("twice")]).with_error(["given twice"]);
+}
