@@ -11,13 +11,16 @@
 //! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals; [`paired`]: tests of
 //!    two encoders.
 //! 5. [`fid`]: how near generated images are to real ones, by their features.
-//! 6. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 6. [`video`]: masks of a video carried from frame to frame by patch tokens, and their scores.
+//! 7. [`retrieval`] and [`copies`]: the images of a place, a class or an original among many others.
+//! 8. [`table`]: the long table and its Parquet, CSV and Markdown files.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod atomic_file;
 pub mod bag;
 pub mod bootstrap;
+pub mod copies;
 pub mod embeddings;
 pub mod error;
 pub mod fid;
@@ -25,8 +28,10 @@ pub mod knn;
 pub mod metric;
 pub mod mil;
 pub mod paired;
+pub mod retrieval;
 mod seed;
 pub mod split;
 pub mod table;
+pub mod video;
 
 pub use error::{Error, Result};
