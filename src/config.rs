@@ -9,6 +9,7 @@ mod diffusion;
 mod evaluate;
 mod gen_dino;
 mod load;
+mod own_images;
 mod pretrain;
 
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
@@ -17,6 +18,7 @@ pub use diffusion::{BetaSchedule, Condition, Diffusion, Noise, Prediction, Sampl
 pub use evaluate::{Baseline, Evaluate, Knn, SlideLevel};
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};
 pub use load::DEFAULT_TOML;
+pub use own_images::{Copies, Retrieval, Video};
 pub use pretrain::{Crops, Head, Precision, Pretrain};
 
 use serde::{Deserialize, Serialize};

@@ -146,7 +146,19 @@ impl RunDir {
 }
 
 /// Stages in the order of the flow, named as their records are.
-pub const STAGES: [&str; 8] = ["tile", "pretrain", "autoencoder", "diffusion", "bank", "gen_dino", "embed", "evaluate"];
+pub const STAGES: [&str; 11] = [
+    "tile",
+    "pretrain",
+    "autoencoder",
+    "diffusion",
+    "bank",
+    "gen_dino",
+    "embed",
+    "video",
+    "retrieval",
+    "copies",
+    "evaluate",
+];
 
 /// The record of a finished stage of the run in `root`.
 pub fn read_record(root: &Path, stage: &str) -> Option<StageRecord> {

@@ -293,7 +293,7 @@ fn embed_images(run: &Run, encoders: &[(&str, &Encoder)], images: &ImageSets) ->
 }
 
 /// The same network before training: what a run of this seed begins with.
-fn untrained(run: &Run, encoder: &Encoder) -> Result<Encoder> {
+pub(super) fn untrained(run: &Run, encoder: &Encoder) -> Result<Encoder> {
     let device = device::open(run.device)?;
     let config = EncoderConfig {
         origin: json!({ "method": "untrained", "seed": run.experiment.seed }),

@@ -1,13 +1,19 @@
 //! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
 
 mod comparison;
+mod copies;
+mod features;
 mod foreign;
 mod generation;
+mod own_images;
+mod retrieval;
 mod slides;
 mod subjects;
+mod video;
 
 pub(super) use slides::check_folds;
 pub(crate) use slides::mil_config;
+pub(super) use video::masks;
 
 use anyhow::{Context, Result, bail, ensure};
 use evaluation::bootstrap::Bootstrap;
@@ -63,6 +69,9 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
 
 /// Scores the embeddings of `trained`.
 pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Option<Vec<Trained>>) -> Result<()> {
+    if matches!(task, Task::Video | Task::Retrieval | Task::Copies) {
+        return only_own_images(run, task, input, trained.as_deref());
+    }
     let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
     let header = header(run, input, own.as_ref())?;
     let stem = run.dir.file(RESULTS)?;
@@ -78,7 +87,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     }
     slides::remove_scores(run)?;
     let mut scores = match (input, task) {
-        (_, Task::Fid) => Scores::default(),
+        (_, Task::Fid | Task::Video | Task::Retrieval | Task::Copies) => Scores::default(),
         (Input::Images(images), Task::All | Task::Knn) => {
             knn(run, images, own.as_ref().map_or(&[], |own| &own.encoders))?
         }
@@ -91,6 +100,8 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     if task == Task::Fid || (task == Task::All && generation::has_bank(run)) {
         scores.rows.extend(generation::generation(run, input)?.rows);
     }
+    // Their failures are in records of their own.
+    scores.rows.extend(own_images::rows(run, task, input, own.as_ref().map(|own| &own.encoders[..]))?);
     for failure in &scores.failures {
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
@@ -104,6 +115,14 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     atomic_file::write(&run.dir.file("results/confusion.json")?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
     let summary = json!({ "rows": scores.rows.len() });
     run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
+}
+
+/// A benchmark with images of its own, which needs no embeddings of the run.
+fn only_own_images(run: &Run, task: Task, input: &Input, trained: Option<&[Trained]>) -> Result<()> {
+    let rows = own_images::rows(run, task, input, trained)?;
+    ensure!(!rows.is_empty(), "there is nothing to score: see failures.csv");
+    print!("{}", ResultTable::new(&rows)?.markdown()?);
+    Ok(())
 }
 
 /// Whether there is nothing to score but features made elsewhere.
@@ -169,6 +188,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         "items": items,
         "foreign": foreign,
         "bank": generation::header(run),
+        "own_images": own_images::header(run),
     }))
 }
 

@@ -361,6 +361,6 @@ pub(super) fn images_fingerprint(folder: &ImageFolder) -> Value {
     json!(hex(hash))
 }
 
-fn hex(hash: Sha256) -> String {
+pub(super) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -4,6 +4,8 @@ use evaluation::mil::HeadKind;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+use super::{Copies, Retrieval, Video};
+
 /// Benchmarks.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -12,6 +14,12 @@ pub struct Evaluate {
     pub knn: Knn,
     /// Slide-level classification.
     pub slide: SlideLevel,
+    /// Video object segmentation.
+    pub video: Video,
+    /// Image retrieval.
+    pub retrieval: Retrieval,
+    /// Copy detection.
+    pub copies: Copies,
 }
 
 /// Patch-level weighted k-NN.

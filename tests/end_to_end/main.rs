@@ -17,6 +17,7 @@
 //! | `generation` | Gen-SIS: diffusion, bank, Gen-DINO, samples |
 //! | `annotations` | regions that people draw, label masks |
 //! | `packing` | patches packed for training |
+//! | `own_images` | videos, retrieval and copy detection |
 //! | `stain` | stain normalisation of slides and images |
 
 #![allow(clippy::unwrap_used)]
@@ -33,6 +34,7 @@ mod generation;
 mod images;
 mod interruption;
 mod labels;
+mod own_images;
 mod packing;
 mod program;
 mod stain;
