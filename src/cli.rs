@@ -65,8 +65,11 @@ pub enum Command {
     #[command(after_help = "Example:\n  gensis embed --out runs/mosaic\n  \
         gensis embed --out runs/mosaic --update --encoder uni=pytorch_model.bin --encoder phikon=model.safetensors")]
     Embed(StageArgs),
-    /// Score the embeddings: k-NN on patches, multiple-instance heads on slides, distances of generated images.
-    #[command(after_help = "Example:\n  gensis evaluate --out runs/mosaic --set evaluate.slide.folds=10 --update")]
+    /// Score the embeddings: k-NN on patches, multiple-instance heads on slides, distances of generated images. Score the
+    /// encoder on videos, retrieval and copy detection, with images of their own.
+    #[command(after_help = "Example:\n  gensis evaluate --out runs/mosaic --set evaluate.slide.folds=10 --update\n  \
+        gensis evaluate video --out runs/mine --set evaluate.video.folder=DAVIS --update\n  \
+        gensis evaluate video --masks osvos/ --set evaluate.video.folder=DAVIS --out scores")]
     Evaluate(EvaluateArgs),
     /// Write coordinates and features in the folders of CLAM, or the patches as images. The run folder itself is TRIDENT's
     /// layout.
@@ -347,6 +350,10 @@ pub struct EvaluateArgs {
     /// What to score.
     #[arg(value_enum, default_value_t = Task::All)]
     pub task: Task,
+    /// With `video`: score the masks FOLDER/<sequence>/<frame>.png, whoever made them, instead of an encoder's. Needs no
+    /// training, only evaluate.video.folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub masks: Option<PathBuf>,
     /// The stage's options.
     #[command(flatten)]
     pub stage: StageArgs,
@@ -367,6 +374,12 @@ pub enum Task {
     Slide,
     /// Fréchet and kernel distance, precision and recall of the bank's images, and whether each shows its source.
     Fid,
+    /// Video object segmentation in the videos of evaluate.video.folder (DAVIS): J, F and the masks themselves.
+    Video,
+    /// Retrieval in evaluate.retrieval.folder (revisited Oxford or Paris, or class folders), or among the test images.
+    Retrieval,
+    /// Copy detection in evaluate.copies.folder (Copydays, or copies made of any images), or among the test images.
+    Copies,
 }
 
 /// Options of `run`.

@@ -146,8 +146,20 @@ impl RunDir {
 }
 
 /// Stages in the order of the flow, named as their records are.
-pub const STAGES: [&str; 9] =
-    ["tile", "pretrain", "autoencoder", "diffusion", "bank", "gen_dino", "embed", "evaluate", "heatmap"];
+pub const STAGES: [&str; 12] = [
+    "tile",
+    "pretrain",
+    "autoencoder",
+    "diffusion",
+    "bank",
+    "gen_dino",
+    "embed",
+    "video",
+    "retrieval",
+    "copies",
+    "evaluate",
+    "heatmap",
+];
 
 /// The record of a finished stage of the run in `root`.
 pub fn read_record(root: &Path, stage: &str) -> Option<StageRecord> {

@@ -86,6 +86,45 @@ impl Bootstrap {
         };
         Ok(metrics.iter().enumerate().map(interval).collect())
     }
+
+    /// The mean of `values` and its interval. Where `groups` are given (the sequence of an object), whole groups are drawn;
+    /// a single group tells nothing of others, and has no interval.
+    ///
+    /// # Errors
+    /// Another number of groups than of values, and a level outside 0 to 1.
+    pub fn mean(&self, values: &[f64], groups: Option<&[String]>) -> Result<Interval> {
+        if !(self.level > 0.0 && self.level < 1.0) {
+            return Err(Error::usage(format!("the level of an interval lies between 0 and 1, not {}", self.level)));
+        }
+        if let Some(groups) = groups.filter(|groups| groups.len() != values.len()) {
+            return Err(Error::usage(format!("{} groups for {} values", groups.len(), values.len())));
+        }
+        let (unit_of, units) = match groups {
+            Some(groups) => number_groups(groups),
+            None => ((0..values.len()).collect(), values.len()),
+        };
+        // Of each unit, the sum and the number of its values.
+        let mut parts = vec![(0.0, 0.0); units];
+        for (&unit, value) in unit_of.iter().zip(values) {
+            parts[unit] = (parts[unit].0 + value, parts[unit].1 + 1.0);
+        }
+        let resamples = if units > 1 { self.resamples } else { 0 };
+        let mut drawn: Vec<f64> = (0..resamples)
+            .into_par_iter()
+            .map(|resample| {
+                let mut rng = stream(self.seed, Purpose::Bootstrap, resample as u64, 0);
+                let (sum, n) = (0..units).fold((0.0, 0.0), |(sum, n), _| {
+                    let (more, values) = parts[rng.random_range(0..units)];
+                    (sum + more, n + values)
+                });
+                sum / n
+            })
+            .collect();
+        drawn.sort_by(f64::total_cmp);
+        let tail = (1.0 - self.level) / 2.0;
+        let value = (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+        Ok(Interval { value, low: quantile(&drawn, tail), high: quantile(&drawn, 1.0 - tail), skipped: 0 })
+    }
 }
 
 /// The number of each item's group, in order of appearance, and how many there are.
@@ -168,6 +207,24 @@ mod tests {
         assert_eq!(none, Interval { value: None, low: None, high: None, skipped: 1000 });
         let empty = Predictions::new(vec![], vec![], 2).unwrap();
         assert_eq!(bootstrap.intervals(&empty, None, &[Metric::Accuracy]).unwrap()[0].value, None);
+    }
+
+    #[test]
+    fn means_have_the_interval_of_their_spread() {
+        let values: Vec<f64> = (0..100).map(|i| f64::from(i % 10)).collect();
+        let bootstrap = Bootstrap { resamples: 4000, ..Bootstrap::default() };
+        let found = bootstrap.mean(&values, None).unwrap();
+        // The mean of 100 draws of deviation 2.87 has one of 0.287: ±0.563, known to a few hundredths from 4000 resamples.
+        assert_eq!(found.value, Some(4.5));
+        assert!((found.low.unwrap() - 3.937).abs() < 0.05 && (found.high.unwrap() - 5.063).abs() < 0.05, "{found:?}");
+        // Groups of equal values: as if each were one value.
+        let groups: Vec<String> = (0..100).map(|i| (i % 10).to_string()).collect();
+        let grouped = bootstrap.mean(&values, Some(&groups)).unwrap();
+        let ten: Vec<f64> = (0..10).map(f64::from).collect();
+        assert_eq!(grouped, bootstrap.mean(&ten, None).unwrap());
+        assert_eq!(bootstrap.mean(&[1.0], None).unwrap().low, None);
+        assert_eq!(bootstrap.mean(&[], None).unwrap().value, None);
+        assert!(bootstrap.mean(&values, Some(&groups[1..])).is_err());
     }
 
     #[test]

@@ -12,15 +12,18 @@
 //!    two encoders.
 //! 5. [`fid`]: how near generated images are to real ones, by their features.
 //! 6. [`robustness`]: scores among some of ImageNet's classes, and ImageNet-C's errors.
-//! 7. [`heatmap`]: what a head attends to, over a picture of the slide.
-//! 8. [`table`]: the long table and its Parquet, CSV and Markdown files.
-//! 9. [`summary`]: the tables of many runs in one, in Markdown and LaTeX.
+//! 7. [`video`]: masks of a video carried from frame to frame by patch tokens, and their scores.
+//! 8. [`retrieval`] and [`copies`]: the images of a place, a class or an original among many others.
+//! 9. [`heatmap`]: what a head attends to, over a picture of the slide.
+//! 10. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 11. [`summary`]: the tables of many runs in one, in Markdown and LaTeX.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod atomic_file;
 pub mod bag;
 pub mod bootstrap;
+pub mod copies;
 pub mod embeddings;
 pub mod error;
 pub mod fid;
@@ -30,10 +33,12 @@ pub mod linear;
 pub mod metric;
 pub mod mil;
 pub mod paired;
+pub mod retrieval;
 pub mod robustness;
 mod seed;
 pub mod split;
 pub mod summary;
 pub mod table;
+pub mod video;
 
 pub use error::{Error, Result};

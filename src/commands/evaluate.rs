@@ -1,23 +1,29 @@
 //! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
 
 mod comparison;
+mod copies;
 mod curves;
+mod features;
 mod foreign;
 mod generation;
 pub(super) mod heads;
 mod imagenet;
 mod linear;
+mod own_images;
 mod probed;
+mod retrieval;
 mod robustness;
 mod slides;
 mod subjects;
 mod submission;
 mod usable;
+mod video;
 
 pub(super) use curves::{ClassCurves, StoredCurves};
 pub(super) use slides::check_folds;
 pub(crate) use slides::mil_config;
 pub(super) use subjects::{folds, subjects};
+pub(super) use video::masks;
 
 use anyhow::{Context, Result, bail, ensure};
 use evaluation::bootstrap::Bootstrap;
@@ -90,6 +96,9 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
 
 /// Scores the embeddings of `trained`.
 pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Option<Vec<Trained>>) -> Result<()> {
+    if matches!(task, Task::Video | Task::Retrieval | Task::Copies) {
+        return only_own_images(run, task, input, trained.as_deref());
+    }
     let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
     let mut header = header(run, input, own.as_ref())?;
     if task != Task::All {
@@ -110,7 +119,8 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     remove(&run.dir.root().join(linear::RECORD))?;
     slides::remove_scores(run)?;
     let mut scores = match (input, task) {
-        (_, Task::Fid) | (Input::Images(_), Task::Linear | Task::Robustness) => Scores::default(),
+        (_, Task::Fid | Task::Video | Task::Retrieval | Task::Copies)
+        | (Input::Images(_), Task::Linear | Task::Robustness) => Scores::default(),
         (Input::Images(images), Task::All | Task::Knn) => {
             knn(run, images, own.as_ref().map_or(&[], |own| &own.encoders))?
         }
@@ -136,6 +146,8 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     if task == Task::Fid || (task == Task::All && generation::has_bank(run)) {
         scores.rows.extend(generation::generation(run, input)?.rows);
     }
+    // Their failures are in records of their own.
+    scores.rows.extend(own_images::rows(run, task, input, own.as_ref().map(|own| &own.encoders[..]))?);
     for failure in &scores.failures {
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
@@ -150,6 +162,14 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     atomic_file::write(&run.dir.file("results/curves.json")?, &serde_json::to_vec(&scores.curves)?)?;
     let summary = json!({ "rows": scores.rows.len() });
     run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
+}
+
+/// A benchmark with images of its own, which needs no embeddings of the run.
+fn only_own_images(run: &Run, task: Task, input: &Input, trained: Option<&[Trained]>) -> Result<()> {
+    let rows = own_images::rows(run, task, input, trained)?;
+    ensure!(!rows.is_empty(), "there is nothing to score: see failures.csv");
+    print!("{}", ResultTable::new(&rows)?.markdown()?);
+    Ok(())
 }
 
 /// Whether there is nothing to score but features made elsewhere.
@@ -218,6 +238,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         "foreign": foreign,
         "bank": generation::header(run),
         "allow_missing": run.experiment.data.allow_missing,
+        "own_images": own_images::header(run),
     });
     if let Some(shifted) = robustness::header(run) {
         header["shifted"] = shifted;

@@ -109,12 +109,17 @@ impl Run {
     /// Opens the run of a single stage: the given configuration, or the one recorded in the folder. Data that cannot be
     /// found leave the folder, and what it records, as it was.
     fn open_stage(args: &StageArgs, more: &[&str]) -> Result<Self> {
+        let experiment = Self::experiment(args, more)?;
+        sources::Input::open(&experiment.data)?;
+        Self::open(experiment, &args.out, args.update, &args.compute)
+    }
+
+    /// The configuration of a single stage.
+    fn experiment(args: &StageArgs, more: &[&str]) -> Result<Experiment> {
         let recorded = args.out.join("experiment.toml");
         let file = args.config.as_deref().or(recorded.exists().then_some(recorded.as_path()));
         let settings = args.settings.all().into_iter().chain(more.iter().map(|setting| setting.to_string()));
-        let experiment = Experiment::load(file, &settings.collect::<Vec<_>>())?;
-        sources::Input::open(&experiment.data)?;
-        Self::open(experiment, &args.out, args.update, &args.compute)
+        Experiment::load(file, &settings.collect::<Vec<_>>())
     }
 
     /// Writes `failures.csv` and turns its length into the outcome.
@@ -158,6 +163,7 @@ pub fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Diffusion(args) => stage(&args.stage, &[], |run| diffusion::diffusion(run, args.resume)),
         Command::Sample(args) => sample::sample(&args),
         Command::Embed(args) => stage(&args, &[], embed::embed),
+        Command::Evaluate(args) if args.masks.is_some() => evaluate::masks(&args),
         Command::Evaluate(args) => stage(&args.stage, &[], |run| evaluate::evaluate(run, args.task)),
         Command::Export(args) => export::export(&args),
         Command::Figures(args) => stage(&args, &[], figures::figures),

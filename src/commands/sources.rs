@@ -465,6 +465,6 @@ pub(super) fn text_digest(text: &str) -> String {
     hex(hash)
 }
 
-fn hex(hash: Sha256) -> String {
+pub(super) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

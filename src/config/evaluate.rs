@@ -5,6 +5,8 @@ use evaluation::mil::HeadKind;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+use super::{Copies, Retrieval, Video};
+
 /// Benchmarks.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,12 @@ pub struct Evaluate {
     pub slide: SlideLevel,
     /// Distances of generated images.
     pub fid: Fid,
+    /// Video object segmentation.
+    pub video: Video,
+    /// Image retrieval.
+    pub retrieval: Retrieval,
+    /// Copy detection.
+    pub copies: Copies,
 }
 
 /// Distances of generated images, beside those in the features of the encoder that conditions the diffusion model.

@@ -130,6 +130,24 @@ impl Experiment {
             (self.evaluate.knn.temperature > 0.0, "evaluate.knn.temperature must be above 0"),
             (!self.evaluate.knn.k.is_empty(), "evaluate.knn.k needs at least one number of neighbours"),
             (self.evaluate.knn.k.iter().all(|&k| k > 0), "evaluate.knn.k: a number of neighbours is at least 1"),
+            (
+                [&self.evaluate.video.baselines, &self.evaluate.retrieval.baselines, &self.evaluate.copies.baselines]
+                    .iter()
+                    .all(|baselines| !baselines.contains(&Baseline::Pixels)),
+                "baselines of evaluate.video, retrieval and copies have \"random\" only: raw pixels have no patch tokens",
+            ),
+            (
+                self.evaluate.video.resize as usize >= self.model.patch,
+                "evaluate.video.resize must be at least model.patch: a frame needs a token",
+            ),
+            (self.evaluate.video.top_k > 0, "evaluate.video.top_k must be at least 1"),
+            (self.evaluate.video.temperature > 0.0, "evaluate.video.temperature must be above 0"),
+            (
+                self.evaluate.retrieval.image_size as usize >= self.model.patch
+                    && self.evaluate.copies.image_size as usize >= self.model.patch,
+                "evaluate.retrieval.image_size and evaluate.copies.image_size must be at least model.patch",
+            ),
+            (self.evaluate.copies.gem_power > 0.0, "evaluate.copies.gem_power must be above 0"),
             (self.evaluate.slide.folds >= 2, "evaluate.slide.folds must be at least 2"),
             (!self.evaluate.slide.seeds.is_empty(), "evaluate.slide.seeds needs at least one seed"),
             (!self.evaluate.slide.aggregators.is_empty(), "evaluate.slide.aggregators needs at least one head"),

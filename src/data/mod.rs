@@ -6,6 +6,7 @@
 //! | [`blur`] | Pillow's Gaussian blur, byte for byte |
 //! | [`crop`] | where a random crop lies, and Pillow's bicubic resize |
 //! | [`stain`] | amounts of haematoxylin, eosin and DAB changed at random |
+//! | [`attack`] | strongly altered copies, for copy detection |
 //! | [`shift`] | changes of stain, focus, compression, light and scale, to measure robustness by |
 //! | [`augment`] | DINO's recipe: one patch in, two global and some local crops out |
 //! | [`order`] | which patch comes when, and the random numbers that belong to it |
@@ -17,6 +18,7 @@
 //! Everything random about a patch comes from `order::item_rng(seed, epoch, index)`, so neither the number of threads nor
 //! the place where a run was resumed changes a byte.
 
+pub mod attack;
 pub mod augment;
 pub mod blur;
 pub mod color;

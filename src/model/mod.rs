@@ -21,7 +21,7 @@ pub mod weights;
 pub use autoencoder::FirstStage;
 pub use projection::{Dino, DinoHead};
 pub use vit::{StochasticDepth, Vit};
-pub use weights::{Encoder, EncoderConfig};
+pub use weights::{Encoder, EncoderConfig, Tokens};
 
 use burn::tensor::Device;
 

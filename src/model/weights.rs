@@ -38,6 +38,19 @@ pub struct EncoderConfig {
     pub origin: serde_json::Value,
 }
 
+/// The tokens of an image.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// Patches along y.
+    pub rows: usize,
+    /// Patches along x.
+    pub columns: usize,
+    /// `[dim]`.
+    pub cls: Vec<f32>,
+    /// `[rows * columns, dim]`, row-major.
+    pub patches: Vec<f32>,
+}
+
 /// An encoder ready to use.
 #[derive(Clone, Debug)]
 pub struct Encoder {
@@ -140,6 +153,25 @@ impl Encoder {
         let features = pieces
             .map(|piece| self.features(piece.to_vec(), [piece.len() / (3 * height * width), 3, height, width], blocks));
         Ok(features.collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// All tokens of one normalised image `[3, height, width]` after the last block and its normalisation.
+    ///
+    /// # Errors
+    /// A length that does not match, an image smaller than a patch.
+    pub fn tokens(&self, image: Vec<f32>, height: usize, width: usize) -> Result<Tokens> {
+        ensure!(image.len() == 3 * height * width, "{} values are not 3 x {height} x {width}", image.len());
+        let patch = self.config.model.patch;
+        ensure!(height.min(width) >= patch, "an image of {width} x {height} px holds no patch of {patch} px");
+        let image = Tensor::from_data(TensorData::new(image, [1, 3, height, width]), &self.device);
+        let tokens = self.vit.forward_tokens(image);
+        let mut cls: Vec<f32> = tokens.try_into_vec_as().map_err(|e| anyhow!("the tokens could not be read: {e:?}"))?;
+        let (rows, columns) = (height / patch, width / patch);
+        // Whatever tokens are not of patches come first, CLS before all.
+        let dim = self.config.model.dim;
+        let patches = cls.split_off(cls.len() - rows * columns * dim);
+        cls.truncate(dim);
+        Ok(Tokens { rows, columns, cls, patches })
     }
 
     fn features(&self, images: Vec<f32>, shape: [usize; 4], blocks: usize) -> Result<Vec<f32>> {

@@ -20,6 +20,7 @@
 //! | `annotations` | regions that people draw, label masks |
 //! | `export` | files for other tools, and their coordinates taken back |
 //! | `packing` | patches packed for training |
+//! | `own_images` | videos, retrieval and copy detection |
 //! | `stain` | stain normalisation of slides and images |
 //! | `features` | cohorts that are nothing but features |
 //! | `slide_level` | bad input of slide-level evaluation |
@@ -47,6 +48,7 @@ mod heatmaps;
 mod images;
 mod interruption;
 mod labels;
+mod own_images;
 mod packing;
 mod probes;
 mod program;

@@ -1,0 +1,173 @@
+//! `gensis evaluate copies`: which original a strongly altered copy was made of, by [CLS] and the generalised mean of the
+//! encoder's patch tokens. On Copydays, or on copies that are made here of any images.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use evaluation::copies::{Whitening, average_precisions, generalised_mean};
+use evaluation::table::ResultRow;
+use image::RgbImage;
+use slide_io::{ImageFolder, PatchSource};
+
+use super::features::{self, Features};
+use super::own_images::{Found, Judged, name_of, row};
+use super::retrieval::figure;
+use crate::commands::Run;
+use crate::config::Copies;
+use crate::data::attack::Attack;
+use crate::data::crop::{Rect, crop_and_resize};
+use crate::data::normalize::Normalize;
+use crate::device;
+use crate::model::Encoder;
+use crate::model::random::keyed;
+
+/// Characters of a file name that a copy shares with its original in Copydays.
+const SHARED: usize = 4;
+
+/// Scores every encoder on the copies in `folder`, or on copies made of its images.
+pub(super) fn copies(run: &Run, judged: &[Judged], folder: &Path) -> Result<Found> {
+    let mut found = Found::default();
+    for judged in judged {
+        if folder.join("original").is_dir() {
+            copydays(run, judged, folder, &mut found)?;
+        } else {
+            attacked(run, judged, folder, &mut found)?;
+        }
+    }
+    ensure!(!found.rows.is_empty(), "there is no copy to find in {}", folder.display());
+    Ok(found)
+}
+
+/// The folders of Copydays: a copy's original is the one whose name begins as its own.
+fn copydays(run: &Run, judged: &Judged, folder: &Path, found: &mut Found) -> Result<()> {
+    let originals = ImageFolder::open(folder.join("original"))?;
+    let database = Database::of(run, judged, &originals, found)?;
+    let start = |images: &ImageFolder, index: usize| -> String {
+        let item = images.key(index).item;
+        let name = item.rsplit('/').next().unwrap_or_default().to_owned();
+        name.chars().take(SHARED).collect()
+    };
+    for set in &run.experiment.evaluate.copies.sets {
+        let copies = ImageFolder::open(folder.join(set))?;
+        let queries = embedded(run, judged, &copies, found)?;
+        let kept = &database.originals.kept;
+        let right = |query: &usize| -> Vec<usize> {
+            let name = start(&copies, *query);
+            (0..kept.len()).filter(|place| start(&originals, kept[*place]) == name).collect()
+        };
+        let right: Vec<Vec<usize>> = queries.kept.iter().map(right).collect();
+        let data = format!("{}/{set}", name_of(folder));
+        found.rows.extend(database.scores(run, judged, &data, queries.values, &right)?);
+    }
+    Ok(())
+}
+
+/// Copies made of the images themselves, one of every kind of attack; `<folder>:<attack>` in tables, since they are not those
+/// of a public data set.
+fn attacked(run: &Run, judged: &Judged, folder: &Path, found: &mut Found) -> Result<()> {
+    let images = ImageFolder::open(folder)?;
+    let database = Database::of(run, judged, &images, found)?;
+    let settings = &run.experiment.evaluate.copies;
+    for attack in Attack::ALL {
+        let queries = features::of(run, "copies", images.len(), |index| {
+            let mut rng = keyed(run.experiment.seed, attack.name(), &[index as u64]);
+            let copy = attack.apply(images.read(index)?.image, &mut rng)?;
+            descriptor(&judged.encoder, copy, settings)
+        })?;
+        // An image that cannot be read has failed as an original already.
+        let place =
+            |query: &usize| -> Vec<usize> { database.originals.kept.binary_search(query).ok().into_iter().collect() };
+        let right: Vec<Vec<usize>> = queries.kept.iter().map(place).collect();
+        let data = format!("{}:{}", name_of(folder), attack.name());
+        found.rows.extend(database.scores(run, judged, &data, queries.values, &right)?);
+    }
+    Ok(())
+}
+
+/// What copies are looked for in.
+struct Database {
+    originals: Features,
+    /// Other images, with their name in tables.
+    distractors: Option<(String, Features)>,
+    whitening: Option<Whitening>,
+}
+
+impl Database {
+    fn of(run: &Run, judged: &Judged, originals: &ImageFolder, found: &mut Found) -> Result<Self> {
+        let settings = &run.experiment.evaluate.copies;
+        let mut more = |folder: &Path| -> Result<Option<Features>> {
+            if folder.as_os_str().is_empty() {
+                return Ok(None);
+            }
+            embedded(run, judged, &ImageFolder::open(folder)?, found).map(Some)
+        };
+        let distractors = more(&settings.distractors)?;
+        let learnt_from = more(&settings.whitening)?;
+        let dim = 2 * judged.encoder.config.model.dim;
+        Ok(Self {
+            originals: embedded(run, judged, originals, found)?,
+            distractors: distractors.map(|features| (name_of(&settings.distractors), features)),
+            whitening: learnt_from.map(|features| Whitening::learn(&features.values, dim)).transpose()?,
+        })
+    }
+
+    /// Without distractors and whitening first, then with what there is of both.
+    fn scores(
+        &self,
+        run: &Run,
+        judged: &Judged,
+        data: &str,
+        queries: Vec<f32>,
+        right: &[Vec<usize>],
+    ) -> Result<Vec<ResultRow>> {
+        let dim = 2 * judged.encoder.config.model.dim;
+        let device = device::open(run.device)?;
+        let plain = &self.originals.values;
+        let mut databases = vec![(data.to_owned(), plain.clone())];
+        if let Some((name, distractors)) = &self.distractors {
+            databases.push((format!("{data}+{name}"), [&plain[..], &distractors.values].concat()));
+        }
+        let mut rows = Vec::new();
+        for (data, database) in databases {
+            let mut heads = vec![("cls_gem", queries.clone(), database.clone())];
+            if let Some(whitening) = &self.whitening {
+                heads.push(("cls_gem_whitened", whitening.apply(&queries), whitening.apply(&database)));
+            }
+            for (head, queries, database) in heads {
+                let found = average_precisions(queries, database, dim, right, &device)?;
+                let precisions: Vec<f64> = found.into_iter().flatten().collect();
+                let base = row("copy_detection", data.clone(), &judged.name, head, precisions.len());
+                rows.extend(figure(run, &base, "map", precisions)?);
+            }
+        }
+        Ok(rows)
+    }
+}
+
+fn embedded(run: &Run, judged: &Judged, images: &ImageFolder, found: &mut Found) -> Result<Features> {
+    let settings = &run.experiment.evaluate.copies;
+    let features = features::of(run, "copies", images.len(), |index| {
+        descriptor(&judged.encoder, images.read(index)?.image, settings)
+    })?;
+    let path = |index: usize| images.root().join(images.key(index).item);
+    let item = |index: usize| format!("{}, {}", judged.name, path(index).display());
+    found.failures.extend(features.failures("copies", item));
+    ensure!(
+        !features.values.is_empty(),
+        "no image of {} can be read: {}",
+        images.root().display(),
+        features.first_reason()
+    );
+    Ok(features)
+}
+
+/// [CLS] and the generalised mean of the patch tokens of an image resized to a square (Pillow's bicubic): `[2 * dim]`.
+fn descriptor(encoder: &Encoder, image: RgbImage, settings: &Copies) -> Result<Vec<f32>> {
+    let side = settings.image_size;
+    let whole = Rect { x: 0, y: 0, width: image.width(), height: image.height() };
+    let square = if image.dimensions() == (side, side) { image } else { crop_and_resize(&image, whole, (side, side))? };
+    let pixels = Normalize::new(encoder.config.mean, encoder.config.std).images(&[&square]);
+    let mut tokens = encoder.tokens(pixels, side as usize, side as usize)?;
+    tokens.cls.extend(generalised_mean(&tokens.patches, encoder.config.model.dim, settings.gem_power));
+    Ok(tokens.cls)
+}

@@ -1,0 +1,269 @@
+//! Benchmarks with images of their own, whose encoders need no embeddings of the run: videos, retrieval, copy detection.
+//!
+//! Each is a stage with a record and a result table `results/<task>`, and is not computed again while its record is current;
+//! its rows join the table of all.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use evaluation::table::{ResultRow, ResultTable};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{copies, retrieval, video};
+use crate::cli::Task;
+use crate::commands::Run;
+use crate::commands::embed;
+use crate::commands::encoders::Trained;
+use crate::commands::sources::{FORMAT, Input, UNTRAINED_NAME, hex};
+use crate::config::Baseline;
+use crate::device;
+use crate::model::Encoder;
+use crate::run_dir::{Failure, StageRecord, remove};
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Benchmark {
+    Video,
+    Retrieval,
+    Copies,
+}
+
+/// What one gives.
+#[derive(Default)]
+pub(super) struct Found {
+    pub rows: Vec<ResultRow>,
+    pub failures: Vec<Failure>,
+}
+
+/// An encoder to judge.
+pub(super) struct Judged {
+    pub name: String,
+    pub encoder: Encoder,
+}
+
+impl Benchmark {
+    /// Those that a task asks for: one by its name, or all that name a folder.
+    pub fn asked(run: &Run, task: Task) -> Vec<Self> {
+        let named = |benchmark: &Self| !benchmark.named_folder(run).as_os_str().is_empty();
+        match task {
+            Task::Video => vec![Self::Video],
+            Task::Retrieval => vec![Self::Retrieval],
+            Task::Copies => vec![Self::Copies],
+            Task::All => [Self::Video, Self::Retrieval, Self::Copies].into_iter().filter(named).collect(),
+            _ => vec![],
+        }
+    }
+
+    /// In records, files and settings.
+    pub fn stage(self) -> &'static str {
+        match self {
+            Self::Video => "video",
+            Self::Retrieval => "retrieval",
+            Self::Copies => "copies",
+        }
+    }
+
+    fn named_folder(self, run: &Run) -> &Path {
+        let evaluate = &run.experiment.evaluate;
+        match self {
+            Self::Video => &evaluate.video.folder,
+            Self::Retrieval => &evaluate.retrieval.folder,
+            Self::Copies => &evaluate.copies.folder,
+        }
+    }
+
+    /// The folder named in the settings, or the run's own test images.
+    fn folder(self, run: &Run, input: &Input) -> Result<PathBuf> {
+        let named = self.named_folder(run);
+        if !named.as_os_str().is_empty() {
+            return Ok(named.to_owned());
+        }
+        match (self, input) {
+            (Self::Retrieval | Self::Copies, Input::Images(images)) if images.test.is_some() => {
+                Ok(images.test.as_ref().map(|test| test.root().to_owned()).unwrap_or_default())
+            }
+            _ => bail!(
+                "evaluate.{0} names no images: add --set evaluate.{0}.folder=FOLDER (`gensis config default` says what it holds)",
+                self.stage()
+            ),
+        }
+    }
+
+    fn settings(self, run: &Run) -> Value {
+        let evaluate = &run.experiment.evaluate;
+        match self {
+            Self::Video => json!(evaluate.video),
+            Self::Retrieval => json!(evaluate.retrieval),
+            Self::Copies => json!(evaluate.copies),
+        }
+    }
+
+    fn baselines(self, run: &Run) -> &[Baseline] {
+        let evaluate = &run.experiment.evaluate;
+        match self {
+            Self::Video => &evaluate.video.baselines,
+            Self::Retrieval => &evaluate.retrieval.baselines,
+            Self::Copies => &evaluate.copies.baselines,
+        }
+    }
+
+    /// Other folders that the figures depend on.
+    fn more_folders(self, run: &Run) -> Vec<&Path> {
+        let copies = &run.experiment.evaluate.copies;
+        let all = match self {
+            Self::Copies => vec![copies.whitening.as_path(), copies.distractors.as_path()],
+            _ => vec![],
+        };
+        all.into_iter().filter(|folder| !folder.as_os_str().is_empty()).collect()
+    }
+}
+
+/// Rows of the benchmarks that the task asks for, made where they are not current. Where all are asked for, one that cannot be
+/// scored at all is a failure beside the others; asked for by its name, an error.
+pub(super) fn rows(run: &Run, task: Task, input: &Input, trained: Option<&[Trained]>) -> Result<Vec<ResultRow>> {
+    let mut rows = Vec::new();
+    for benchmark in Benchmark::asked(run, task) {
+        match scored(run, benchmark, input, trained) {
+            Err(error) if task == Task::All => {
+                forget(run, benchmark)?;
+                let item = benchmark.named_folder(run).display().to_string();
+                let failure = Failure { stage: benchmark.stage().into(), item, reason: format!("{error:#}") };
+                finish(run, benchmark, Value::Null, Found { rows: vec![], failures: vec![failure] })?;
+            }
+            scored => rows.extend(scored?),
+        }
+    }
+    Ok(rows)
+}
+
+fn scored(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trained]>) -> Result<Vec<ResultRow>> {
+    let trained = trained.context("there is no encoder of this run: run `gensis pretrain` first")?;
+    let folder = benchmark.folder(run, input)?;
+    let header = benchmark_header(run, benchmark, &folder, trained)?;
+    let path = run.dir.file(&format!("results/{}.parquet", benchmark.stage()))?;
+    if run.dir.current(benchmark.stage(), &header).is_some()
+        && let Ok(table) = ResultTable::read(&path)
+    {
+        eprintln!("{}: up to date", benchmark.stage());
+        return Ok(table.rows()?);
+    }
+    let judged = judged(run, benchmark, trained)?;
+    forget(run, benchmark)?;
+    let found = match benchmark {
+        Benchmark::Video => video::video(run, &judged, &folder)?,
+        Benchmark::Retrieval => retrieval::retrieval(run, &judged, &folder)?,
+        Benchmark::Copies => copies::copies(run, &judged, &folder)?,
+    };
+    let rows = found.rows.clone();
+    finish(run, benchmark, header, found)?;
+    Ok(rows)
+}
+
+/// Removes the record and the tables of other settings.
+pub(super) fn forget(run: &Run, benchmark: Benchmark) -> Result<()> {
+    run.dir.forget(benchmark.stage())?;
+    let stem = run.dir.file(&format!("results/{}", benchmark.stage()))?;
+    ["parquet", "csv", "md"].iter().try_for_each(|extension| remove(&stem.with_extension(extension)))
+}
+
+/// Writes the tables and the record of a benchmark.
+pub(super) fn finish(run: &Run, benchmark: Benchmark, header: Value, found: Found) -> Result<()> {
+    let Found { rows, failures } = found;
+    for failure in &failures {
+        eprintln!("{}: {}: {}", benchmark.stage(), failure.item, failure.reason);
+    }
+    if !rows.is_empty() {
+        ResultTable::new(&rows)?.write(&run.dir.file(&format!("results/{}", benchmark.stage()))?)?;
+    }
+    let summary = json!({ "rows": rows.len() });
+    run.dir.finish(benchmark.stage(), &StageRecord { header, failures, summary })
+}
+
+/// What the figures of all benchmarks that name a folder depend on; a folder that cannot be read is null.
+pub(super) fn header(run: &Run) -> Value {
+    let each = |benchmark: Benchmark| -> Vec<Option<Value>> {
+        let folders = std::iter::once(benchmark.named_folder(run)).chain(benchmark.more_folders(run));
+        folders.map(|folder| fingerprint(folder).ok()).collect()
+    };
+    json!(Benchmark::asked(run, Task::All).into_iter().map(each).collect::<Vec<_>>())
+}
+
+fn benchmark_header(run: &Run, benchmark: Benchmark, folder: &Path, trained: &[Trained]) -> Result<Value> {
+    let encoders: Vec<Value> = trained.iter().map(|trained| json!([trained.name, trained.hash])).collect();
+    let folders = std::iter::once(folder).chain(benchmark.more_folders(run));
+    Ok(json!({
+        "stage": benchmark.stage(),
+        "format": FORMAT,
+        "settings": benchmark.settings(run),
+        "embed": run.experiment.embed.batch,
+        "bootstrap": run.experiment.evaluate.slide.bootstrap,
+        "seed": run.experiment.seed,
+        "encoders": encoders,
+        "data": folders.map(fingerprint).collect::<Result<Vec<_>>>()?,
+    }))
+}
+
+/// The trained encoders, and the untrained network where it is asked for.
+fn judged(run: &Run, benchmark: Benchmark, trained: &[Trained]) -> Result<Vec<Judged>> {
+    let device = device::open(run.device)?;
+    let load = |trained: &Trained| Ok(Judged { name: trained.name.clone(), encoder: trained.load(&device)? });
+    let mut judged = trained.iter().map(load).collect::<Result<Vec<_>>>()?;
+    if benchmark.baselines(run).contains(&Baseline::Random) {
+        let encoder = embed::untrained(run)?;
+        judged.push(Judged { name: UNTRAINED_NAME.into(), encoder });
+    }
+    Ok(judged)
+}
+
+/// What a folder holds: paths and sizes of all its files.
+///
+/// # Errors
+/// A folder that is not there or cannot be read.
+pub(super) fn fingerprint(folder: &Path) -> Result<Value> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        let entries = fs::read_dir(&next).with_context(|| format!("cannot read the folder {}", next.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            let metadata = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+            if metadata.is_dir() {
+                folders.push(path);
+            } else {
+                files.push((path.strip_prefix(folder).unwrap_or(&path).to_owned(), metadata.len()));
+            }
+        }
+    }
+    files.sort();
+    let mut hash = Sha256::new();
+    for (path, size) in files {
+        hash.update(path.as_os_str().as_encoded_bytes());
+        hash.update([0]);
+        hash.update(size.to_le_bytes());
+    }
+    Ok(json!(hex(hash)))
+}
+
+/// The name of a folder in tables: its own, with its parent's where it is only a part of a data set.
+pub(super) fn name_of(folder: &Path) -> String {
+    let parts: Vec<_> = folder.iter().map(|part| part.to_string_lossy()).collect();
+    match &parts[..] {
+        [.., whole, part] if ["train", "val", "test"].contains(&&**part) => format!("{whole}/{part}"),
+        [.., last] => last.to_string(),
+        [] => String::new(),
+    }
+}
+
+/// A base for the rows of a benchmark.
+pub(super) fn row(task: &str, data: String, encoder: &str, head: &str, n: usize) -> ResultRow {
+    ResultRow {
+        task: task.into(),
+        data,
+        encoder: encoder.into(),
+        head: head.into(),
+        n: n as u64,
+        ..ResultRow::default()
+    }
+}

@@ -1,0 +1,165 @@
+//! Benchmarks with images of their own: videos, retrieval and copy detection, with drawn data and damaged files.
+
+use std::fs;
+use std::path::Path;
+
+use image::{GrayImage, Luma, Rgb, RgbImage};
+
+use crate::folder::{failures, files, table};
+use crate::images;
+use crate::program::{Ended, gensis};
+
+/// Two videos of six frames in DAVIS's layout, in each a bright square that moves over stripes.
+fn draw_videos(root: &Path) {
+    for (name, step) in [("slow", 2), ("fast", 6)] {
+        let frames = root.join("JPEGImages/480p").join(name);
+        let masks = root.join("Annotations/480p").join(name);
+        fs::create_dir_all(&frames).unwrap();
+        fs::create_dir_all(&masks).unwrap();
+        for i in 0..6 {
+            let inside = |x: u32, y: u32| (16 + step * i..56 + step * i).contains(&x) && (24..64).contains(&y);
+            let colour = |x, y| if inside(x, y) { Rgb([250, 200, 40]) } else { Rgb([30, (x % 16 * 8) as u8, 90]) };
+            RgbImage::from_fn(128, 96, colour).save(frames.join(format!("0000{i}.jpg"))).unwrap();
+            let mask = GrayImage::from_fn(128, 96, |x, y| Luma([if inside(x, y) { 1 } else { 0 }]));
+            mask.save(masks.join(format!("0000{i}.png"))).unwrap();
+        }
+    }
+}
+
+/// A run on drawn images.
+fn trained(root: &Path) -> [std::path::PathBuf; 2] {
+    let [images, out] = ["images", "run"].map(|name| root.join(name));
+    images::draw(&images);
+    images::run(&images, &out, &[]).with_code(0);
+    [images, out]
+}
+
+fn evaluate(out: &Path, task: &str, settings: &[&str]) -> Ended {
+    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+    gensis(["evaluate", task, "--update", "--out", out.to_str().unwrap()].into_iter().chain(settings))
+}
+
+#[test]
+fn videos_are_scored_and_what_is_damaged_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let [_, out] = trained(folder.path());
+    let videos = folder.path().join("davis");
+    draw_videos(&videos);
+    let place = format!("evaluate.video.folder={videos:?}");
+    let settings = [&place[..], "evaluate.video.resize=96", r#"evaluate.video.baselines=["random"]"#];
+    evaluate(&out, "video", &settings).with_code(0);
+    let rows = table(&out.join("results/video.csv"));
+    for encoder in ["dino", "random"] {
+        let value = |metric: &str| -> f64 {
+            let row = rows.iter().find(|row| row["encoder"] == encoder && row["metric"] == metric).unwrap();
+            assert_eq!((&row["task"][..], &row["data"][..], &row["n"][..]), ("video", "davis", "2"));
+            row["value"].parse().unwrap()
+        };
+        // A square of one colour on another ground is followed by any network.
+        assert!(value("j_mean") > 0.6, "{encoder}: {}", value("j_mean"));
+        assert!((value("j_and_f_mean") - (value("j_mean") + value("f_mean")) / 2.0).abs() < 1e-12);
+    }
+    let objects = table(&out.join("results/video_objects.csv"));
+    assert_eq!(objects.len(), 2 * (2 + 2), "{objects:?}");
+    evaluate(&out, "video", &settings).with_code(0).saying(["video: up to date"]);
+
+    // The same masks, scored as those of another program.
+    let (masks, scores) = (out.join("video/dino"), folder.path().join("scores"));
+    let line =
+        ["evaluate", "video", "--masks", masks.to_str().unwrap(), "--out", scores.to_str().unwrap(), "--set", &place];
+    gensis(line).with_code(0);
+    let again = table(&scores.join("results/video.csv"));
+    let figure = |rows: &[std::collections::BTreeMap<String, String>]| {
+        rows.iter().find(|row| row["encoder"] == "dino" && row["metric"] == "f_mean").unwrap()["value"].clone()
+    };
+    assert_eq!(figure(&again), figure(&rows));
+
+    // A mask of another size, and a frame that is missing.
+    let small = GrayImage::from_pixel(5, 5, Luma([1]));
+    small.save(videos.join("Annotations/480p/fast/00002.png")).unwrap();
+    evaluate(&out, "video", &settings).with_code(3).saying(["dino, fast"]);
+    let failed = failures(&out);
+    assert!(
+        failed.iter().any(|(stage, item, reason)| stage == "video" && item == "dino, fast" && reason.contains("5 x 5"))
+    );
+    let rows = table(&out.join("results/video.csv"));
+    assert!(rows.iter().all(|row| row["n"] == "1"), "{rows:?}");
+    fs::remove_file(videos.join("JPEGImages/480p/slow/00003.jpg")).unwrap();
+    evaluate(&out, "video", &settings).with_error(["nothing to score"]);
+    gensis(["evaluate", "video", "--out", out.to_str().unwrap(), "--update", "--set", "evaluate.video.folder=''"])
+        .with_error(["evaluate.video.folder"]);
+}
+
+#[test]
+fn test_images_are_retrieved_by_class_and_their_copies_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, out] = trained(folder.path());
+    fs::write(images.join("test/dots/broken.png"), b"not a picture").unwrap();
+    evaluate(&out, "retrieval", &["evaluate.retrieval.image_size=32"]).with_code(3).saying(["broken.png"]);
+    let rows = table(&out.join("results/retrieval.csv"));
+    let metrics: Vec<&str> = rows.iter().map(|row| &row["metric"][..]).collect();
+    assert_eq!(metrics, ["map_at_r", "r_precision", "precision_at_1"]);
+    assert!(
+        rows.iter().all(|row| (&row["head"][..], &row["n"][..], &row["data"][..]) == ("classes", "8", "images/test"))
+    );
+    let settings = ["evaluate.copies.image_size=32", r#"evaluate.copies.baselines=["random"]"#];
+    evaluate(&out, "copies", &settings).with_code(3);
+    let rows = table(&out.join("results/copies.csv"));
+    assert_eq!(rows.len(), 2 * 6, "two encoders, six attacks");
+    assert!(rows.iter().all(|row| row["task"] == "copy_detection" && row["head"] == "cls_gem"));
+    assert!(rows.iter().any(|row| row["data"] == "images/test:jpeg"));
+    let before = files(&out.join("results"));
+    for stage in ["retrieval", "copies"] {
+        fs::remove_file(out.join(format!("stages/{stage}.json"))).unwrap();
+    }
+    let line = ["evaluate", "copies", "--threads", "1", "--update", "--out", out.to_str().unwrap()];
+    gensis(line.into_iter().chain(settings.iter().flat_map(|setting| ["--set", setting]))).with_code(3);
+    assert_eq!(files(&out.join("results"))["copies.csv"], before["copies.csv"], "threads change nothing");
+}
+
+/// Copydays' and the revisited data sets' layout; and a ground truth that is an attack.
+#[test]
+fn public_layouts_are_read_and_attacks_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, out] = trained(folder.path());
+    let source = |i: usize| images.join(format!("train/{}/{}.png", ["dots", "stripes"][i % 2], i / 2 * 2));
+    let copydays = folder.path().join("copydays");
+    for set in ["original", "strong"] {
+        fs::create_dir_all(copydays.join(set)).unwrap();
+    }
+    for i in 0..4 {
+        let image = image::open(source(i)).unwrap().into_rgb8();
+        image.save(copydays.join(format!("original/200{i}00.jpg"))).unwrap();
+        image::imageops::blur(&image, 0.5).save(copydays.join(format!("strong/200{i}01.jpg"))).unwrap();
+    }
+    let place = format!("evaluate.copies.folder={copydays:?}");
+    evaluate(&out, "copies", &[&place, "evaluate.copies.image_size=32"]).with_code(0);
+    let rows = table(&out.join("results/copies.csv"));
+    assert_eq!((&rows[0]["data"][..], &rows[0]["n"][..], rows.len()), ("copydays/strong", "4", 1));
+    assert!(rows[0]["value"].parse::<f64>().unwrap() > 0.5, "{rows:?}");
+
+    let oxford = folder.path().join("oxford");
+    fs::create_dir_all(oxford.join("jpg")).unwrap();
+    for i in 0..4 {
+        image::open(source(i)).unwrap().save(oxford.join(format!("jpg/view_{i}.jpg"))).unwrap();
+    }
+    let truth = r#"{"imlist": ["view_0", "view_1", "view_2", "view_3"], "qimlist": ["view_0"], "gnd": [
+        {"easy": [0], "hard": [2], "junk": [1], "bbx": [0, 0, 40, 50]}]}"#;
+    fs::write(oxford.join("gnd_own.json"), truth).unwrap();
+    let place = format!("evaluate.retrieval.folder={oxford:?}");
+    let settings = [&place[..], "evaluate.retrieval.image_size=32", "evaluate.retrieval.multiscale=true"];
+    evaluate(&out, "retrieval", &settings).with_code(0);
+    let rows = table(&out.join("results/retrieval.csv"));
+    assert_eq!(rows.len(), 3 * 4);
+    let easy = rows.iter().find(|row| row["head"] == "easy" && row["metric"] == "map").unwrap();
+    assert_eq!(&easy["value"], "1.0", "an image is the nearest to itself");
+
+    fs::remove_file(oxford.join("gnd_own.json")).unwrap();
+    fs::write(oxford.join("gnd_own.pkl"), b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.").unwrap();
+    evaluate(&out, "retrieval", &settings).with_error(["posix.system", "not read"]);
+    // Beside the others it is a failure of its own.
+    evaluate(&out, "all", &settings).with_code(3);
+    assert!(failures(&out).iter().any(|(stage, _, reason)| stage == "retrieval" && reason.contains("posix.system")));
+    let rows = table(&out.join("results/results.csv"));
+    assert!(rows.iter().any(|row| row["task"] == "knn") && rows.iter().all(|row| row["task"] != "retrieval"));
+}
