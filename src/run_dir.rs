@@ -71,7 +71,11 @@ impl RunDir {
             }
         }
         remove_temporary_files(root);
-        atomic_file::write(&recorded, experiment.to_toml()?.as_bytes())?;
+        let text = experiment.to_toml()?;
+        // What stands there already needs no room on a full disk.
+        if fs::read(&recorded).ok().as_deref() != Some(text.as_bytes()) {
+            atomic_file::write(&recorded, text.as_bytes())?;
+        }
         let log = File::options().create(true).append(true).open(root.join("log.jsonl"))?;
         Ok(Self { root: root.to_owned(), log: Mutex::new(log), _lock: lock })
     }

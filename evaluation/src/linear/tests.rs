@@ -100,7 +100,7 @@ fn logistic_regression_is_scikit_learns() {
         let found = per_deviation(&mut fitted.head.weight.iter().map(|w| f64::from(*w)));
         let found: Vec<f32> = found.into_iter().map(|w| w as f32).collect();
         close(&found, &per_deviation(&mut case.standardised.weight.iter().copied()), tolerance);
-        close(&probabilities(&fitted.head), &case.standardised.probabilities, 2e-4);
+        close(&probabilities(&fitted.head), &case.standardised.probabilities, 5e-4);
     }
 }
 
