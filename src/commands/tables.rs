@@ -37,6 +37,8 @@ const REPEATED: [&str; 19] = [
     "evaluate.slide.keep_heads",
     "heatmap.",
 ];
+/// Settings that only concern encoders from elsewhere.
+const ELSEWHERE: [&str; 2] = ["encoders", "pretrained_only"];
 /// Settings that only concern encoders trained with synthetic images.
 const GENERATIVE: [&str; 5] = ["autoencoder.", "diffusion.", "sample.", "bank.", "gen_dino."];
 
@@ -155,10 +157,11 @@ fn tell_apart(runs: &mut [Read]) -> Result<()> {
 /// Keys of the settings on which an encoder's figures depend and in which the two differ.
 fn differing(first: &Experiment, second: &Experiment, encoder: &str) -> Result<Vec<String>> {
     let generative = encoder.starts_with("gen_dino");
+    let own = generative || ["dino", "random", "pixels"].contains(&encoder);
     let counts = |key: &String| {
         let starts =
             |names: &[&str]| names.iter().any(|name| key == name || (name.ends_with('.') && key.starts_with(name)));
-        !starts(&REPEATED) && (generative || !starts(&GENERATIVE))
+        !starts(&REPEATED) && (generative || !starts(&GENERATIVE)) && !(own && starts(&ELSEWHERE))
     };
     let keys = first.differences(second)?.into_iter().filter_map(|line| Some(line.split_once(": ")?.0.to_owned()));
     Ok(keys.filter(counts).collect())
