@@ -71,7 +71,10 @@ impl RunDir {
             }
         }
         remove_temporary_files(root);
-        atomic_file::write(&recorded, experiment.to_toml()?.as_bytes())?;
+        let text = experiment.to_toml()?;
+        if fs::read_to_string(&recorded).ok().as_ref() != Some(&text) {
+            atomic_file::write(&recorded, text.as_bytes())?;
+        }
         let log = File::options().create(true).append(true).open(root.join("log.jsonl"))?;
         Ok(Self { root: root.to_owned(), log: Mutex::new(log), _lock: lock })
     }
