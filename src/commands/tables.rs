@@ -123,7 +123,8 @@ fn rows(run: &Path) -> Vec<ResultRow> {
 /// Gives encoders of one name that were trained or scored with different settings different names: their figures must not be
 /// averaged as if they were repetitions.
 fn tell_apart(runs: &mut [Read]) -> Result<()> {
-    let mut recipes: BTreeMap<(String, String), Vec<(usize, Vec<String>)>> = BTreeMap::new();
+    type Recipes = Vec<(usize, Vec<String>)>;
+    let mut recipes: BTreeMap<(String, String), Recipes> = BTreeMap::new();
     for (place, run) in runs.iter().enumerate() {
         let mut places: Vec<(String, String)> =
             run.results.rows.iter().map(|row| (row.data.clone(), row.encoder.clone())).collect();
@@ -161,7 +162,8 @@ fn differing(first: &Experiment, second: &Experiment, encoder: &str) -> Result<V
     let counts = |key: &String| {
         let starts =
             |names: &[&str]| names.iter().any(|name| key == name || (name.ends_with('.') && key.starts_with(name)));
-        !starts(&REPEATED) && (generative || !starts(&GENERATIVE)) && !(own && starts(&ELSEWHERE))
+        let idle = starts(&REPEATED) || (!generative && starts(&GENERATIVE)) || (own && starts(&ELSEWHERE));
+        !idle
     };
     let keys = first.differences(second)?.into_iter().filter_map(|line| Some(line.split_once(": ")?.0.to_owned()));
     Ok(keys.filter(counts).collect())

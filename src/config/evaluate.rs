@@ -1,11 +1,10 @@
 //! `[evaluate]`: the benchmarks.
 
 use super::probes::{Linear, Robustness};
+use super::{Copies, Retrieval, Video};
 use evaluation::mil::HeadKind;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-
-use super::{Copies, Retrieval, Video};
 
 /// Benchmarks.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]

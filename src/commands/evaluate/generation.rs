@@ -38,7 +38,7 @@ const LINEUP: usize = 100;
 pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
     let models = models(run, input)?;
     let device = device::open(run.device)?;
-    let mut judges = vec![Judge::Encoder(Encoder::load(&require_encoder(run, input)?.0, &device)?)];
+    let mut judges = vec![Judge::Encoder(Box::new(Encoder::load(&require_encoder(run, input)?.0, &device)?))];
     let inception = &run.experiment.evaluate.fid.inception;
     if !inception.as_os_str().is_empty() {
         judges.push(Judge::Inception(Inception::load(inception, &device)?));
@@ -90,7 +90,7 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
 /// What turns images into the features that are compared.
 enum Judge {
     /// The run's vanilla encoder.
-    Encoder(Encoder),
+    Encoder(Box<Encoder>),
     /// The network of the published FID.
     Inception(Inception),
 }
