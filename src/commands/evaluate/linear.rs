@@ -173,7 +173,7 @@ fn streamed(
     failures: &mut Vec<Failure>,
 ) -> Result<Trained> {
     let encoder = &probed.encoder;
-    let side = match run.experiment.embed.crop {
+    let side = match encoder.view.map_or(run.experiment.embed.crop, |view| view.crop) {
         0 => encoder.config.model.image_size,
         crop => crop as usize,
     };

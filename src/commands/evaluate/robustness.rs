@@ -93,7 +93,7 @@ impl Classifiers<'_> {
         let mut all = Vec::new();
         let k = self.run.experiment.evaluate.robustness.k;
         if k > 0 {
-            let (dim, queries) = (self.encoder.dim(), self.probed.last_block(values));
+            let (dim, queries) = (self.probed.train.table.dim / self.probed.blocks, self.probed.last_block(values));
             let neighbours = nearest(&self.last, &queries, dim, k, &self.device)?;
             let temperature = self.run.experiment.evaluate.knn.temperature;
             all.push(("knn", neighbours.votes(&self.probed.train.labels, self.classes().len(), k, temperature)));
@@ -141,7 +141,8 @@ fn tissue(classifiers: &Classifiers, test: &Arc<ImageFolder>, scores: &mut Score
         let mut of_shift = Vec::new();
         for severity in 1..=SEVERITIES {
             let name = format!("{}@{severity}", shift.name());
-            let source = shifted_source(run, test, shift, severity)?;
+            let view = encoder.view.map_or(run.experiment.embed.resize, |view| view.resize);
+            let source = shifted_source(run, test, shift, severity, view)?;
             let title = format!("{}, {name}", probed.name);
             let settings = &run.experiment.embed;
             let embedded =
@@ -154,7 +155,8 @@ fn tissue(classifiers: &Classifiers, test: &Arc<ImageFolder>, scores: &mut Score
             let base = row(name, labels.len());
             let mut rows = accuracies(classifiers, &base, &embedded.values, &labels)?;
             let before: Vec<f32> = kept.iter().flat_map(|&at| clean.table.row(at)).copied().collect();
-            let cosine = mean_cosine(&probed.last_block(&embedded.values), &probed.last_block(&before), encoder.dim());
+            let width = clean.table.dim / probed.blocks;
+            let cosine = mean_cosine(&probed.last_block(&embedded.values), &probed.last_block(&before), width);
             rows.push(ResultRow { metric: "cosine".into(), value: Some(cosine), ..base });
             of_shift.extend(rows);
         }
@@ -168,8 +170,14 @@ fn tissue(classifiers: &Classifiers, test: &Arc<ImageFolder>, scores: &mut Score
 }
 
 /// The shift comes before the stain is normalised, as it would from another laboratory.
-fn shifted_source(run: &Run, test: &Arc<ImageFolder>, shift: Shift, severity: usize) -> Result<Arc<dyn PatchSource>> {
-    let (view, seed) = (run.experiment.embed.resize, run.experiment.seed);
+fn shifted_source(
+    run: &Run,
+    test: &Arc<ImageFolder>,
+    shift: Shift,
+    severity: usize,
+    view: u32,
+) -> Result<Arc<dyn PatchSource>> {
+    let seed = run.experiment.seed;
     let shifted = Arc::new(Shifted { source: test.clone(), shift, severity, view, seed });
     Ok(match sources::normalized(run, shifted.clone())? {
         Some(normalized) => normalized,
