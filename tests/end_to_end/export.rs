@@ -105,7 +105,8 @@ fn patches_are_written_as_they_are_cut() {
     let folder = tempfile::tempdir().unwrap();
     let cohort = Cohort::draw(&folder.path().join("cohort"));
     let [run, out, small] = ["run", "patches", "small"].map(|name| folder.path().join(name));
-    let tile = ["tile", "--config", cohort.experiment().to_str().unwrap(), "--out", run.to_str().unwrap()];
+    let experiment = cohort.experiment();
+    let tile = ["tile", "--config", experiment.to_str().unwrap(), "--out", run.to_str().unwrap()];
     gensis(tile.map(str::to_owned).to_vec()).with_code(0);
     let before = results(&run);
     export("patches", &run, &out, &["--slides", "s00,s02"]).with_code(0).saying(["0 unreadable"]);
