@@ -202,7 +202,8 @@ pub(super) fn features_of_blocks(
         })
     })?;
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let dim = blocks * encoder.dim();
+    // Of several blocks CLS alone, whatever else the embedding holds.
+    let dim = if blocks == 1 { encoder.dim() } else { blocks * encoder.config.model.dim };
     let mut rows: Vec<(usize, &[f32])> =
         done.iter().flat_map(|(indices, values)| indices.iter().copied().zip(values.chunks_exact(dim))).collect();
     rows.sort_unstable_by_key(|(index, _)| *index);
