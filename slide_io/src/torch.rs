@@ -132,7 +132,7 @@ mod tests {
     fn the_pickle_is_the_one_that_pytorch_has_read() {
         // torch.load(path, weights_only=True), also with mmap=True, of PyTorch 2.15 gives the (343, 32) tensor that h5py
         // reads from the HDF5 file beside it; python3 -m pickletools shows what these bytes say.
-        let expected = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\00\
+        let expected = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000\
             X\x03\0\0\0cpuJ\x06\0\0\0tQJ\0\0\0\0(J\x02\0\0\0J\x03\0\0\0t(J\x03\0\0\0J\x01\0\0\0t\x89ccollections\nOrderedDict\n)RtR.";
         assert_eq!(pickle([2, 3]), expected);
     }
