@@ -80,7 +80,7 @@ impl FeatureCohort {
 pub fn values(seed: u64, class: u32) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let patches = rng.random_range(12..20);
-    let telling = |patch: usize, column: usize| patch % 3 == 0 && column == class as usize % DIM;
+    let telling = |patch: usize, column: usize| patch.is_multiple_of(3) && column == class as usize % DIM;
     (0..patches * DIM)
         .map(|i| rng.random_range(-0.3..0.3f32) + if telling(i / DIM, i % DIM) { 3.0 } else { 0.0 })
         .collect()

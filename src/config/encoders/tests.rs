@@ -18,7 +18,11 @@ fn every_preset_is_complete_and_takes_its_own_file() {
         encoder.check().unwrap();
         preset.network.check().unwrap();
         assert_eq!(encoder.network(&shown(&preset.network)).unwrap(), preset.network, "{}", preset.name);
-        assert!(preset.crop <= preset.resize && preset.crop as usize % preset.network.patch == 0, "{}", preset.name);
+        assert!(
+            preset.crop <= preset.resize && (preset.crop as usize).is_multiple_of(preset.network.patch),
+            "{}",
+            preset.name
+        );
         assert_eq!(PRESETS.iter().filter(|other| other.name == preset.name).count(), 1);
     }
     let width = |name: &str| preset(name).unwrap().network.embedding();
