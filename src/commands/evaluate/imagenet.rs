@@ -19,7 +19,7 @@ use super::probed::embedded;
 use super::robustness::{Classifiers, means};
 use super::{Scores, bootstrap, data_name, rows_of};
 use crate::commands::{Run, sources};
-use crate::config::Embed;
+use crate::config::View;
 use crate::run_dir::Failure;
 
 /// How a set's images are labelled and scored.
@@ -131,20 +131,34 @@ impl Set {
     fn embedded(
         &self,
         classifiers: &Classifiers,
-        settings: &Embed,
+        sizes: Sizes,
         title: &str,
         failures: &mut Vec<Failure>,
     ) -> Result<(Vec<f32>, Vec<u32>)> {
         let Classifiers { run, probed, encoder, .. } = classifiers;
+        let (mut encoder, mut settings) = ((*encoder).clone(), run.experiment.embed.clone());
+        if sizes == Sizes::Final {
+            settings.resize = 0;
+            encoder.view = encoder.view.map(|view| View { resize: 0, ..view });
+        }
         let source = sources::images(run, &self.folder)?;
         let title = format!("{}, {title}", probed.name);
         let all = self.indices.clone();
-        let embedded = embedded(run, encoder, probed.blocks, source, all, settings, &title, failures)?;
+        let embedded = embedded(run, &encoder, probed.blocks, source, all, &settings, &title, failures)?;
         ensure!(!embedded.indices.is_empty(), "none of its images can be read");
         let label = |index: &usize| self.indices.binary_search(index).ok().map(|at| self.labels[at]);
         let labels = embedded.indices.iter().map(label).collect::<Option<Vec<u32>>>();
         Ok((embedded.values, labels.context("an image was embedded that was not asked for")?))
     }
+}
+
+/// What becomes of an image before the centre crop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sizes {
+    /// It is resized, as the encoder's test images are.
+    Any,
+    /// Nothing: ImageNet-C's are cut to 224 px already.
+    Final,
 }
 
 /// The classes that a subset's scores are taken among: the published ones of ImageNet's thousand, or with other training
@@ -175,7 +189,7 @@ fn plain(classifiers: &Classifiers, name: &str, path: &Path, kind: Kind, scores:
         Kind::Among(subset) => Some(kept(subset, &set, classes.len())?),
         Kind::Named | Kind::Numbered => None,
     };
-    let (values, labels) = set.embedded(classifiers, &run.experiment.embed, name, &mut scores.failures)?;
+    let (values, labels) = set.embedded(classifiers, Sizes::Any, name, &mut scores.failures)?;
     scores.rows.extend(rows(classifiers, name, &values, &labels, kept.as_deref())?);
     if let Some(kept) = kept {
         let clean = &classifiers.probed.test;
@@ -228,8 +242,6 @@ fn corrupted_folder(root: &Path, corruption: &str, severity: usize) -> Option<Pa
 
 /// ImageNet-C: accuracies per corruption and severity, corruption errors, and their mean where all fifteen are there.
 fn corruptions(classifiers: &Classifiers, root: &Path, scores: &mut Scores) -> Result<()> {
-    // The images are cropped to 224 px already: they are not resized.
-    let settings = Embed { resize: 0, ..classifiers.run.experiment.embed.clone() };
     let row = |head: String, n: usize| classifiers.base("imagenet-c".into(), head, n);
     let (mut all, mut errors, mut missing) = (Vec::new(), Vec::new(), Vec::new());
     let mut images = 0;
@@ -243,7 +255,7 @@ fn corruptions(classifiers: &Classifiers, root: &Path, scores: &mut Scores) -> R
                 }
                 continue;
             };
-            match corrupted(classifiers, &folder, &settings, &name, &row, &mut scores.failures) {
+            match corrupted(classifiers, &folder, &name, &row, &mut scores.failures) {
                 Ok(rows) => of_corruption.extend(rows),
                 Err(error) => scores.failures.push(failed(&folder.display().to_string(), &error)),
             }
@@ -290,13 +302,12 @@ fn corruptions(classifiers: &Classifiers, root: &Path, scores: &mut Scores) -> R
 fn corrupted(
     classifiers: &Classifiers,
     folder: &Path,
-    settings: &Embed,
     name: &str,
     row: &impl Fn(String, usize) -> ResultRow,
     failures: &mut Vec<Failure>,
 ) -> Result<Vec<ResultRow>> {
     let set = Set::open(folder, Kind::Named, classifiers.classes(), failures)?;
-    let (values, labels) = set.embedded(classifiers, settings, name, failures)?;
+    let (values, labels) = set.embedded(classifiers, Sizes::Final, name, failures)?;
     let base = row(name.to_owned(), labels.len());
     let accuracy = |(classifier, scores): (&'static str, Vec<f32>)| {
         let predictions = Predictions::new(labels.clone(), scores, classifiers.classes().len())?;
