@@ -404,9 +404,9 @@ fn every_row_is_there() {
     assert_eq!(rows("<details>"), report.results.len());
     assert_eq!(html.matches("class=\"pivot\"").count(), 2);
     assert_eq!(html.matches("class=\"confusion\"").count(), 2);
-    assert_eq!(html.matches("<figure class=\"chart\">").count(), report.curves.len());
+    assert_eq!(html.matches("<figure class=\"chart\">").count(), report.curves.len() + report.ranking.len());
     assert_eq!(html.matches("data:image/jpeg;base64,").count(), report.thumbnails.len());
-    assert_eq!(html.matches("data:image/png;base64,").count(), report.figures.len());
+    assert_eq!(html.matches("data:image/png;base64,").count(), report.figures.len() + report.heatmaps.len());
     assert!(html.contains("Left out") && html.contains("3 items were left out"));
     let jpegs = report.thumbnails.iter().map(|t| t.jpeg.len());
     let figures = report.figures.iter().chain(&report.heatmaps).map(|f| f.image.len());

@@ -192,7 +192,7 @@ fn writes_that_fail_late_are_told_and_lose_nothing() {
     let features = format!("{JOB}/features_dino");
     let late = [
         ("embed", Some(features.as_str()), ".h5"),
-        ("evaluate", Some("results"), "results."),
+        ("evaluate", Some("heads"), ".safetensors"),
         ("report", None, "report.html"),
     ];
     for (stage, place, name) in late {
