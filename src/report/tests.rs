@@ -405,8 +405,8 @@ fn every_row_is_there() {
     assert_eq!(html.matches("class=\"pivot\"").count(), 2);
     assert_eq!(html.matches("class=\"confusion\"").count(), 2);
     assert_eq!(html.matches("<figure class=\"chart\">").count(), report.curves.len() + report.ranking.len());
-    assert_eq!(html.matches("data:image/jpeg;base64,").count(), report.thumbnails.len());
-    assert_eq!(html.matches("data:image/png;base64,").count(), report.figures.len() + report.heatmaps.len());
+    assert_eq!(html.matches("data:image/jpeg;base64,").count(), report.thumbnails.len() + report.heatmaps.len());
+    assert_eq!(html.matches("data:image/png;base64,").count(), report.figures.len());
     assert!(html.contains("Left out") && html.contains("3 items were left out"));
     let jpegs = report.thumbnails.iter().map(|t| t.jpeg.len());
     let figures = report.figures.iter().chain(&report.heatmaps).map(|f| f.image.len());

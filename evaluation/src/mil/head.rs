@@ -98,12 +98,13 @@ impl<A: Aggregator> TrainedHead<A> {
             header: header.clone(),
         };
         let json = serde_json::to_string(&description).map_err(|e| Error::usage(format!("head header: {e}")))?;
-        slide_io::atomic_file::replace(path, |temporary| {
-            // One key alone: several would stand in another order each time, and equal heads make equal files.
-            let store = SafetensorsStore::from_file(temporary).overwrite(true).clear_metadata();
-            let mut store = store.metadata(METADATA_KEY, json);
-            self.model.save_into(&mut store).map_err(|e| Error::io(path, std::io::Error::other(format!("{e}"))))
-        })
+        // One key alone: several would stand in another order each time, and equal heads make equal files.
+        let mut store = SafetensorsStore::from_bytes(None).clear_metadata().metadata(METADATA_KEY, json);
+        let unwritable =
+            |e: &dyn std::fmt::Display| Error::usage(format!("{}: a head that makes no file: {e}", path.display()));
+        self.model.save_into(&mut store).map_err(|e| unwritable(&e))?;
+        let bytes = store.get_bytes().map_err(|e| unwritable(&e))?;
+        Ok(slide_io::atomic_file::write(path, &bytes)?)
     }
 
     /// Reads a head written by [`save`](Self::save) onto `device`, with the header it was saved with.
