@@ -78,6 +78,7 @@ pub(in crate::commands) fn evaluation_digest(header: &serde_json::Value) -> Stri
 
 /// Removes all heads, and what was drawn with them.
 pub(super) fn remove_heads(run: &Run) -> Result<()> {
+    run.dir.forget(crate::commands::heatmap::FOLDER)?;
     remove_folder(&run.dir.root().join(FOLDER))?;
     remove_folder(&run.dir.root().join(crate::commands::heatmap::FOLDER))
 }
