@@ -8,9 +8,10 @@ out=target/gpu-bin
 features=flex,cuda,wgpu
 [ "${FUSION:-on}" = off ] || features+=,fusion
 echo "== building the GPU binary with $features"
-# Identical functions are folded, and no relocation tables are kept: a third of the size.
+# Identical functions are folded, and no relocation tables are kept: a third of the size. Sequences of instructions that
+# occur often become functions: 1.5 MB, for half as much host time again (BENCHMARKS.md).
 cargo rustc --profile gpu --locked --no-default-features --features "$features" --bin gensis --target-dir target/gpu -- \
-  -C relocation-model=static -C link-arg=-Wl,--icf=all
+  -C relocation-model=static -C link-arg=-Wl,--icf=all -C llvm-args=-enable-machine-outliner
 mkdir -p "$out"
 strip -o "$out/gensis" target/gpu/gpu/gensis
 size=$(stat -c %s "$out/gensis")
