@@ -5,11 +5,11 @@
 //! turns with it (on a shared machine only times taken side by side compare), and prints medians of seconds and of the
 //! ratios of rates, and the ratio of the fastest turns.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+mod peer;
+
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use burn::tensor::{Device, Distribution, Tensor};
 use gensis::config::{Autoencoder, AutoencoderKind, Condition, Diffusion, PerceptualKind, Sample, UnetShape};
 use gensis::data::SquareBatch;
@@ -19,6 +19,8 @@ use gensis::model::diffusion::DiffusionConfig;
 use gensis::model::perceptual::Perceptual;
 use gensis::sample::painter::{Painter, Wish};
 use gensis::train::{autoencoder, diffusion};
+
+use peer::{Peer, median};
 
 /// Turns of the programs.
 const ROUNDS: usize = 5;
@@ -34,7 +36,7 @@ type Run = dyn FnMut() -> Result<()>;
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let mut peer = Peer::start(arguments.first().map_or("python3", String::as_str))?;
+    let mut peer = Peer::start(arguments.first().map_or("python3", String::as_str), "generation.py", &[])?;
     println!("| what | gensis s | PyTorch s | against PyTorch | fastest |\n|---|---:|---:|---:|---:|");
     let device = Device::flex();
     let mut unet = unet_trainer(&device)?;
@@ -138,37 +140,4 @@ fn stage_trainer(device: &Device) -> Result<autoencoder::Trainer> {
 fn values(count: usize, device: &Device) -> Result<Vec<f32>> {
     let drawn = Tensor::<1>::random([count], Distribution::Uniform(-1.0, 1.0), device);
     drawn.try_into_vec_as::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// The other program.
-struct Peer {
-    process: Child,
-    answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Peer {
-    fn start(python: &str) -> Result<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/generation.py");
-        let mut process =
-            Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context(script)?;
-        let answers = BufReader::new(process.stdout.take().context("a pipe")?).lines();
-        Ok(Self { process, answers })
-    }
-
-    fn time(&mut self, case: &str) -> Result<f64> {
-        writeln!(self.process.stdin.as_mut().context("a pipe")?, "{case}")?;
-        Ok(self.answers.next().context("the other program ended")??.parse()?)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It ends with its input; a failure here harms nobody.
-        let _ = self.process.kill();
-    }
 }

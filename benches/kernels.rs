@@ -4,13 +4,15 @@
 //! (on a shared machine only times taken side by side compare), and prints medians in ms, medians of the ratios of rates,
 //! and the ratio of the fastest turns, which a busy machine disturbs least. `only` is a part of a case's name.
 
+mod peer;
+
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Distribution, Tensor};
 use gensis::model::kernels;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
 use std::time::Instant;
+
+use peer::{Peer, median};
 
 /// Turns of the programs.
 const ROUNDS: usize = 9;
@@ -37,7 +39,7 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let python = arguments.first().map_or("python3", String::as_str);
     let only = arguments.get(1).map_or("", String::as_str);
-    let mut peer = Peer::start(python)?;
+    let mut peer = Peer::start(python, "kernels.py", &[])?;
     println!("| case | pass | threads | gensis ms | PyTorch ms | burn ms | against PyTorch | fastest | against burn |");
     println!("|---|---|---:|---:|---:|---:|---:|---:|---:|");
     for case in CASES.iter().filter(|case| case.contains(only)) {
@@ -116,38 +118,4 @@ fn time(step: &impl Fn()) -> f64 {
         times.push(start.elapsed().as_secs_f64());
     }
     median(times)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// benches/kernels.py: a line with a case in, a line with seconds out.
-struct Peer {
-    process: Child,
-    answers: BufReader<std::process::ChildStdout>,
-}
-
-impl Peer {
-    fn start(python: &str) -> anyhow::Result<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/kernels.py");
-        let mut process = Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let answers = BufReader::new(process.stdout.take().expect("piped"));
-        Ok(Self { process, answers })
-    }
-
-    fn time(&mut self, case: &str) -> anyhow::Result<f64> {
-        writeln!(self.process.stdin.as_mut().expect("piped"), "{case}")?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        Ok(line.trim().parse()?)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        drop(self.process.stdin.take());
-        let _ = self.process.wait();
-    }
 }

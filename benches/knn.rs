@@ -5,14 +5,16 @@
 //! second, the largest resident memory, and what ImageNet's 1.28 million references and 50,000 queries would take: the work
 //! is proportional to references times queries.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+mod peer;
+
 use std::time::Instant;
 
 use burn::tensor::Device;
 use evaluation::knn::nearest;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use peer::{Peer, median};
 
 /// Turns of the programs.
 const ROUNDS: usize = 3;
@@ -29,14 +31,14 @@ fn main() -> anyhow::Result<()> {
         (0..count * dim).map(|_| rng.random_range(-1.0..1.0)).collect()
     };
     let (train, test) = (vectors(references, 1), vectors(queries, 2));
-    let mut peer = Peer::start(python, &[references, queries, dim, k])?;
+    let mut peer = Peer::start(python, "knn.py", &[references, queries, dim, k].map(|size| size.to_string()))?;
     let (mut ours, mut theirs) = (vec![], vec![]);
     for _ in 0..ROUNDS {
         let start = Instant::now();
         let found = nearest(&train, &test, dim, k, &Device::flex())?;
         ours.push(start.elapsed().as_secs_f64());
         anyhow::ensure!(found.index.len() == queries * found.k, "some neighbours are missing");
-        theirs.push(peer.time()?);
+        theirs.push(peer.time("")?);
     }
     let (ours, theirs) = (median(ours), median(theirs));
     let products = (references * queries * dim) as f64;
@@ -55,40 +57,4 @@ fn main() -> anyhow::Result<()> {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or(" unknown").trim().to_owned();
     println!("largest resident memory {peak}, of which {} kB are the vectors", (train.len() + test.len()) * 4 / 1024);
     Ok(())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// benches/knn.py: an empty line in, a line with seconds out.
-struct Peer {
-    process: Child,
-    answers: BufReader<std::process::ChildStdout>,
-}
-
-impl Peer {
-    fn start(python: &str, sizes: &[usize]) -> anyhow::Result<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/knn.py");
-        let sizes = sizes.iter().map(usize::to_string);
-        let mut process =
-            Command::new(python).arg(script).args(sizes).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let answers = BufReader::new(process.stdout.take().expect("piped"));
-        Ok(Self { process, answers })
-    }
-
-    fn time(&mut self) -> anyhow::Result<f64> {
-        writeln!(self.process.stdin.as_mut().expect("piped"))?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        Ok(line.trim().parse()?)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        drop(self.process.stdin.take());
-        let _ = self.process.wait();
-    }
 }

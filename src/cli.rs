@@ -1,11 +1,18 @@
 //! The command line: what can be asked, with defaults and one example each.
 
+mod results;
+mod training;
+
+pub use results::{
+    EvaluateArgs, ExportArgs, ExportClamArgs, ExportPatchesArgs, ExportTask, HeatmapArgs, ImageFormat, ReportArgs, Task,
+};
+pub use training::{AugmentArgs, Line, PretrainArgs, SampleArgs, TrainingArgs};
+
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::device::DeviceChoice;
-use crate::sample::bank::Part;
 
 /// Whole-slide images in, slide-level results out, with an encoder trained on those slides alone.
 #[derive(Debug, Parser)]
@@ -65,8 +72,8 @@ pub enum Command {
     #[command(after_help = "Example:\n  gensis embed --out runs/mosaic\n  \
         gensis embed --out runs/mosaic --update --encoder uni=pytorch_model.bin --encoder phikon=model.safetensors")]
     Embed(StageArgs),
-    /// Score the embeddings: k-NN on patches, multiple-instance heads on slides, distances of generated images. Score the
-    /// encoder on videos, retrieval and copy detection, with images of their own.
+    /// Score the embeddings: k-NN, linear probes and robustness on patches, multiple-instance heads on slides, distances of
+    /// generated images. Score the encoder on videos, retrieval and copy detection, with images of their own.
     #[command(after_help = "Example:\n  gensis evaluate --out runs/mosaic --set evaluate.slide.folds=10 --update\n  \
         gensis evaluate video --out runs/mine --set evaluate.video.folder=DAVIS --update\n  \
         gensis evaluate video --masks osvos/ --set evaluate.video.folder=DAVIS --out scores")]
@@ -86,7 +93,7 @@ pub enum Command {
         gensis heatmap runs/mosaic --slides other/features/x.h5 --set heatmap.geojson=regions"
     )]
     Heatmap(HeatmapArgs),
-    /// Run a whole experiment: tile, pretrain, embed, evaluate, report; with gen_dino.enabled also the autoencoder, the
+    /// Run a whole experiment: tile, pretrain, embed, evaluate, heatmap, figures, report; with gen_dino.enabled also the autoencoder, the
     /// diffusion model, the bank and Gen-DINO. Finished stages are skipped.
     #[command(
         after_help = "Example:\n  gensis run configs/mosaic.toml --slides cohort/train_images --labels cohort/train.csv --out runs/mosaic"
@@ -153,8 +160,8 @@ pub struct SettingsArgs {
     /// csv with one row per slide (data.labels).
     #[arg(long, value_name = "CSV")]
     labels: Option<String>,
-    /// Rows of the csv without a slide, slides without a row or a label, and labelled slides without features are told but are no
-    /// failures (data.allow_missing).
+    /// Rows of the csv without a slide, slides without a row or a label, and labelled slides without features are no failures
+    /// (data.allow_missing).
     #[arg(long)]
     allow_missing: bool,
     /// A folder of regions somebody drew, <slide id>.geojson or .png, in place of the tissue mask (data.roi). What `tile`
@@ -236,90 +243,6 @@ pub struct TileArgs {
     pub stage: StageArgs,
 }
 
-/// Options of `augment`.
-#[derive(Debug, Clone, Args)]
-pub struct AugmentArgs {
-    /// Make only every n-th file from the i-th on: 1/4, 2/4, 3/4 and 4/4 make the whole.
-    #[arg(long, value_name = "I/N", default_value_t = Part::WHOLE)]
-    pub shard: Part,
-    /// The stage's options.
-    #[command(flatten)]
-    pub stage: StageArgs,
-}
-
-/// Options of `pretrain`.
-#[derive(Debug, Clone, Args)]
-pub struct PretrainArgs {
-    /// Train the encoders of gen_dino.variants on real and synthetic images (gen_dino.enabled); the vanilla encoder and the
-    /// bank are made before.
-    #[arg(long)]
-    pub gen_dino: bool,
-    /// The training's options.
-    #[command(flatten)]
-    pub training: TrainingArgs,
-}
-
-/// Options of a stage that trains.
-#[derive(Debug, Clone, Args)]
-pub struct TrainingArgs {
-    /// Fail where there is nothing to continue. Without it a training that was stopped is continued all the same, and
-    /// one that was never begun begins.
-    #[arg(long, conflicts_with = "update")]
-    pub resume: bool,
-    /// The stage's options.
-    #[command(flatten)]
-    pub stage: StageArgs,
-}
-
-/// Options of `sample`.
-#[derive(Debug, Clone, Args)]
-#[command(group = clap::ArgGroup::new("sources").required(true).args(["images", "interpolate", "embeddings"]))]
-pub struct SampleArgs {
-    /// The run folder.
-    pub run: PathBuf,
-    /// Draw from the embedding of each of these images.
-    #[arg(long, value_name = "IMAGE", num_args = 1..)]
-    pub images: Vec<PathBuf>,
-    /// Draw between two images. α weighs the first.
-    #[arg(long, value_name = "IMAGE", num_args = 2)]
-    pub interpolate: Vec<PathBuf>,
-    /// Draw from embeddings in a table (features/*.parquet) or of a slide (*.h5).
-    #[arg(long, value_name = "FILE", requires = "rows")]
-    pub embeddings: Option<PathBuf>,
-    /// Which of them, from 0.
-    #[arg(long, value_name = "ROW", value_delimiter = ',')]
-    pub rows: Vec<usize>,
-    /// Weights of the first image.
-    #[arg(long, value_name = "ALPHA", value_delimiter = ',', default_value = "0.2,0.4,0.6,0.8", value_parser = share)]
-    pub alphas: Vec<f64>,
-    /// Where to interpolate: on the great circle of the embeddings, on their line, or in the pixels.
-    #[arg(long, value_enum, default_value_t = Line::Slerp)]
-    pub line: Line,
-    /// Samples of each source; strips between two images, each with noise of its own.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub count: u32,
-    /// The picture [default: RUN/samples/sample-NNN.png].
-    #[arg(long, value_name = "PNG")]
-    pub picture: Option<PathBuf>,
-    /// Change one setting, for example --set sample.steps=100. May be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub settings: Vec<String>,
-    /// Where to compute.
-    #[command(flatten)]
-    pub compute: ComputeArgs,
-}
-
-/// Where two images are interpolated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Line {
-    /// On the great circle of their embeddings.
-    Slerp,
-    /// On the straight line between their embeddings.
-    Lerp,
-    /// In the pixels, without a model.
-    Pixels,
-}
-
 /// Options of `duplicates`.
 #[derive(Debug, Clone, Args)]
 pub struct DuplicatesArgs {
@@ -342,44 +265,6 @@ pub struct DuplicatesArgs {
     /// Threads that read; 0 takes all cores. Results do not depend on it.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-}
-
-/// Options of `evaluate`.
-#[derive(Debug, Clone, Args)]
-pub struct EvaluateArgs {
-    /// What to score.
-    #[arg(value_enum, default_value_t = Task::All)]
-    pub task: Task,
-    /// With `video`: score the masks FOLDER/<sequence>/<frame>.png, whoever made them, instead of an encoder's. Needs no
-    /// training, only evaluate.video.folder.
-    #[arg(long, value_name = "FOLDER")]
-    pub masks: Option<PathBuf>,
-    /// The stage's options.
-    #[command(flatten)]
-    pub stage: StageArgs,
-}
-
-/// Benchmarks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Task {
-    /// Every benchmark the data allow.
-    All,
-    /// Weighted k-NN on patches.
-    Knn,
-    /// Linear and few-shot probes on image folders.
-    Linear,
-    /// k-NN and a linear probe on shifted images: changes of tissue, ImageNet-A, -R, -Sketch, -V2, -C.
-    Robustness,
-    /// Slide-level classification.
-    Slide,
-    /// Fréchet and kernel distance, precision and recall of the bank's images, and whether each shows its source.
-    Fid,
-    /// Video object segmentation in the videos of evaluate.video.folder (DAVIS): J, F and the masks themselves.
-    Video,
-    /// Retrieval in evaluate.retrieval.folder (revisited Oxford or Paris, or class folders), or among the test images.
-    Retrieval,
-    /// Copy detection in evaluate.copies.folder (Copydays, or copies made of any images), or among the test images.
-    Copies,
 }
 
 /// Options of `run`.
@@ -413,124 +298,6 @@ pub struct InspectArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-}
-
-/// Options of `export`.
-#[derive(Debug, Clone, Args)]
-pub struct ExportArgs {
-    /// What to write.
-    #[command(subcommand)]
-    pub task: ExportTask,
-}
-
-/// What `export` writes.
-#[derive(Debug, Clone, Subcommand)]
-pub enum ExportTask {
-    /// patches/, h5_files/, pt_files/, dataset.csv and splits/, as CLAM's scripts read them.
-    #[command(after_help = "Example:\n  gensis export clam runs/mosaic --out clam")]
-    Clam(ExportClamArgs),
-    /// Every patch as an image file, one folder a slide, with patches.csv.
-    #[command(after_help = "Example:\n  gensis export patches runs/mosaic --out patches --format jpeg")]
-    Patches(ExportPatchesArgs),
-}
-
-/// Options of `export clam`.
-#[derive(Debug, Clone, Args)]
-pub struct ExportClamArgs {
-    /// The run folder.
-    pub run: PathBuf,
-    /// A new folder, or one in which the same export was stopped.
-    #[arg(short, long, value_name = "FOLDER")]
-    pub out: PathBuf,
-    /// Whose features: those in features_<ENCODER>/.
-    #[arg(long, default_value = "dino")]
-    pub encoder: String,
-    /// Only these slides.
-    #[arg(long, value_name = "ID,ID", value_delimiter = ',')]
-    pub slides: Vec<String>,
-    /// Threads; 0 takes all cores.
-    #[arg(long, default_value_t = 0)]
-    pub threads: usize,
-}
-
-/// Options of `export patches`.
-#[derive(Debug, Clone, Args)]
-pub struct ExportPatchesArgs {
-    /// The run folder.
-    pub run: PathBuf,
-    /// A new folder, or one in which the same export was stopped.
-    #[arg(short, long, value_name = "FOLDER")]
-    pub out: PathBuf,
-    /// Format of the images.
-    #[arg(long, value_enum, default_value_t = ImageFormat::Png)]
-    pub format: ImageFormat,
-    /// Quality of JPEG, 1 to 100.
-    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
-    pub quality: u8,
-    /// Only these slides.
-    #[arg(long, value_name = "ID,ID", value_delimiter = ',')]
-    pub slides: Vec<String>,
-    /// Threads that read; 0 takes all cores.
-    #[arg(long, default_value_t = 0)]
-    pub threads: usize,
-}
-
-/// Formats of image files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ImageFormat {
-    /// Without loss.
-    Png,
-    /// A tenth of the size.
-    Jpeg,
-}
-
-impl ImageFormat {
-    /// Extension of the files.
-    pub fn extension(self) -> &'static str {
-        match self {
-            Self::Png => "png",
-            Self::Jpeg => "jpg",
-        }
-    }
-}
-
-/// Options of `report`.
-#[derive(Debug, Clone, Args)]
-pub struct ReportArgs {
-    /// The run folder, or several.
-    #[arg(required = true, value_name = "RUN")]
-    pub runs: Vec<PathBuf>,
-    /// The folder for the tables: tables.md, tables.tex, figures.csv and results.csv (also as Parquet).
-    #[arg(short, long, value_name = "FOLDER")]
-    pub out: Option<PathBuf>,
-}
-
-/// Options of `heatmap`.
-#[derive(Debug, Clone, Args)]
-pub struct HeatmapArgs {
-    /// The run folder.
-    pub run: PathBuf,
-    /// Slides by id, or features files (*.h5).
-    #[arg(long, value_name = "ID|FILE", num_args = 1..)]
-    pub slides: Vec<String>,
-    /// The encoder, by its name in the result table [default: the first].
-    #[arg(long, value_name = "NAME", requires = "slides")]
-    pub encoder: Option<String>,
-    /// The head: abmil, clam_sb, clam_mb, dsmil or transmil [default: the first of the evaluation].
-    #[arg(long, value_name = "HEAD", requires = "slides")]
-    pub aggregator: Option<String>,
-    /// The class whose attention is shown, where the head tells classes apart [default: the predicted one].
-    #[arg(long, value_name = "CLASS", requires = "slides")]
-    pub class: Option<String>,
-    /// The heads of one seed [default: the mean over all seeds].
-    #[arg(long, requires = "slides")]
-    pub seed: Option<u64>,
-    /// Change one setting, for example --set heatmap.scale=weight. May be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub settings: Vec<String>,
-    /// Where to compute.
-    #[command(flatten)]
-    pub compute: ComputeArgs,
 }
 
 /// Options of `demo`.

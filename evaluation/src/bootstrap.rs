@@ -45,25 +45,16 @@ pub struct Interval {
 impl Bootstrap {
     /// The value and interval of each of `metrics`. Where `groups` (patients) are given, whole groups are drawn with
     /// replacement, as many as there are; otherwise single items. The resamples are the same for every metric and
-    /// depend on nothing but the seed.
+    /// depend on nothing but the seed. A single group or item tells nothing of others, and has no interval.
     pub fn intervals(
         &self,
         predictions: &Predictions,
         groups: Option<&[String]>,
         metrics: &[Metric],
     ) -> Result<Vec<Interval>> {
-        if !(self.level > 0.0 && self.level < 1.0) {
-            return Err(Error::usage(format!("the level of an interval lies between 0 and 1, not {}", self.level)));
-        }
-        let n = predictions.len();
-        if let Some(groups) = groups.filter(|groups| groups.len() != n) {
-            return Err(Error::usage(format!("{} groups for {n} items", groups.len())));
-        }
-        let (unit_of, units) = match groups {
-            Some(groups) => number_groups(groups),
-            None => ((0..n).collect(), n),
-        };
-        let drawn: Vec<Vec<Option<f64>>> = (0..self.resamples)
+        let (unit_of, units) = self.units(predictions.len(), groups)?;
+        let resamples = if units > 1 { self.resamples } else { 0 };
+        let drawn: Vec<Vec<Option<f64>>> = (0..resamples)
             .into_par_iter()
             .map(|resample| {
                 let mut rng = stream(self.seed, Purpose::Bootstrap, resample as u64, 0);
@@ -74,15 +65,8 @@ impl Bootstrap {
             })
             .collect();
         let interval = |(at, &metric): (usize, &Metric)| {
-            let mut values: Vec<f64> = drawn.iter().filter_map(|resample| resample[at]).collect();
-            values.sort_by(f64::total_cmp);
-            let tail = (1.0 - self.level) / 2.0;
-            Interval {
-                value: predictions.value(metric),
-                low: quantile(&values, tail),
-                high: quantile(&values, 1.0 - tail),
-                skipped: self.resamples - values.len(),
-            }
+            let values: Vec<f64> = drawn.iter().filter_map(|resample| resample[at]).collect();
+            Interval { skipped: resamples - values.len(), ..self.interval(predictions.value(metric), values) }
         };
         Ok(metrics.iter().enumerate().map(interval).collect())
     }
@@ -93,23 +77,14 @@ impl Bootstrap {
     /// # Errors
     /// Another number of groups than of values, and a level outside 0 to 1.
     pub fn mean(&self, values: &[f64], groups: Option<&[String]>) -> Result<Interval> {
-        if !(self.level > 0.0 && self.level < 1.0) {
-            return Err(Error::usage(format!("the level of an interval lies between 0 and 1, not {}", self.level)));
-        }
-        if let Some(groups) = groups.filter(|groups| groups.len() != values.len()) {
-            return Err(Error::usage(format!("{} groups for {} values", groups.len(), values.len())));
-        }
-        let (unit_of, units) = match groups {
-            Some(groups) => number_groups(groups),
-            None => ((0..values.len()).collect(), values.len()),
-        };
+        let (unit_of, units) = self.units(values.len(), groups)?;
         // Of each unit, the sum and the number of its values.
         let mut parts = vec![(0.0, 0.0); units];
         for (&unit, value) in unit_of.iter().zip(values) {
             parts[unit] = (parts[unit].0 + value, parts[unit].1 + 1.0);
         }
         let resamples = if units > 1 { self.resamples } else { 0 };
-        let mut drawn: Vec<f64> = (0..resamples)
+        let drawn: Vec<f64> = (0..resamples)
             .into_par_iter()
             .map(|resample| {
                 let mut rng = stream(self.seed, Purpose::Bootstrap, resample as u64, 0);
@@ -120,10 +95,29 @@ impl Bootstrap {
                 sum / n
             })
             .collect();
+        let value = (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+        Ok(self.interval(value, drawn))
+    }
+
+    /// What is drawn as one: the number of each of `n` items' unit, and how many units there are.
+    fn units(&self, n: usize, groups: Option<&[String]>) -> Result<(Vec<usize>, usize)> {
+        if !(self.level > 0.0 && self.level < 1.0) {
+            return Err(Error::usage(format!("the level of an interval lies between 0 and 1, not {}", self.level)));
+        }
+        if let Some(groups) = groups.filter(|groups| groups.len() != n) {
+            return Err(Error::usage(format!("{} groups for {n} items", groups.len())));
+        }
+        Ok(match groups {
+            Some(groups) => number_groups(groups),
+            None => ((0..n).collect(), n),
+        })
+    }
+
+    /// A value with the interval of what was drawn.
+    fn interval(&self, value: Option<f64>, mut drawn: Vec<f64>) -> Interval {
         drawn.sort_by(f64::total_cmp);
         let tail = (1.0 - self.level) / 2.0;
-        let value = (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
-        Ok(Interval { value, low: quantile(&drawn, tail), high: quantile(&drawn, 1.0 - tail), skipped: 0 })
+        Interval { value, low: quantile(&drawn, tail), high: quantile(&drawn, 1.0 - tail), skipped: 0 }
     }
 }
 

@@ -343,9 +343,11 @@ mod tests {
 
     #[test]
     fn equal_similarities_go_by_index() {
-        // Eight times the same patch: the first three are the nearest.
-        let found = nearest(&[0.5, 0.25].repeat(8), &[1.0, 2.0], 2, 3, &Device::flex()).unwrap();
-        assert_eq!(found.index, [0, 1, 2]);
+        // The same patch again and again, over more than one block: the first three are the nearest.
+        for times in [8, REFERENCE_BLOCK + 40] {
+            let found = nearest(&[0.5, 0.25].repeat(times), &[1.0, 2.0], 2, 3, &Device::flex()).unwrap();
+            assert_eq!(found.index, [0, 1, 2]);
+        }
     }
 
     #[test]

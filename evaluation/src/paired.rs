@@ -65,7 +65,7 @@ fn delong_of(a: &Predictions, b: &Predictions, class: usize) -> Option<DeLong> {
 }
 
 /// Ranks from 1 on; equal scores share the mean of theirs.
-fn midranks(scores: &[f32]) -> Vec<f64> {
+pub(crate) fn midranks(scores: &[f32]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
     let mut ranks = vec![0.0; scores.len()];

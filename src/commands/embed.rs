@@ -130,7 +130,7 @@ impl<'a> Stage<'a> {
                         let (all, settings) = ((0..folder.len()).collect(), &run.experiment.embed);
                         let threads = (run.threads, workers(run));
                         let advance = |count| progress.advance(count as u64);
-                        Ok((features(encoder, source.clone(), all, settings, threads, advance)?, encoder.dim()))
+                        Ok((features(encoder, 1, source.clone(), all, settings, threads, advance)?, encoder.dim()))
                     })?);
                 }
                 Ok(failures)
@@ -153,21 +153,9 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Embeds `indices` of `source`, read in that order and returned sorted, on `workers` threads that share one queue of batches.
-/// An encoder with a view of its own sees that, whatever `settings` say.
+/// Embeds `indices` of `source` by the last `blocks` blocks beside each other, read in that order and returned sorted, on
+/// `workers` threads that share one queue of batches. An encoder with a view of its own sees that, whatever `settings` say.
 pub(super) fn features(
-    encoder: &Encoder,
-    source: Arc<dyn PatchSource>,
-    indices: Vec<usize>,
-    settings: &crate::config::Embed,
-    (decoders, workers): (usize, usize),
-    on_batch: impl Fn(usize) + Sync,
-) -> Result<Embedded> {
-    features_of_blocks(encoder, 1, source, indices, settings, (decoders, workers), on_batch)
-}
-
-/// As [`features`], of the last `blocks` blocks beside each other.
-pub(super) fn features_of_blocks(
     encoder: &Encoder,
     blocks: usize,
     source: Arc<dyn PatchSource>,
@@ -358,7 +346,7 @@ impl SlideEmbedding<'_> {
         let order = patches.reading_order(slide).unwrap_or_else(|_| range.clone().collect());
         let advance = |count| self.progress.advance(count as u64);
         let settings = &self.run.experiment.embed;
-        let embedded = features(self.encoder, source, order, settings, (self.decoders, 1), advance)?;
+        let embedded = features(self.encoder, 1, source, order, settings, (self.decoders, 1), advance)?;
         if embedded.indices.is_empty() {
             let reason = unreadable("embed", &embedded.failures[0]).reason;
             return Ok(Err(format!("none of its {} patches can be read: {reason}", range.len())));

@@ -156,7 +156,7 @@ impl Watcher<'_> {
     fn table(&self, encoder: &Encoder, indices: Vec<usize>) -> Result<EmbeddingTable> {
         let threads = (self.run.threads, embed::workers(self.run));
         let embedded =
-            embed::features(encoder, self.source.clone(), indices, &self.run.experiment.embed, threads, |_| ())?;
+            embed::features(encoder, 1, self.source.clone(), indices, &self.run.experiment.embed, threads, |_| ())?;
         Ok(EmbeddingTable {
             header: Value::Null,
             dim: encoder.dim(),

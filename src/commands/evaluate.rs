@@ -19,10 +19,9 @@ mod submission;
 mod usable;
 mod video;
 
-pub(super) use curves::{ClassCurves, StoredCurves};
 pub(super) use slides::check_folds;
 pub(crate) use slides::mil_config;
-pub(super) use subjects::{folds, subjects};
+pub(super) use subjects::{Subject, folds, subjects};
 pub(super) use video::masks;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -31,7 +30,6 @@ use evaluation::embeddings::EmbeddingTable;
 use evaluation::knn::{KnnConfig, classify};
 use evaluation::metric::{Metric, Predictions};
 use evaluation::table::{ResultRow, ResultTable};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slide_io::{ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 
@@ -42,25 +40,18 @@ use super::sources::{self, ImageSets, Input, UNTRAINED_NAME};
 use crate::cli::Task;
 use crate::config::{Baseline, Experiment};
 use crate::device;
+use crate::report::{Confusion, RankingCurves};
 use crate::run_dir::{Failure, StageRecord, as_stored, remove};
 
 /// The result table of a run, without extension: `.parquet`, `.csv` and `.md` lie there.
 pub(super) const RESULTS: &str = "results/results";
 
-/// Which class was taken for which; kept for the report.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct StoredConfusion {
-    pub title: String,
-    pub classes: Vec<String>,
-    pub counts: Vec<Vec<u64>>,
-}
-
 /// What a benchmark gives.
 #[derive(Default)]
 struct Scores {
     rows: Vec<ResultRow>,
-    confusions: Vec<StoredConfusion>,
-    curves: Vec<StoredCurves>,
+    confusions: Vec<Confusion>,
+    curves: Vec<RankingCurves>,
     failures: Vec<Failure>,
     heads: Vec<heads::EncoderHeads>,
 }
@@ -85,7 +76,7 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     check_folds(run)?;
     let trained = match require_encoders(run, &input) {
-        Err(_) if only_foreign(run, &input) => {
+        Err(_) if only_foreign(run, &input) && run.experiment.encoders.is_empty() => {
             eprintln!("evaluate: only features made elsewhere: no encoder was trained here");
             None
         }
@@ -99,6 +90,8 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     if matches!(task, Task::Video | Task::Retrieval | Task::Copies) {
         return only_own_images(run, task, input, trained.as_deref());
     }
+    // Before anything of an earlier evaluation is removed.
+    check_task(run, task, input)?;
     let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
     let mut header = header(run, input, own.as_ref())?;
     if task != Task::All {
@@ -114,23 +107,21 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     for extension in ["parquet", "csv", "md"] {
         // Figures of other settings must not stand beside these settings if this fails.
         remove(&stem.with_extension(extension))?;
-        remove(&run.dir.file("results/comparisons")?.with_extension(extension))?;
     }
-    remove(&run.dir.root().join(linear::RECORD))?;
-    slides::remove_scores(run)?;
+    for file in ["results/confusion.json", "results/curves.json", linear::RECORD] {
+        remove(&run.dir.root().join(file))?;
+    }
+    if matches!(task, Task::All | Task::Slide) {
+        slides::remove_scores(run)?;
+    }
     let mut scores = match (input, task) {
-        (_, Task::Fid | Task::Video | Task::Retrieval | Task::Copies)
-        | (Input::Images(_), Task::Linear | Task::Robustness) => Scores::default(),
         (Input::Images(images), Task::All | Task::Knn) => {
             knn(run, images, own.as_ref().map_or(&[], |own| &own.encoders))?
         }
         (Input::Slides(cohort), Task::All | Task::Slide) => {
             slides::slide_level(run, cohort, own.as_ref(), &heads::evaluation_digest(&header))?
         }
-        (Input::Images(_), Task::Slide) => bail!("image folders have no slides: only `gensis evaluate knn` applies"),
-        (Input::Slides(_), Task::Knn | Task::Linear | Task::Robustness) => {
-            bail!("the patches of slides have no labels of their own: only `gensis evaluate slide` applies")
-        }
+        _ => Scores::default(),
     };
     if let (Input::Images(images), Some(own)) = (input, own.as_ref()) {
         let mut heads = linear::Heads::new();
@@ -144,7 +135,14 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         }
     }
     if task == Task::Fid || (task == Task::All && generation::has_bank(run)) {
-        scores.rows.extend(generation::generation(run, input)?.rows);
+        match generation::generation(run, input) {
+            Err(error) if task == Task::All => scores.failures.push(Failure {
+                stage: "evaluate".into(),
+                item: "the bank's images".into(),
+                reason: format!("{error:#}"),
+            }),
+            generated => scores.add(generated?),
+        }
     }
     // Their failures are in records of their own.
     scores.rows.extend(own_images::rows(run, task, input, own.as_ref().map(|own| &own.encoders[..]))?);
@@ -152,6 +150,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
     if scores.rows.is_empty() {
+        ensure!(scores.failures.is_empty() || task == Task::All, "nothing could be scored, for the reasons above");
         eprintln!("evaluate: no labelled test items, so there is nothing to score");
     } else {
         let table = ResultTable::new(&scores.rows)?;
@@ -162,6 +161,20 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     atomic_file::write(&run.dir.file("results/curves.json")?, &serde_json::to_vec(&scores.curves)?)?;
     let summary = json!({ "rows": scores.rows.len() });
     run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
+}
+
+/// Refuses a task that does not apply to the run's data or settings.
+fn check_task(run: &Run, task: Task, input: &Input) -> Result<()> {
+    let evaluate = &run.experiment.evaluate;
+    match (input, task) {
+        (Input::Images(_), Task::Slide) => bail!("image folders have no slides to score"),
+        (Input::Slides(_), Task::Knn | Task::Linear | Task::Robustness) => {
+            bail!("the patches of slides have no labels of their own: `gensis evaluate slide` scores the slides")
+        }
+        (Input::Slides(cohort), _) => submission::check(&evaluate.slide.submission, &cohort.classes),
+        (Input::Images(_), Task::Robustness) => robustness::check(&evaluate.robustness),
+        (Input::Images(_), _) => Ok(()),
+    }
 }
 
 /// A benchmark with images of its own, which needs no embeddings of the run.
@@ -239,6 +252,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         "bank": generation::header(run),
         "allow_missing": run.experiment.data.allow_missing,
         "own_images": own_images::header(run),
+        "untrained": own.map(|own| &own.summary["hashes"][UNTRAINED_NAME]),
     });
     if let Some(shifted) = robustness::header(run) {
         header["shifted"] = shifted;
@@ -273,10 +287,10 @@ fn rows_of(
     Ok(metrics.into_iter().zip(intervals).map(|(metric, interval)| base.with(metric, interval)).collect())
 }
 
-fn confusion(title: String, predictions: &Predictions, classes: &[String]) -> StoredConfusion {
+fn confusion(title: String, predictions: &Predictions, classes: &[String]) -> Confusion {
     let matrix = predictions.confusion();
     let row = |truth| (0..matrix.classes()).map(|predicted| matrix.count(truth, predicted)).collect();
-    StoredConfusion { title, classes: classes.to_vec(), counts: (0..matrix.classes()).map(row).collect() }
+    Confusion { title, classes: classes.to_vec(), counts: (0..matrix.classes()).map(row).collect() }
 }
 
 /// Weighted k-NN of the test images among the training images.

@@ -17,7 +17,7 @@ use super::{Outcome, Run, sources};
 use crate::cli::HeatmapArgs;
 use crate::config::Experiment;
 use crate::device;
-use crate::run_dir::{Failure, RunDir, StageRecord, remove_folder};
+use crate::run_dir::{self, Failure, RunDir, StageRecord, remove_folder};
 use atlas::{Atlas, Choice};
 use drawing::Canvas;
 pub(super) use drawing::reading;
@@ -47,11 +47,20 @@ pub(super) struct Drawn {
 pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
     RunDir::experiment(&args.run)?;
     let experiment = Experiment::load(Some(&args.run.join("experiment.toml")), &args.settings)?;
+    let index = HeadIndex::read(&args.run)?;
+    let differing = RunDir::experiment(&args.run)?.differences(&experiment)?;
+    let other = differing.iter().find(|line| !line.starts_with("heatmap."));
+    ensure!(
+        other.is_none(),
+        "heatmaps take the settings of [heatmap] only, not {}",
+        other.cloned().unwrap_or_default()
+    );
     if args.slides.is_empty() {
-        let run = Run::open(experiment, &args.run, false, &args.compute)?;
+        let run = Run::open(experiment, &args.run, true, &args.compute)?;
         let (result, outcome) = (stage(&run), run.close());
         return result.and(outcome);
     }
+    let _lock = run_dir::lock(&args.run)?;
     super::start_threads(args.compute.threads)?;
     let choice = Choice {
         encoder: args.encoder.as_deref(),
@@ -59,11 +68,15 @@ pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
         class: args.class.as_deref(),
         seed: args.seed,
     };
-    let atlas = Atlas::open(&args.run, HeadIndex::read(&args.run)?, &choice, &device::open(args.compute.device)?)?;
+    // What the heads of one seed, or one class, show lies beside what the stage draws.
+    let class = args.class.as_deref().map(|class| format!("_{}", folder_name(class)));
+    let seed = args.seed.map(|seed| format!("_seed{seed}"));
+    let ending = class.unwrap_or_default() + &seed.unwrap_or_default();
+    let atlas = Atlas::open(&args.run, index, &choice, &device::open(args.compute.device)?)?;
     let mut table = csv::Writer::from_writer(std::io::stdout());
     let mut failures = 0;
     for slide in &args.slides {
-        match draw(&args.run, &experiment, &atlas, slide) {
+        match draw(&args.run, &experiment, &atlas, slide, &ending) {
             Ok(drawn) => table.serialize(drawn)?,
             Err(error) => {
                 eprintln!("heatmap: {slide}: {error:#}");
@@ -110,7 +123,7 @@ pub(super) fn stage(run: &Run) -> Result<()> {
         let choice = Choice { encoder: Some(&heads.name), ..Choice::default() };
         let atlas = Atlas::open(run.dir.root(), index.clone(), &choice, &device)?;
         for slide in slides {
-            match draw(run.dir.root(), &run.experiment, &atlas, slide) {
+            match draw(run.dir.root(), &run.experiment, &atlas, slide, "") {
                 Ok(one) => drawn.push(one),
                 Err(error) => {
                     let reason = format!("{}: {error:#}", heads.name);
@@ -140,16 +153,17 @@ pub(super) fn drawn(root: &Path) -> Vec<Drawn> {
     drawn
 }
 
-fn remove_all(run: &Run) -> Result<()> {
+/// Removes every heatmap of a run.
+pub(super) fn remove_all(run: &Run) -> Result<()> {
     run.dir.forget(FOLDER)?;
     remove_folder(&run.dir.root().join(FOLDER))
 }
 
-/// Draws one slide, and writes its picture, scores and outlines.
-fn draw(root: &Path, experiment: &Experiment, atlas: &Atlas, slide: &str) -> Result<Drawn> {
+/// Draws one slide, and writes its picture, scores and outlines, with `ending` behind its name.
+fn draw(root: &Path, experiment: &Experiment, atlas: &Atlas, slide: &str, ending: &str) -> Result<Drawn> {
     let map = atlas.map(slide)?;
     let folder = format!("{FOLDER}/{}/{}", folder_name(&atlas.encoder.name), atlas.kind.name());
-    let picture = format!("{folder}/{}.png", map.slide);
+    let picture = format!("{folder}/{}{ending}.png", map.slide);
     let class = |index: u32| atlas.classes().get(index as usize).cloned().unwrap_or_default();
     let drawn = Drawn {
         slide: map.slide.clone(),
@@ -162,6 +176,6 @@ fn draw(root: &Path, experiment: &Experiment, atlas: &Atlas, slide: &str) -> Res
         heads: atlas.told(&map),
         picture,
     };
-    Canvas { root, folder: &folder, settings: &experiment.heatmap }.write(&map, atlas, &drawn)?;
+    Canvas { root, settings: &experiment.heatmap }.write(&map, atlas, &drawn)?;
     Ok(drawn)
 }

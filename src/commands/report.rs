@@ -3,20 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use evaluation::table::{ResultRow, ResultTable, comparison_rows, read_parquet};
+use evaluation::table::{ResultRow, comparison_rows, read_parquet};
 use image::RgbImage;
 use serde_json::Value;
 use slide_io::{atomic_file, h5, jpeg, quality};
 
-use super::evaluate::{RESULTS, StoredConfusion, StoredCurves};
 use super::figures;
 use super::heatmap::{self, Drawn, reading};
+use super::tables;
 use super::tile::TiledSlide;
 use crate::config::Experiment;
-use crate::report::{
-    self, Chart, ClassCurve, Comparison, Confusion, Figure, Highlight, RankingCurves, Report, Series, SlideRow,
-    Thumbnail,
-};
+use crate::report::{self, Chart, Comparison, Figure, Highlight, Report, Series, SlideRow, Thumbnail};
 use crate::run_dir::{RunDir, STAGES, read_record};
 use crate::train::METRICS;
 
@@ -38,11 +35,7 @@ fn collect(root: &Path) -> Result<Report> {
     let record = |stage| read_record(root, stage);
     let slides: Vec<TiledSlide> =
         record("tile").and_then(|record| serde_json::from_value(record.summary).ok()).unwrap_or_default();
-    let results = ResultTable::read(&root.join(RESULTS).with_extension("parquet"))
-        .and_then(|table| table.rows())
-        .unwrap_or_default();
-    let confusions: Vec<StoredConfusion> = stored(&root.join("results/confusion.json"));
-    let curves: Vec<StoredCurves> = stored(&root.join("results/curves.json"));
+    let results = tables::rows(root);
     let failures = STAGES.iter().filter_map(|stage| record(stage)).flat_map(|record| record.failures);
     let name = root.file_name().map_or("gensis".into(), |name| name.to_string_lossy().into_owned());
     let configuration = experiment.to_toml()?;
@@ -59,11 +52,8 @@ fn collect(root: &Path) -> Result<Report> {
             .collect(),
         curves: training_curves(root),
         results,
-        confusions: confusions
-            .into_iter()
-            .map(|stored| Confusion { title: stored.title, classes: stored.classes, counts: stored.counts })
-            .collect(),
-        ranking: curves.into_iter().map(ranking).collect(),
+        confusions: stored(&root.join("results/confusion.json")),
+        ranking: stored(&root.join("results/curves.json")),
         comparisons: comparisons(&root.join("results/comparisons.parquet")),
         heatmaps: heatmaps(root, &experiment),
         figures: figures::pictures(root)
@@ -77,19 +67,6 @@ fn collect(root: &Path) -> Result<Report> {
 /// What a JSON file of the run holds; nothing where it is missing.
 fn stored<T: serde::de::DeserializeOwned>(path: &Path) -> Vec<T> {
     std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
-}
-
-fn ranking(stored: StoredCurves) -> RankingCurves {
-    let class = |class: super::evaluate::ClassCurves| ClassCurve {
-        name: class.class,
-        positives: class.positives,
-        items: class.items,
-        auc: class.auc,
-        average_precision: class.average_precision,
-        roc: class.roc,
-        precision_recall: class.precision_recall,
-    };
-    RankingCurves { title: stored.title, classes: stored.classes.into_iter().map(class).collect() }
 }
 
 fn comparisons(path: &Path) -> Vec<Comparison> {

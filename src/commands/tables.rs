@@ -16,18 +16,30 @@ use crate::run_dir::RunDir;
 
 /// Settings in which runs may differ and still be repetitions of each other: seeds, places, what is only looked at, and how
 /// many figures are made of one training.
-const REPEATED: [&str; 19] = [
+const REPEATED: [&str; 31] = [
     "seed",
     "data.slides",
     "data.labels",
     "data.images",
     "data.roi",
     "data.label_masks",
+    "data.coordinates",
     "pack.",
     "pretrain.knn_every",
     "pretrain.checkpoint_every",
     "evaluate.knn.k",
     "evaluate.knn.baselines",
+    "evaluate.linear.enabled",
+    "evaluate.robustness.tissue",
+    "evaluate.robustness.imagenet_a",
+    "evaluate.robustness.imagenet_r",
+    "evaluate.robustness.imagenet_sketch",
+    "evaluate.robustness.imagenet_v2",
+    "evaluate.robustness.imagenet_c",
+    "evaluate.fid.",
+    "evaluate.video.",
+    "evaluate.retrieval.",
+    "evaluate.copies.",
     "evaluate.slide.aggregators",
     "evaluate.slide.seeds",
     "evaluate.slide.permutations",
@@ -103,7 +115,7 @@ fn read(path: &Path) -> Result<Read> {
 }
 
 /// The rows of every result table of a run: of the whole evaluation, and of benchmarks that keep one of their own.
-fn rows(run: &Path) -> Vec<ResultRow> {
+pub(super) fn rows(run: &Path) -> Vec<ResultRow> {
     let stem = run.join(RESULTS);
     let folder = stem.parent().unwrap_or(run);
     let mut paths: Vec<PathBuf> = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();

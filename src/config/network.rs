@@ -98,28 +98,31 @@ pub enum Pooling {
     ClsMean,
 }
 
+/// DINO's ViT-S/16, of which every other network is a variation.
+pub(super) const VIT_S16: Network = Network {
+    patch: 16,
+    image_size: 224,
+    dim: 384,
+    depth: 12,
+    heads: 6,
+    hidden: 1536,
+    mlp: MlpKind::Gelu,
+    registers: 0,
+    positions: Positions::ClassAndPatches,
+    layer_scale: false,
+    qkv_bias: true,
+    pre_norm: false,
+    final_norm: FinalNorm::Tokens,
+    norm_eps: 1e-6,
+    interpolation: PositionResampling::Dino,
+    pooling: Pooling::Cls,
+};
+
 impl From<&Model> for Network {
     /// DINO's, of a resolved model.
     fn from(model: &Model) -> Self {
         let Model { patch, image_size, dim, depth, heads, .. } = *model;
-        Self {
-            patch,
-            image_size,
-            dim,
-            depth,
-            heads,
-            hidden: 4 * dim,
-            mlp: MlpKind::Gelu,
-            registers: 0,
-            positions: Positions::ClassAndPatches,
-            layer_scale: false,
-            qkv_bias: true,
-            pre_norm: false,
-            final_norm: FinalNorm::Tokens,
-            norm_eps: 1e-6,
-            interpolation: PositionResampling::Dino,
-            pooling: Pooling::Cls,
-        }
+        Self { patch, image_size, dim, depth, heads, hidden: 4 * dim, ..VIT_S16 }
     }
 }
 

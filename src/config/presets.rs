@@ -4,7 +4,7 @@
 //! transformers (`tests/golden/encoders/presets.py`). Weights are never fetched: they come from a file of the user's, under
 //! the licence of whoever trained them.
 
-use super::network::{FinalNorm, MlpKind, Network, Pooling, PositionResampling, Positions};
+use super::network::{MlpKind, Network, Pooling, PositionResampling, Positions, VIT_S16};
 
 /// A published encoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,24 +36,6 @@ pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// Of Bioptimus's slides.
 const BIOPTIMUS: ([f32; 3], [f32; 3]) = ([0.707223, 0.578729, 0.703617], [0.211883, 0.230117, 0.177517]);
 
-const VIT_S16: Network = Network {
-    patch: 16,
-    image_size: 224,
-    dim: 384,
-    depth: 12,
-    heads: 6,
-    hidden: 1536,
-    mlp: MlpKind::Gelu,
-    registers: 0,
-    positions: Positions::ClassAndPatches,
-    layer_scale: false,
-    qkv_bias: true,
-    pre_norm: false,
-    final_norm: FinalNorm::Tokens,
-    norm_eps: 1e-6,
-    interpolation: PositionResampling::Dino,
-    pooling: Pooling::Cls,
-};
 const VIT_B16: Network = Network { dim: 768, heads: 12, hidden: 3072, ..VIT_S16 };
 const VIT_L16: Network = Network { dim: 1024, depth: 24, heads: 16, hidden: 4096, ..VIT_S16 };
 

@@ -27,6 +27,7 @@ mod robustness;
 mod tests;
 
 pub use evaluation::table::{Comparison, ResultRow};
+use serde::{Deserialize, Serialize};
 
 /// Everything the report of a run shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -162,7 +163,7 @@ pub struct Series {
 }
 
 /// Which class was taken for which.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Confusion {
     /// Task, encoder and head.
     pub title: String,
@@ -173,7 +174,7 @@ pub struct Confusion {
 }
 
 /// How well the scores of one set of predictions rank, class by class.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankingCurves {
     /// Task, encoder and head.
     pub title: String,
@@ -182,7 +183,7 @@ pub struct RankingCurves {
 }
 
 /// One class against the rest.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClassCurve {
     /// The class.
     pub name: String,

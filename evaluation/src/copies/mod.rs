@@ -10,11 +10,9 @@ pub use whitening::Whitening;
 
 use burn::tensor::Device;
 
-use crate::embeddings::l2_normalise;
 use crate::error::Result;
+use crate::knn::nearest;
 use crate::retrieval::precision::average_precision;
-use crate::retrieval::rank;
-use crate::retrieval::ranking::Rows;
 
 /// Images of the database that are looked at for a copy.
 pub const LOOKED_AT: usize = 20;
@@ -33,26 +31,24 @@ pub fn generalised_mean(patches: &[f32], dim: usize, p: f64) -> Vec<f32> {
 }
 
 /// The average precision of every query among the [`LOOKED_AT`] most similar of `database` (cosine); `originals` are the right
-/// places of each. Queries without any are `None`. Rows are scaled to length 1 here.
+/// places of each. Queries without any are `None`.
 ///
 /// # Errors
-/// Rows of different widths, or with numbers that are not finite.
+/// An empty database, rows that are not `dim` wide, and numbers that are not finite.
 pub fn average_precisions(
-    mut queries: Vec<f32>,
-    mut database: Vec<f32>,
+    queries: &[f32],
+    database: &[f32],
     dim: usize,
     originals: &[Vec<usize>],
     device: &Device,
 ) -> Result<Vec<Option<f64>>> {
-    l2_normalise(&mut queries, dim);
-    l2_normalise(&mut database, dim);
-    let (queries, database) = (Rows { values: &queries, dim }, Rows { values: &database, dim });
-    rank(queries, database, device, |query, order| {
-        let right = originals.get(query).filter(|right| !right.is_empty())?;
-        let looked_at = order.iter().take(LOOKED_AT).enumerate();
-        let ranks: Vec<usize> = looked_at.filter(|(_, image)| right.contains(*image)).map(|(rank, _)| rank).collect();
-        Some(average_precision(&ranks, right.len()))
-    })
+    let found = nearest(database, queries, dim, LOOKED_AT, device)?;
+    let precision = |(looked_at, right): (&[u32], &Vec<usize>)| {
+        let is_right = |(rank, &image): (usize, &u32)| right.contains(&(image as usize)).then_some(rank);
+        let ranks: Vec<usize> = looked_at.iter().enumerate().filter_map(is_right).collect();
+        (!right.is_empty()).then(|| average_precision(&ranks, right.len()))
+    };
+    Ok(found.index.chunks_exact(found.k.max(1)).zip(originals).map(precision).collect())
 }
 
 #[cfg(test)]
@@ -89,7 +85,7 @@ mod tests {
         let database: Vec<f32> = (0..40).flat_map(|i| circle(i as f32 * 0.05)).collect();
         let queries: Vec<f32> = [0.151, 0.151, 0.151, 0.151].into_iter().flat_map(circle).collect();
         let originals = [vec![3], vec![39], vec![], vec![2, 4]];
-        let found = average_precisions(queries, database, 2, &originals, &Device::flex()).unwrap();
+        let found = average_precisions(&queries, &database, 2, &originals, &Device::flex()).unwrap();
         assert_eq!(found[..3], [Some(1.0), Some(0.0), None]);
         // Ranks 1 and 2 of two: (0 + 1/2) / 4 + (1/2 + 2/3) / 4.
         assert!((found[3].unwrap() - (0.5 + 0.5 + 2.0 / 3.0) / 4.0).abs() < 1e-12);

@@ -7,6 +7,7 @@
 mod colormap;
 mod legend;
 
+use crate::paired::midranks;
 use serde::{Deserialize, Serialize};
 use slide_io::{Point, Rgb, RgbImage, Size};
 
@@ -60,17 +61,7 @@ fn range(weights: &[f32]) -> (f32, f32) {
 /// The rank of every value among all of them over their number, above 0 and up to 1; equal values share the mean of their
 /// ranks (`scipy.stats.rankdata(values) / n`, as CLAM ranks).
 pub fn percentiles(values: &[f32]) -> Vec<f32> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
-    let mut ranks = vec![0.0; values.len()];
-    let mut before = 0;
-    for equal in order.chunk_by(|&a, &b| values[a] == values[b]) {
-        // The mean of before + 1 ..= before + n.
-        let rank = before as f32 + (equal.len() + 1) as f32 / 2.0;
-        equal.iter().for_each(|&item| ranks[item] = rank / values.len() as f32);
-        before += equal.len();
-    }
-    ranks
+    midranks(values).into_iter().map(|rank| (rank / values.len() as f64) as f32).collect()
 }
 
 /// How levels are drawn.

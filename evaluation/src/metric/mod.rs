@@ -97,7 +97,7 @@ pub struct Predictions {
     /// Whether the scores are probabilities, once asked.
     probabilities: OnceLock<bool>,
     /// Whether each item's true class is among the top 5, once asked.
-    in_top: OnceLock<Vec<bool>>,
+    in_top: OnceLock<Vec<f64>>,
 }
 
 impl Predictions {
@@ -193,20 +193,21 @@ impl Predictions {
         }
     }
 
-    /// Share of the weight of items whose true class is among the [`TOP`].
+    /// Share of the weight of items whose true class is among the [`TOP`]. Where classes with equal scores compete for the
+    /// last places, as those without a vote do in k-NN, the true class counts by its chance to be among them.
     fn top_accuracy(&self, weights: &[u32]) -> Option<f64> {
         let in_top = self.in_top.get_or_init(|| {
             let among = |(item, &truth): (usize, &u32)| {
-                let (scores, truth) = (self.scores(item), truth as usize);
-                let before =
-                    |(class, &score): (usize, &f32)| score > scores[truth] || (score == scores[truth] && class < truth);
-                scores.iter().enumerate().filter(|&pair| before(pair)).count() < TOP
+                let (scores, own) = (self.scores(item), self.scores(item)[truth as usize]);
+                let above = scores.iter().filter(|score| **score > own).count();
+                let equal = scores.iter().filter(|score| **score == own).count();
+                (TOP.saturating_sub(above) as f64 / equal as f64).min(1.0)
             };
             self.truth.iter().enumerate().map(among).collect()
         });
         let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
-        let hits = in_top.iter().zip(weights).filter(|(hit, _)| **hit).map(|(_, &weight)| u64::from(weight));
-        (total > 0).then(|| hits.sum::<u64>() as f64 / total as f64)
+        let hits = in_top.iter().zip(weights).map(|(chance, &weight)| chance * f64::from(weight));
+        (total > 0).then(|| hits.sum::<f64>() / total as f64)
     }
 
     /// Items by true and predicted class.

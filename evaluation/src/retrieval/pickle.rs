@@ -218,7 +218,10 @@ impl Machine<'_> {
                 0x95 => {
                     self.take(8)?;
                 }
-                b'(' => self.marks.push(self.stack.len()),
+                b'(' => {
+                    self.count(1)?;
+                    self.marks.push(self.stack.len());
+                }
                 b'q' => self.length(1).and_then(|place| self.remember(place))?,
                 b'r' => self.length(4).and_then(|place| self.remember(place))?,
                 0x94 => self.remember(self.memo.len())?,
@@ -360,20 +363,28 @@ impl Machine<'_> {
         let Node::Function(function) = self.nodes[function] else {
             return Err(PickleError::Refused("a call of what is no known function".into()));
         };
-        let arguments = self.tuple(arguments)?;
+        let arguments = self.tuple(arguments)?.to_vec();
+        // What a call copies is made again, however often the same text is given.
+        if let (Function::Encode, Some(Node::Text(text))) = (function, arguments.first().map(|node| &self.nodes[*node]))
+        {
+            let length = text.len();
+            self.count(length)?;
+        }
         let argument = |i: usize| arguments.get(i).map(|node| &self.nodes[*node]);
         let made = match (function, argument(0), argument(1)) {
             (Function::Reconstruct, Some(Node::Function(Function::NdArray)), _) => Node::EmptyArray,
             (Function::DType, Some(Node::Text(name)), _) => number_type(name)?,
             (Function::DType, Some(Node::Bytes(name)), _) => number_type(&String::from_utf8_lossy(name))?,
             (Function::Scalar, Some(&Node::Type { kind, size, big }), Some(bytes)) => {
-                let numbers = numbers(kind, size, big, as_bytes(bytes)?)?;
-                match &numbers[..] {
-                    [number] => {
-                        number.as_i64().map(Node::Int).or(number.as_f64().map(Node::Float)).unwrap_or(Node::None)
-                    }
-                    _ => return damaged("a number of numpy that is not one"),
+                let bytes = as_bytes(bytes)?;
+                if bytes.len() != size {
+                    return damaged("a number of numpy that is not one");
                 }
+                let number = numbers(kind, size, big, bytes)?.into_iter().next();
+                let int_or_float = |number: Number| {
+                    number.as_i64().map(Node::Int).or(number.as_f64().map(Node::Float)).unwrap_or(Node::None)
+                };
+                number.map_or(Node::None, int_or_float)
             }
             (Function::EmptyBytes, None, _) => Node::Bytes(vec![]),
             // Bytes as protocol 2 has them: text whose characters are the bytes.

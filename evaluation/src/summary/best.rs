@@ -19,7 +19,9 @@ pub(super) fn mark(figures: &mut [Figure], runs: &[RunResults]) {
                 && other.cell.mean.is_some()
         });
         let rivals: Vec<&Figure> = rivals.collect();
-        !figure.head.contains(CHOSEN_ON_TEST)
+        // Distances of generated images stand under the encoder that measures them: those of two are no rivals.
+        figure.task != "fid"
+            && !figure.head.contains(CHOSEN_ON_TEST)
             && !rivals.is_empty()
             && rivals.iter().all(|rival| is_better(figure, rival, runs))
     };

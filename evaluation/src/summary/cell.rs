@@ -38,7 +38,7 @@ pub struct Cell {
     pub over: Over,
     /// How many of them.
     pub replicates: usize,
-    /// 95 % interval: from the lowest to the highest end of the bootstrap intervals of all runs and seeds; where there are
+    /// 95 % interval: from the lowest to the highest end of the bootstrap intervals of all runs and seeds; where one has
     /// none, Student's of the mean over runs and seeds.
     pub interval: Option<(f64, f64)>,
     /// Folds and runs in which the figure is not defined.
@@ -58,7 +58,8 @@ impl Cell {
             _ => (&values, Over::One),
         };
         let sd = deviation(spread);
-        let spanned = span(replicates.iter().filter_map(|replicate| replicate.interval));
+        let intervals: Option<Vec<(f64, f64)>> = replicates.iter().map(|replicate| replicate.interval).collect();
+        let spanned = intervals.and_then(|intervals| span(intervals.into_iter()));
         let of_mean = || (over == Over::Runs).then(|| student(&values)).flatten();
         Self {
             mean: mean(&values),

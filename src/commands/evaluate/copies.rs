@@ -1,6 +1,7 @@
 //! `gensis evaluate copies`: which original a strongly altered copy was made of, by [CLS] and the generalised mean of the
 //! encoder's patch tokens. On Copydays, or on copies that are made here of any images.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
@@ -123,18 +124,19 @@ impl Database {
         let dim = 2 * judged.encoder.config.model.dim;
         let device = device::open(run.device)?;
         let plain = &self.originals.values;
-        let mut databases = vec![(data.to_owned(), plain.clone())];
+        let mut databases = vec![(data.to_owned(), Cow::Borrowed(&plain[..]))];
         if let Some((name, distractors)) = &self.distractors {
-            databases.push((format!("{data}+{name}"), [&plain[..], &distractors.values].concat()));
+            databases.push((format!("{data}+{name}"), [&plain[..], &distractors.values].concat().into()));
         }
         let mut rows = Vec::new();
         for (data, database) in databases {
-            let mut heads = vec![("cls_gem", queries.clone(), database.clone())];
+            let mut heads = vec![("cls_gem", Cow::Borrowed(&queries[..]), database.clone())];
             if let Some(whitening) = &self.whitening {
-                heads.push(("cls_gem_whitened", whitening.apply(&queries), whitening.apply(&database)));
+                let whitened = |rows: &[f32]| Cow::Owned(whitening.apply(rows));
+                heads.push(("cls_gem_whitened", whitened(&queries), whitened(&database)));
             }
             for (head, queries, database) in heads {
-                let found = average_precisions(queries, database, dim, right, &device)?;
+                let found = average_precisions(&queries, &database, dim, right, &device)?;
                 let precisions: Vec<f64> = found.into_iter().flatten().collect();
                 let base = row("copy_detection", data.clone(), &judged.name, head, precisions.len());
                 rows.extend(figure(run, &base, "map", precisions)?);

@@ -1,36 +1,17 @@
 //! ROC and precision-recall curves of predictions, kept for the report.
 
 use evaluation::metric::Predictions;
-use serde::{Deserialize, Serialize};
+
+use crate::report::{ClassCurve, RankingCurves};
 
 /// Points kept of a curve, at most: more are closer together than a screen shows.
 const MOST_POINTS: usize = 400;
 
-/// The curves of one set of predictions.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::commands) struct StoredCurves {
-    pub title: String,
-    pub classes: Vec<ClassCurves>,
-}
-
-/// One class against the rest.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::commands) struct ClassCurves {
-    pub class: String,
-    pub positives: u64,
-    pub items: u64,
-    pub auc: Option<f64>,
-    pub average_precision: Option<f64>,
-    /// Empty where the class has no item, or there is nothing else.
-    pub roc: Vec<(f64, f64)>,
-    pub precision_recall: Vec<(f64, f64)>,
-}
-
 /// The curves of every class; of two classes the second, whose curve is the first's turned round.
-pub(super) fn curves(title: String, predictions: &Predictions, classes: &[String]) -> StoredCurves {
+pub(super) fn curves(title: String, predictions: &Predictions, classes: &[String]) -> RankingCurves {
     let (aucs, precisions) = (predictions.class_auc(), predictions.class_average_precision());
-    let of_class = |class: usize| ClassCurves {
-        class: classes[class].clone(),
+    let of_class = |class: usize| ClassCurve {
+        name: classes[class].clone(),
         positives: predictions.truth().iter().filter(|&&truth| truth as usize == class).count() as u64,
         items: predictions.len() as u64,
         auc: aucs[class],
@@ -39,7 +20,7 @@ pub(super) fn curves(title: String, predictions: &Predictions, classes: &[String
         precision_recall: thinned(predictions.precision_recall(class).unwrap_or_default()),
     };
     let first = usize::from(classes.len() == 2);
-    StoredCurves { title, classes: (first..classes.len()).map(of_class).collect() }
+    RankingCurves { title, classes: (first..classes.len()).map(of_class).collect() }
 }
 
 /// Evenly chosen points, both ends among them, to four decimals.

@@ -71,16 +71,17 @@ pub(in crate::commands) struct HeadPlace {
     pub seed: u64,
 }
 
-/// Known by which an evaluation and what was made of it belong together: the SHA-256 of its header.
+/// Known by which slide-level heads and what was made of them belong together: the SHA-256 of what they depend on in the
+/// header of their evaluation. Other benchmarks leave them as they are.
 pub(in crate::commands) fn evaluation_digest(header: &serde_json::Value) -> String {
-    sources::text_digest(&crate::run_dir::as_stored(header).to_string())
+    let parts = ["format", "seed", "items", "foreign", "untrained", "allow_missing"].map(|key| &header[key]);
+    sources::text_digest(&crate::run_dir::as_stored(&json!([parts, header["settings"]["slide"]])).to_string())
 }
 
 /// Removes all heads, and what was drawn with them.
 pub(super) fn remove_heads(run: &Run) -> Result<()> {
-    run.dir.forget(crate::commands::heatmap::FOLDER)?;
-    remove_folder(&run.dir.root().join(FOLDER))?;
-    remove_folder(&run.dir.root().join(crate::commands::heatmap::FOLDER))
+    crate::commands::heatmap::remove_all(run)?;
+    remove_folder(&run.dir.root().join(FOLDER))
 }
 
 /// Keeps the heads of one encoder as they are trained.

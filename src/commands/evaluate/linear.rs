@@ -46,7 +46,13 @@ pub(super) fn linear(run: &Run, images: &ImageSets, own: &Own) -> Result<(Scores
     let Some(test) = labelled_test(images) else { return Ok((scores, heads)) };
     let mut records = Vec::new();
     for name in names(run, own) {
-        let probed = Probed::open(run, images, test, own, &name, &mut scores.failures)?;
+        let probed = match Probed::open(run, images, test, own, &name, &mut scores.failures) {
+            Ok(probed) => probed,
+            Err(error) => {
+                scores.failures.push(failed(&name, &error));
+                continue;
+            }
+        };
         for (number, &probe) in run.experiment.evaluate.linear.probes.iter().enumerate() {
             match fit(run, images, &probed, probe, &mut scores.failures) {
                 Ok(fit) => {

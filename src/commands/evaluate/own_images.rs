@@ -20,7 +20,7 @@ use crate::commands::sources::{FORMAT, Input, UNTRAINED_NAME, hex};
 use crate::config::Baseline;
 use crate::device;
 use crate::model::Encoder;
-use crate::run_dir::{Failure, StageRecord, remove};
+use crate::run_dir::{Failure, StageRecord, as_stored, remove};
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub(super) struct Judged {
 }
 
 impl Benchmark {
+    const ALL: [Self; 3] = [Self::Video, Self::Retrieval, Self::Copies];
+
     /// Those that a task asks for: one by its name, or all that name a folder.
     pub fn asked(run: &Run, task: Task) -> Vec<Self> {
         let named = |benchmark: &Self| !benchmark.named_folder(run).as_os_str().is_empty();
@@ -51,7 +53,7 @@ impl Benchmark {
             Task::Video => vec![Self::Video],
             Task::Retrieval => vec![Self::Retrieval],
             Task::Copies => vec![Self::Copies],
-            Task::All => [Self::Video, Self::Retrieval, Self::Copies].into_iter().filter(named).collect(),
+            Task::All => Self::ALL.into_iter().filter(named).collect(),
             _ => vec![],
         }
     }
@@ -124,6 +126,9 @@ impl Benchmark {
 /// scored at all is a failure beside the others; asked for by its name, an error.
 pub(super) fn rows(run: &Run, task: Task, input: &Input, trained: Option<&[Trained]>) -> Result<Vec<ResultRow>> {
     let mut rows = Vec::new();
+    if task == Task::All {
+        forget_outdated(run, trained.unwrap_or_default())?;
+    }
     for benchmark in Benchmark::asked(run, task) {
         match scored(run, benchmark, input, trained) {
             Err(error) if task == Task::All => {
@@ -161,10 +166,31 @@ fn scored(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trai
     Ok(rows)
 }
 
+/// Removes what benchmarks that are no longer asked for made of encoders that are no longer these, or failed to make.
+fn forget_outdated(run: &Run, trained: &[Trained]) -> Result<()> {
+    let asked = Benchmark::asked(run, Task::All);
+    let encoders = as_stored(&encoders(trained));
+    let outdated = |benchmark: &Benchmark| {
+        run.dir.record(benchmark.stage()).is_some_and(|record| {
+            record.header.is_null() || record.header.get("encoders").is_some_and(|known| *known != encoders)
+        })
+    };
+    let gone = Benchmark::ALL.into_iter().filter(|benchmark| !asked.contains(benchmark)).filter(outdated);
+    gone.into_iter().try_for_each(|benchmark| forget(run, benchmark))
+}
+
+/// What the figures depend on of the encoders.
+fn encoders(trained: &[Trained]) -> Value {
+    json!(trained.iter().map(|trained| json!([trained.name, trained.hash])).collect::<Vec<_>>())
+}
+
 /// Removes the record and the tables of other settings.
 pub(super) fn forget(run: &Run, benchmark: Benchmark) -> Result<()> {
     run.dir.forget(benchmark.stage())?;
     let stem = run.dir.file(&format!("results/{}", benchmark.stage()))?;
+    if benchmark == Benchmark::Video {
+        remove(&run.dir.root().join(video::DETAILS))?;
+    }
     ["parquet", "csv", "md"].iter().try_for_each(|extension| remove(&stem.with_extension(extension)))
 }
 
@@ -191,7 +217,8 @@ pub(super) fn header(run: &Run) -> Value {
 }
 
 fn benchmark_header(run: &Run, benchmark: Benchmark, folder: &Path, trained: &[Trained]) -> Result<Value> {
-    let encoders: Vec<Value> = trained.iter().map(|trained| json!([trained.name, trained.hash])).collect();
+    let crops = &run.experiment.crops;
+    let untrained = benchmark.baselines(run).contains(&Baseline::Random);
     let folders = std::iter::once(folder).chain(benchmark.more_folders(run));
     Ok(json!({
         "stage": benchmark.stage(),
@@ -200,7 +227,8 @@ fn benchmark_header(run: &Run, benchmark: Benchmark, folder: &Path, trained: &[T
         "embed": run.experiment.embed.batch,
         "bootstrap": run.experiment.evaluate.slide.bootstrap,
         "seed": run.experiment.seed,
-        "encoders": encoders,
+        "encoders": encoders(trained),
+        "untrained": untrained.then(|| json!([run.experiment.model, crops.mean, crops.std])),
         "data": folders.map(fingerprint).collect::<Result<Vec<_>>>()?,
     }))
 }

@@ -165,7 +165,7 @@ pub(super) fn embedded(
     let progress = Progress::new("evaluate", indices.len() as u64, "images");
     let advance = |count| progress.advance(count as u64);
     let threads = (run.threads, embed::workers(run));
-    let embedded = embed::features_of_blocks(encoder, blocks, source, indices, settings, threads, advance)?;
+    let embedded = embed::features(encoder, blocks, source, indices, settings, threads, advance)?;
     for failure in &embedded.failures {
         let failure = unreadable("evaluate", failure);
         if !failures.contains(&failure) {

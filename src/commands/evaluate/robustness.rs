@@ -22,6 +22,7 @@ use super::{Own, Scores, bootstrap, data_name, imagenet};
 use crate::cli::Task;
 use crate::commands::Run;
 use crate::commands::sources::{self, ImageSets};
+use crate::config::Robustness;
 use crate::data::shift::{SEVERITIES, Shift, Shifted};
 use crate::device;
 
@@ -35,19 +36,30 @@ pub(super) fn header(run: &Run) -> Option<Value> {
     run.experiment.evaluate.robustness.enabled().then(|| json!({ "sets": imagenet::fingerprints(run) }))
 }
 
-/// Rows of everything that is configured, for every encoder. `heads` holds linear heads that are fitted already.
-pub(super) fn robustness(run: &Run, images: &ImageSets, own: &Own, heads: &Heads) -> Result<Scores> {
-    let settings = &run.experiment.evaluate.robustness;
+/// Refuses settings that ask for nothing.
+pub(super) fn check(settings: &Robustness) -> Result<()> {
     ensure!(
         settings.enabled(),
         "nothing is asked for: set evaluate.robustness.tissue=true for changes of the test images, or name a folder with \
          evaluate.robustness.imagenet_a, _r, _sketch, _v2 or _c"
     );
+    Ok(())
+}
+
+/// Rows of everything that is configured, for every encoder. `heads` holds linear heads that are fitted already.
+pub(super) fn robustness(run: &Run, images: &ImageSets, own: &Own, heads: &Heads) -> Result<Scores> {
+    let settings = &run.experiment.evaluate.robustness;
     let test = labelled_test(images)
         .context("robustness needs test images in class folders: data.images with train/ and test/ (or val/)")?;
     let mut scores = Scores::default();
     for name in names(run, own) {
-        let probed = Probed::open(run, images, test, own, &name, &mut scores.failures)?;
+        let probed = match Probed::open(run, images, test, own, &name, &mut scores.failures) {
+            Ok(probed) => probed,
+            Err(error) => {
+                scores.failures.push(failed(&name, &error));
+                continue;
+            }
+        };
         let encoder = &probed.encoder;
         let head = match heads.get(&name) {
             Some(head) => Ok(head.clone()),

@@ -29,14 +29,15 @@ use crate::run_dir::{Failure, remove};
 /// behind it.
 const SCORES: &str = "slide_scores";
 
-/// Removes the scores of slides of an earlier evaluation, of whatever encoder, and the heads behind them.
+/// Removes the scores of slides of an earlier evaluation, of whatever encoder, what was made of them, and the heads behind
+/// them.
 pub(super) fn remove_scores(run: &Run) -> Result<()> {
     remove_heads(run)?;
     let folder = run.dir.root().join("results");
     let files = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
     let of_slides = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        [SCORES, submission::NAME].iter().any(|start| name.starts_with(start))
+        [SCORES, submission::NAME, "comparisons"].iter().any(|start| name.starts_with(start))
     };
     files.filter(of_slides).try_for_each(|path| remove(&path))
 }
@@ -63,7 +64,6 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
         return Ok(scores);
     }
     let settings = &run.experiment.evaluate.slide;
-    submission::check(&settings.submission, &cohort.classes)?;
     let untrained = settings.baselines.contains(&Baseline::Random);
     let trained: Vec<&str> = own.map_or(vec![], |own| own.encoders.iter().map(|encoder| &encoder.name[..]).collect());
     let names = trained.iter().copied().chain(untrained.then_some(UNTRAINED_NAME));

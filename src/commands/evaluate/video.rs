@@ -28,7 +28,7 @@ use crate::run_dir::{Failure, StageRecord, as_stored};
 const SCRIPTS_STD: [f32; 3] = [0.228, 0.224, 0.225];
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// The figures of every object and sequence, beside the result table.
-const DETAILS: &str = "results/video_objects.csv";
+pub(super) const DETAILS: &str = "results/video_objects.csv";
 /// Memory for the attention of frames that are encoded side by side.
 const ATTENTION_BYTES: usize = 8 << 30;
 

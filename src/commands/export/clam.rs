@@ -6,18 +6,29 @@ use slide_io::{SlideRecord, h5, torch};
 
 use super::{Folder, label, open};
 use crate::cli::ExportClamArgs;
-use crate::commands::evaluate::{folds, subjects};
+use crate::commands::evaluate::{Subject, folds, subjects};
 use crate::commands::progress::Progress;
-use crate::commands::sources::{coordinates_header, coordinates_path, features_path};
+use crate::commands::sources::{coordinates_header, coordinates_path, features_header, features_path};
 use crate::commands::{Outcome, Run};
 
 /// Writes `patches/`, `h5_files/`, `pt_files/`, `dataset.csv` and `splits/` for the slides of a run.
 pub(super) fn clam(args: &ExportClamArgs) -> Result<Outcome> {
     let (run, cohort) = open(&args.run, args.threads, &args.slides)?;
-    let tiled: Vec<&SlideRecord> =
-        cohort.slides.iter().filter(|slide| coordinates_path(&run, &slide.id).exists()).collect();
-    ensure!(!tiled.is_empty(), "no slide of {} has coordinates: run `gensis tile` first", args.run.display());
-    let with_features = |slide: &&SlideRecord| features_path(&run, &args.encoder, &slide.id).exists();
+    // What other settings made is not exported as this run's.
+    let cut = |slide: &&SlideRecord| {
+        h5::is_current(&coordinates_path(&run, &slide.id), &coordinates_header(&run, slide)).unwrap_or(false)
+    };
+    let tiled: Vec<&SlideRecord> = cohort.slides.iter().filter(cut).collect();
+    ensure!(
+        !tiled.is_empty(),
+        "no slide of {} has coordinates of these settings: run `gensis tile`",
+        args.run.display()
+    );
+    let hash = hash_of(&run, &args.encoder)?;
+    let with_features = |slide: &&SlideRecord| {
+        let path = features_path(&run, &args.encoder, &slide.id);
+        hash.as_ref().is_some_and(|hash| h5::is_current(&path, &features_header(&run, hash, slide)).unwrap_or(false))
+    };
     let embedded: Vec<&SlideRecord> = tiled.iter().copied().filter(with_features).collect();
     if embedded.is_empty() {
         eprintln!("export: no slide has features of {}, so there are only coordinates", args.encoder);
@@ -51,6 +62,19 @@ pub(super) fn clam(args: &ExportClamArgs) -> Result<Outcome> {
         args.out.display()
     ));
     Ok(Outcome::Done)
+}
+
+/// The hash by which `embed` knows an encoder; none where nothing was embedded.
+///
+/// # Errors
+/// Another encoder than those that were embedded.
+fn hash_of(run: &Run, encoder: &str) -> Result<Option<String>> {
+    let Some(record) = run.dir.record("embed") else { return Ok(None) };
+    let Some(hashes) = record.summary["hashes"].as_object() else { return Ok(None) };
+    let names: Vec<&str> = hashes.keys().map(String::as_str).collect();
+    let hash = hashes.get(encoder).and_then(|hash| hash.as_str());
+    let hash = hash.with_context(|| format!("--encoder {encoder}: there are features of {}", names.join(", ")))?;
+    Ok(Some(hash.to_owned()))
 }
 
 /// `patches/<slide>.h5`. CLAM reads squares of `patch_size` pixels of the level `patch_level`: here that is the footprint
@@ -96,17 +120,29 @@ fn write_tables(run: &Run, labelled: &[&SlideRecord], folder: &Folder) -> Result
     };
     let head = ["case_id", "slide_id", "label"].map(str::to_owned).to_vec();
     folder.write_table("dataset.csv", &std::iter::once(head).chain(labelled.iter().map(row)).collect::<Vec<_>>())?;
-    let folds = match folds(&run.experiment.evaluate.slide, &subjects(labelled, &[], false)?) {
-        Ok(folds) => folds,
+    let settings = &run.experiment.evaluate.slide;
+    let split =
+        subjects(labelled, &[], settings.by_patient).and_then(|subjects| Ok((folds(settings, &subjects)?, subjects)));
+    let (folds, subjects) = match split {
+        Ok(split) => split,
         Err(error) => {
             eprintln!("export: no splits, since the slides cannot be split as evaluate.slide asks: {error:#}");
             return Ok(0);
         }
     };
     for (number, fold) in folds.iter().enumerate() {
-        let parts = [&fold.train, &fold.validation, &fold.test];
-        let id =
-            |part: &Vec<usize>, row: usize| part.get(row).map_or(String::new(), |&slide| labelled[slide].id.clone());
+        // A patient may stand for several slides.
+        let slides_of = |&subject: &usize| {
+            let Subject { id, group, .. } = &subjects[subject];
+            let own = move |slide: &&&SlideRecord| match settings.by_patient {
+                true => slide.group.as_ref().unwrap_or(&slide.id) == group,
+                false => slide.id == *id,
+            };
+            labelled.iter().filter(own).map(|slide| slide.id.clone())
+        };
+        let parts = [&fold.train, &fold.validation, &fold.test]
+            .map(|part| part.iter().flat_map(slides_of).collect::<Vec<String>>());
+        let id = |part: &[String], row: usize| part.get(row).cloned().unwrap_or_default();
         let rows = parts.iter().map(|part| part.len()).max().unwrap_or(0);
         let head = ["", "train", "val", "test"].map(str::to_owned).to_vec();
         let body = (0..rows).map(|row| {

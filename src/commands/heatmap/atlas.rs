@@ -125,6 +125,11 @@ impl Atlas {
         Ok(Self { root: root.to_owned(), encoder: encoder.clone(), index, kind, class, heads })
     }
 
+    /// Digest of the evaluation that trained the heads.
+    pub fn evaluation(&self) -> &str {
+        &self.index.evaluation
+    }
+
     /// Class names by class index.
     pub fn classes(&self) -> &[String] {
         &self.index.classes

@@ -22,15 +22,13 @@ const CLASS: &str = "High attention";
 /// Where and how the maps of one head are written.
 pub(super) struct Canvas<'a> {
     pub root: &'a Path,
-    /// The folder, below the run folder.
-    pub folder: &'a str,
     pub settings: &'a Heatmap,
 }
 
 impl Canvas<'_> {
-    /// Writes `<slide>.png`, `.h5` and `.geojson`.
+    /// Writes the picture, and `.h5` and `.geojson` beside it.
     pub fn write(&self, map: &SlideMap, atlas: &Atlas, drawn: &Drawn) -> Result<()> {
-        let file = |extension: &str| self.root.join(self.folder).join(format!("{}.{extension}", map.slide));
+        let file = |extension: &str| self.root.join(&drawn.picture).with_extension(extension);
         let side = side(&map.coordinates)?;
         let weights = &map.weights[map.shown];
         self.scores(map, atlas, drawn, &file("h5"))?;
@@ -58,6 +56,9 @@ impl Canvas<'_> {
         let header = json!({
             "stage": "heatmap",
             "drawn": drawn,
+            "evaluation": atlas.evaluation(),
+            "settings": self.settings,
+            "version": env!("CARGO_PKG_VERSION"),
             "encoder": atlas.encoder.hash,
             "classes": atlas.classes(),
             "probabilities": map.probabilities,

@@ -107,6 +107,14 @@ fn bombs_are_bounded() {
     // Many values of one byte each.
     let many = [&b"\x80\x02("[..], &b"N".repeat(MAX_VALUES + 2)[..], b"t."].concat();
     assert!(matches!(read(&many), Err(PickleError::Limit(_))));
+    // Marks alone.
+    let marks = [&b"\x80\x02"[..], &b"(".repeat(MAX_VALUES + 2)[..]].concat();
+    assert!(matches!(read(&marks), Err(PickleError::Limit(_))));
+    // One text of 64 KiB that is made into bytes again and again.
+    let text = [&b"X\0\0\x01\0"[..], &b"a".repeat(1 << 16)].concat();
+    let head = [&b"\x80\x02("[..], &text, b"q\0c_codecs\nencode\nq\x01X\x06\0\0\0latin1q\x02"].concat();
+    let copies = [&head[..], &b"h\x01h\0h\x02\x86R".repeat(MAX_VALUES >> 15), b"t."].concat();
+    assert!(matches!(read(&copies), Err(PickleError::Limit(_))));
 }
 
 proptest! {
