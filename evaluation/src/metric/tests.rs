@@ -94,13 +94,13 @@ fn worked_calibration() {
     assert_eq!(votes.value(Metric::MacroAuc), p.value(Metric::MacroAuc));
 }
 
-/// The truth is first, fifth, sixth, and of six equals the last.
+/// The truth is first, fifth, sixth, and one of six equals, of which five are taken by chance.
 #[test]
 fn worked_top_5() {
     let falling = [0.3, 0.25, 0.2, 0.15, 0.07, 0.03];
     let scores = [falling, falling, falling, [0.1; 6]].concat();
     let p = Predictions::new(vec![0, 4, 5, 5], scores, 6).unwrap();
-    assert_eq!(p.value(Metric::Top5Accuracy), Some(0.5));
+    assert_eq!(p.value(Metric::Top5Accuracy), Some((1.0 + 1.0 + 0.0 + 5.0 / 6.0) / 4.0));
     assert_eq!(p.weighted(Metric::Top5Accuracy, &[1, 0, 3, 0]), Some(0.25));
     assert_eq!(p.weighted(Metric::Top5Accuracy, &[0; 4]), None);
     assert!(Metric::of(6).contains(&Metric::Top5Accuracy) && !Metric::of(5).contains(&Metric::Top5Accuracy));
