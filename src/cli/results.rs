@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use super::{ComputeArgs, StageArgs};
 
@@ -22,7 +23,8 @@ pub struct EvaluateArgs {
 }
 
 /// Benchmarks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Task {
     /// What the data allow (k-NN of images, slide-level heads, distances of a bank) and what the settings ask for.
     All,

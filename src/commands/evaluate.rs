@@ -46,6 +46,10 @@ use crate::run_dir::{Failure, StageRecord, as_stored, remove};
 /// The result table of a run, without extension: `.parquet`, `.csv` and `.md` lie there.
 pub(super) const RESULTS: &str = "results/results";
 
+/// Confusion matrices and curves of the table's predictions, for the report.
+const CONFUSIONS: &str = "results/confusion.json";
+const CURVES: &str = "results/curves.json";
+
 /// What a benchmark gives.
 #[derive(Default)]
 struct Scores {
@@ -71,6 +75,36 @@ impl Scores {
     }
 }
 
+/// What one task after another gave with the same settings and embeddings: another of them is added to it.
+#[derive(Default)]
+struct Earlier {
+    tasks: Vec<Task>,
+    scores: Scores,
+}
+
+impl Earlier {
+    /// Nothing where anything that the figures depend on has changed, or a file of them is gone.
+    fn of(run: &Run, header: &Value) -> Self {
+        let read = || -> Option<Self> {
+            let record = run.dir.current("evaluate", header)?;
+            let tasks: Vec<Task> = serde_json::from_value(record.summary["tasks"].clone()).ok()?;
+            let root = run.dir.root();
+            let table = root.join(RESULTS).with_extension("parquet");
+            let rows =
+                if record.summary["rows"] == 0 { vec![] } else { ResultTable::read(&table).ok()?.rows().ok()? };
+            let scores = Scores {
+                rows,
+                confusions: serde_json::from_slice(&std::fs::read(root.join(CONFUSIONS)).ok()?).ok()?,
+                curves: serde_json::from_slice(&std::fs::read(root.join(CURVES)).ok()?).ok()?,
+                failures: record.failures,
+                heads: vec![],
+            };
+            Some(Self { tasks, scores })
+        };
+        read().unwrap_or_default()
+    }
+}
+
 /// Scores whatever the data allow, or the one task asked for.
 pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
@@ -93,23 +127,26 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     // Before anything of an earlier evaluation is removed.
     check_task(run, task, input)?;
     let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
-    let mut header = header(run, input, own.as_ref())?;
-    if task != Task::All {
-        // The figures of one task are not those of all.
-        header["task"] = json!(format!("{task:?}"));
-    }
+    let header = header(run, input, own.as_ref())?;
     let stem = run.dir.file(RESULTS)?;
-    if task == Task::All && run.dir.current("evaluate", &header).is_some() {
+    let mut earlier = Earlier::of(run, &header);
+    if earlier.tasks.contains(&Task::All) || earlier.tasks.contains(&task) {
         eprintln!("evaluate: up to date");
         return Ok(());
+    }
+    if task == Task::All {
+        earlier = Earlier::default();
     }
     run.dir.forget("evaluate")?;
     for extension in ["parquet", "csv", "md"] {
         // Figures of other settings must not stand beside these settings if this fails.
         remove(&stem.with_extension(extension))?;
     }
-    for file in ["results/confusion.json", "results/curves.json", linear::RECORD] {
+    for file in [CONFUSIONS, CURVES] {
         remove(&run.dir.root().join(file))?;
+    }
+    if !earlier.tasks.contains(&Task::Linear) {
+        remove(&run.dir.root().join(linear::RECORD))?;
     }
     if matches!(task, Task::All | Task::Slide) {
         slides::remove_scores(run)?;
@@ -146,6 +183,10 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     }
     // Their failures are in records of their own.
     scores.rows.extend(own_images::rows(run, task, input, own.as_ref().map(|own| &own.encoders[..]))?);
+    let Earlier { mut tasks, scores: mut all } = earlier;
+    tasks.push(task);
+    all.add(scores);
+    let scores = all;
     for failure in &scores.failures {
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
@@ -157,9 +198,9 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         table.write(&stem)?;
         print!("{}", table.markdown()?);
     }
-    atomic_file::write(&run.dir.file("results/confusion.json")?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
-    atomic_file::write(&run.dir.file("results/curves.json")?, &serde_json::to_vec(&scores.curves)?)?;
-    let summary = json!({ "rows": scores.rows.len() });
+    atomic_file::write(&run.dir.file(CONFUSIONS)?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
+    atomic_file::write(&run.dir.file(CURVES)?, &serde_json::to_vec(&scores.curves)?)?;
+    let summary = json!({ "rows": scores.rows.len(), "tasks": tasks });
     run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
 }
 

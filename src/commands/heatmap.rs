@@ -6,6 +6,7 @@ mod drawing;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use evaluation::heatmap::Scale;
 use evaluation::mil::HeadKind;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -17,7 +18,7 @@ use super::{Outcome, Run, sources};
 use crate::cli::HeatmapArgs;
 use crate::config::Experiment;
 use crate::device;
-use crate::run_dir::{self, Failure, RunDir, StageRecord, remove_folder};
+use crate::run_dir::{self, Failure, RunDir, StageRecord, remove, remove_folder};
 use atlas::{Atlas, Choice};
 use drawing::Canvas;
 pub(super) use drawing::reading;
@@ -42,6 +43,8 @@ pub(super) struct Drawn {
     pub heads: String,
     /// The picture, below the run folder.
     pub picture: String,
+    /// What its colours show.
+    pub scale: Scale,
 }
 
 pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
@@ -100,7 +103,7 @@ pub(super) fn stage(run: &Run) -> Result<()> {
     let settings = &run.experiment.heatmap;
     let heads = &run.experiment.evaluate.slide;
     if settings.slides == 0 || !heads.keep_heads || !heads.aggregators.iter().any(|head| head.has_attention()) {
-        return remove_all(run);
+        return remove_own(run, None);
     }
     // Image folders and cohorts without labels have no heads.
     let Ok(index) = HeadIndex::read(run.dir.root()) else { return remove_all(run) };
@@ -114,7 +117,7 @@ pub(super) fn stage(run: &Run) -> Result<()> {
         eprintln!("heatmap: up to date");
         return Ok(());
     }
-    remove_all(run)?;
+    remove_own(run, Some(&index.evaluation))?;
     let device = device::open(run.device)?;
     let chosen: Vec<_> = index.encoders.iter().map(|heads| atlas::tested_slides(heads, settings.slides)).collect();
     let progress = Progress::new("heatmap", chosen.iter().map(|slides| slides.len() as u64).sum(), "slides");
@@ -159,6 +162,19 @@ pub(super) fn remove_all(run: &Run) -> Result<()> {
     remove_folder(&run.dir.root().join(FOLDER))
 }
 
+/// Removes what the stage drew, and with it what was drawn by hand of heads other than those of `evaluation`.
+fn remove_own(run: &Run, evaluation: Option<&str>) -> Result<()> {
+    let Some(record) = run.dir.record(FOLDER) else { return Ok(()) };
+    if evaluation.is_some_and(|evaluation| record.header["evaluation"] != evaluation) {
+        return remove_all(run);
+    }
+    run.dir.forget(FOLDER)?;
+    let drawn: Vec<Drawn> = serde_json::from_value(record.summary).unwrap_or_default();
+    let files =
+        drawn.iter().flat_map(|one| ["png", "h5", "geojson"].map(|kind| Path::new(&one.picture).with_extension(kind)));
+    files.into_iter().try_for_each(|file| remove(&run.dir.root().join(file)))
+}
+
 /// Draws one slide, and writes its picture, scores and outlines, with `ending` behind its name.
 fn draw(root: &Path, experiment: &Experiment, atlas: &Atlas, slide: &str, ending: &str) -> Result<Drawn> {
     let map = atlas.map(slide)?;
@@ -175,6 +191,7 @@ fn draw(root: &Path, experiment: &Experiment, atlas: &Atlas, slide: &str, ending
         shown: if map.weights.len() > 1 { class(map.shown as u32) } else { String::new() },
         heads: atlas.told(&map),
         picture,
+        scale: experiment.heatmap.scale,
     };
     Canvas { root, settings: &experiment.heatmap }.write(&map, atlas, &drawn)?;
     Ok(drawn)

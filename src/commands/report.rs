@@ -10,9 +10,9 @@ use slide_io::{atomic_file, h5, jpeg, quality};
 
 use super::figures;
 use super::heatmap::{self, Drawn, reading};
+use super::sources::UNTRAINED_NAME;
 use super::tables;
 use super::tile::TiledSlide;
-use crate::config::Experiment;
 use crate::report::{self, Chart, Comparison, Figure, Highlight, Report, Series, SlideRow, Thumbnail};
 use crate::run_dir::{RunDir, STAGES, read_record};
 use crate::train::METRICS;
@@ -43,7 +43,7 @@ fn collect(root: &Path) -> Result<Report> {
     Ok(Report {
         title: name,
         subtitle: subtitle(&slides, pretrained.as_ref().map(|record| &record.summary)),
-        provenance: provenance(root, &experiment, pretrained.as_ref().map(|record| &record.summary)),
+        provenance: provenance(root, &experiment, record("embed").map(|record| record.summary)),
         summary: highlights(&results),
         thumbnails: thumbnails(root, &h5::job_folder(&experiment.grid), &slides, &experiment.grid),
         cohort: slides.into_iter().map(slide_row).collect(),
@@ -55,7 +55,7 @@ fn collect(root: &Path) -> Result<Report> {
         confusions: stored(&root.join("results/confusion.json")),
         ranking: stored(&root.join("results/curves.json")),
         comparisons: comparisons(&root.join("results/comparisons.parquet")),
-        heatmaps: heatmaps(root, &experiment),
+        heatmaps: heatmaps(root),
         figures: figures::pictures(root)
             .into_iter()
             .map(|(title, caption, image)| Figure { title, caption, image })
@@ -74,15 +74,15 @@ fn comparisons(path: &Path) -> Vec<Comparison> {
 }
 
 /// Every heatmap in the folder, those drawn by hand too, by name.
-fn heatmaps(root: &Path, experiment: &Experiment) -> Vec<Figure> {
+fn heatmaps(root: &Path) -> Vec<Figure> {
     let picture = |drawn: Drawn| {
         let png = image::open(root.join(&drawn.picture)).ok()?.to_rgb8();
         let image = jpeg::encode(&shrunk(&png), 85, jpeg::ColorModel::YCbCr).ok()?;
         let label = if drawn.label.is_empty() { String::new() } else { format!("class {}, ", drawn.label) };
         let shown =
             if drawn.shown.is_empty() { String::new() } else { format!("attention of class {}; ", drawn.shown) };
-        let Drawn { slide, encoder, head, predicted, probability, heads, .. } = drawn;
-        let scale = reading(experiment.heatmap.scale);
+        let Drawn { slide, encoder, head, predicted, probability, heads, scale, .. } = drawn;
+        let scale = reading(scale);
         let caption =
             format!("{label}predicted {predicted} ({probability:.2}); {shown}{encoder}, {head}: {heads}; {scale}");
         Some(Figure { title: slide, caption, image })
@@ -103,17 +103,15 @@ fn subtitle(slides: &[TiledSlide], pretrained: Option<&Value>) -> String {
     }
 }
 
-fn provenance(
-    root: &Path,
-    experiment: &crate::config::Experiment,
-    pretrained: Option<&Value>,
-) -> Vec<(String, String)> {
+fn provenance(root: &Path, experiment: &crate::config::Experiment, embedded: Option<Value>) -> Vec<(String, String)> {
     let mut lines = vec![
         ("Version".to_owned(), format!("gensis {}", env!("CARGO_PKG_VERSION"))),
         ("Seed".to_owned(), experiment.seed.to_string()),
     ];
-    if let Some(hash) = pretrained.and_then(|summary| summary["encoder"].as_str()) {
-        lines.push(("Encoder weights (SHA-256)".to_owned(), hash.to_owned()));
+    for (name, hash) in embedded.iter().filter_map(|summary| summary["hashes"].as_object()).flatten() {
+        if let Some(hash) = hash.as_str().filter(|_| name != UNTRAINED_NAME) {
+            lines.push((format!("Weights of {name} (SHA-256)"), hash.to_owned()));
+        }
     }
     let log = std::fs::read_to_string(root.join("log.jsonl")).unwrap_or_default();
     let events: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

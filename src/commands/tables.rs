@@ -158,7 +158,12 @@ fn tell_apart(runs: &mut [Read]) -> Result<()> {
         }
         for (place, _) in runs_of {
             let values = toml::Value::try_from(&runs[place].experiment)?;
-            let told: Vec<String> = keys.iter().take(3).map(|key| format!("{key}={}", lookup(&values, key))).collect();
+            let own = runs[place].experiment.encoders.iter().find(|entry| entry.name() == encoder);
+            let tell = |key: &String| match own {
+                Some(own) if key == "encoders" => format!("weights={}", own.weights.display()),
+                _ => format!("{key}={}", lookup(&values, key)),
+            };
+            let told: Vec<String> = keys.iter().take(3).map(tell).collect();
             let more = if keys.len() > 3 { format!(", ... in {}", runs[place].results.run) } else { String::new() };
             let name = format!("{encoder} ({}{more})", told.join(", "));
             rename(&mut runs[place].results, &data, &encoder, &name);
@@ -178,7 +183,13 @@ fn differing(first: &Experiment, second: &Experiment, encoder: &str) -> Result<V
         !idle
     };
     let keys = first.differences(second)?.into_iter().filter_map(|line| Some(line.split_once(": ")?.0.to_owned()));
-    Ok(keys.filter(counts).collect())
+    // Other encoders beside it change nothing about it.
+    let entry = |experiment: &Experiment| -> Result<Option<toml::Value>> {
+        let own = experiment.encoders.iter().find(|entry| entry.name() == encoder);
+        Ok(own.map(toml::Value::try_from).transpose()?)
+    };
+    let same = entry(first)? == entry(second)?;
+    Ok(keys.filter(|key| counts(key) && !(same && key == "encoders")).collect())
 }
 
 fn lookup(values: &toml::Value, key: &str) -> String {

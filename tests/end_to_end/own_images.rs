@@ -74,6 +74,9 @@ fn videos_are_scored_and_what_is_damaged_is_listed() {
     };
     assert_eq!(figure(&again), figure(&rows));
 
+    let line = ["evaluate", "video", "--masks", masks.to_str().unwrap(), "--out", out.to_str().unwrap(), "--update"];
+    gensis(line.iter().chain(&["--set", &place])).with_error(["its own encoders' masks", "another --out"]);
+
     // A mask of another size, and a frame that is missing.
     let small = GrayImage::from_pixel(5, 5, Luma([1]));
     small.save(videos.join("Annotations/480p/fast/00002.png")).unwrap();
@@ -100,14 +103,14 @@ fn test_images_are_retrieved_by_class_and_their_copies_found() {
     let metrics: Vec<&str> = rows.iter().map(|row| &row["metric"][..]).collect();
     assert_eq!(metrics, ["map_at_r", "r_precision", "precision_at_1"]);
     assert!(
-        rows.iter().all(|row| (&row["head"][..], &row["n"][..], &row["data"][..]) == ("classes", "8", "images/test"))
+        rows.iter().all(|row| (&row["head"][..], &row["n"][..], &row["data"][..]) == ("classes", "8", "images"))
     );
     let settings = ["evaluate.copies.image_size=32", r#"evaluate.copies.baselines=["random"]"#];
     evaluate(&out, "copies", &settings).with_code(3);
     let rows = table(&out.join("results/copies.csv"));
     assert_eq!(rows.len(), 2 * 6, "two encoders, six attacks");
     assert!(rows.iter().all(|row| row["task"] == "copy_detection" && row["head"] == "cls_gem"));
-    assert!(rows.iter().any(|row| row["data"] == "images/test:jpeg"));
+    assert!(rows.iter().any(|row| row["data"] == "images:jpeg"));
     let before = files(&out.join("results"));
     for stage in ["retrieval", "copies"] {
         fs::remove_file(out.join(format!("stages/{stage}.json"))).unwrap();

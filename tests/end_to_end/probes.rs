@@ -94,11 +94,18 @@ fn what_cannot_be_probed_is_listed_and_the_rest_is_scored() {
         gensis(["evaluate", task, "--out", out, "--update", "--set", "evaluate.linear.blocks=1"].iter().chain(more))
     };
     // Eight images of each class, of which one cannot be read any more.
-    stage("linear", &["--set", "evaluate.linear.shots=[2, 9]", "--set", "evaluate.linear.epochs=2"])
+    let settings = ["--set", "evaluate.linear.shots=[2, 9]", "--set", "evaluate.linear.epochs=2"];
+    stage("linear", &settings)
         .with_code(3)
         .saying(["9-shot", "8 training images of 9"]);
     assert!(rows(&out, "linear").iter().any(|row| row["head"] == "2-shot" && row["encoder"] == "dino"));
     assert!(rows(&out, "knn").is_empty(), "one task alone was asked for");
+    // Another task with the same settings comes beside it, with what failed there.
+    let linear = rows(&out, "linear");
+    stage("knn", &settings).with_code(3).saying(["20-NN"]);
+    assert!(!rows(&out, "knn").is_empty() && rows(&out, "linear") == linear);
+    assert!(out.join("results/linear.json").exists());
+    stage("knn", &settings).with_code(3).saying(["evaluate: up to date"]);
     // Not the figures of all tasks: they are computed anew.
     gensis(["evaluate", "--out", out.to_str().unwrap()]).with_code(0);
     assert!(!rows(&out, "knn").is_empty());

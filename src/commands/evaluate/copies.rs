@@ -11,7 +11,7 @@ use image::RgbImage;
 use slide_io::{ImageFolder, PatchSource};
 
 use super::features::{self, Features};
-use super::own_images::{Found, Judged, name_of, row};
+use super::own_images::{Found, Judged, Place, name_of, row};
 use super::retrieval::figure;
 use crate::commands::Run;
 use crate::config::Copies;
@@ -21,65 +21,71 @@ use crate::data::normalize::Normalize;
 use crate::device;
 use crate::model::Encoder;
 use crate::model::random::keyed;
+use crate::run_dir::Failure;
 
 /// Characters of a file name that a copy shares with its original in Copydays.
 const SHARED: usize = 4;
 
-/// Scores every encoder on the copies in `folder`, or on copies made of its images.
-pub(super) fn copies(run: &Run, judged: &[Judged], folder: &Path) -> Result<Found> {
-    let mut found = Found::default();
-    for judged in judged {
-        if folder.join("original").is_dir() {
-            copydays(run, judged, folder, &mut found)?;
-        } else {
-            attacked(run, judged, folder, &mut found)?;
-        }
+/// Scores an encoder on the copies in a place, or on copies made of its images.
+pub(super) fn copies(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Result<()> {
+    if place.own.is_none() && place.folder.join("original").is_dir() {
+        copydays(run, judged, place, found)?;
+    } else {
+        attacked(run, judged, place, found)?;
     }
-    ensure!(!found.rows.is_empty(), "there is no copy to find in {}", folder.display());
-    Ok(found)
+    ensure!(!found.rows.is_empty(), "there is no copy to find in {}", place.folder.display());
+    Ok(())
 }
 
 /// The folders of Copydays: a copy's original is the one whose name begins as its own.
-fn copydays(run: &Run, judged: &Judged, folder: &Path, found: &mut Found) -> Result<()> {
-    let originals = ImageFolder::open(folder.join("original"))?;
-    let database = Database::of(run, judged, &originals, found)?;
+fn copydays(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Result<()> {
+    let originals = ImageFolder::open(place.folder.join("original"))?;
+    let database = Database::of(run, judged, &originals, &originals, found)?;
     let start = |images: &ImageFolder, index: usize| -> String {
         let item = images.key(index).item;
         let name = item.rsplit('/').next().unwrap_or_default().to_owned();
         name.chars().take(SHARED).collect()
     };
     for set in &run.experiment.evaluate.copies.sets {
-        let copies = ImageFolder::open(folder.join(set))?;
-        let queries = embedded(run, judged, &copies, found)?;
+        let copies = ImageFolder::open(place.folder.join(set))?;
+        let queries = embedded(run, judged, &copies, &copies, found)?;
         let kept = &database.originals.kept;
         let right = |query: &usize| -> Vec<usize> {
             let name = start(&copies, *query);
             (0..kept.len()).filter(|place| start(&originals, kept[*place]) == name).collect()
         };
         let right: Vec<Vec<usize>> = queries.kept.iter().map(right).collect();
-        let data = format!("{}/{set}", name_of(folder));
+        let data = format!("{}/{set}", place.name);
         found.rows.extend(database.scores(run, judged, &data, queries.values, &right)?);
     }
     Ok(())
 }
 
-/// Copies made of the images themselves, one of every kind of attack; `<folder>:<attack>` in tables, since they are not those
+/// Copies made of the images themselves, one of every kind of attack; `<data>:<attack>` in tables, since they are not those
 /// of a public data set.
-fn attacked(run: &Run, judged: &Judged, folder: &Path, found: &mut Found) -> Result<()> {
-    let images = ImageFolder::open(folder)?;
-    let database = Database::of(run, judged, &images, found)?;
+fn attacked(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Result<()> {
+    let (images, source) = place.images(run)?;
+    let database = Database::of(run, judged, &images, &*source, found)?;
     let settings = &run.experiment.evaluate.copies;
     for attack in Attack::ALL {
         let queries = features::of(run, "copies", images.len(), |index| {
             let mut rng = keyed(run.experiment.seed, attack.name(), &[index as u64]);
-            let copy = attack.apply(images.read(index)?.image, &mut rng)?;
+            let copy = attack.apply(source.read(index)?.image, &mut rng)?;
             descriptor(&judged.encoder, copy, settings)
         })?;
-        // An image that cannot be read has failed as an original already.
-        let place =
+        // An image that cannot be read has failed as an original already; one that cannot be attacked is told here.
+        let item = |index: usize| format!("{}, {} of {}", judged.name, attack.name(), images.key(index).item);
+        let failed = queries.failures("copies", |index| index.to_string());
+        let told = |failure: &Failure| {
+            let index: usize = failure.item.parse().ok()?;
+            let item = database.originals.kept.binary_search(&index).ok().map(|_| item(index))?;
+            Some(Failure { item, ..failure.clone() })
+        };
+        found.failures.extend(failed.iter().filter_map(told));
+        let origin =
             |query: &usize| -> Vec<usize> { database.originals.kept.binary_search(query).ok().into_iter().collect() };
-        let right: Vec<Vec<usize>> = queries.kept.iter().map(place).collect();
-        let data = format!("{}:{}", name_of(folder), attack.name());
+        let right: Vec<Vec<usize>> = queries.kept.iter().map(origin).collect();
+        let data = format!("{}:{}", place.name, attack.name());
         found.rows.extend(database.scores(run, judged, &data, queries.values, &right)?);
     }
     Ok(())
@@ -94,19 +100,27 @@ struct Database {
 }
 
 impl Database {
-    fn of(run: &Run, judged: &Judged, originals: &ImageFolder, found: &mut Found) -> Result<Self> {
+    /// Of the images of a folder as `source` shows them.
+    fn of(
+        run: &Run,
+        judged: &Judged,
+        originals: &ImageFolder,
+        source: &dyn PatchSource,
+        found: &mut Found,
+    ) -> Result<Self> {
         let settings = &run.experiment.evaluate.copies;
         let mut more = |folder: &Path| -> Result<Option<Features>> {
             if folder.as_os_str().is_empty() {
                 return Ok(None);
             }
-            embedded(run, judged, &ImageFolder::open(folder)?, found).map(Some)
+            let images = ImageFolder::open(folder)?;
+            embedded(run, judged, &images, &images, found).map(Some)
         };
         let distractors = more(&settings.distractors)?;
         let learnt_from = more(&settings.whitening)?;
         let dim = 2 * judged.encoder.config.model.dim;
         Ok(Self {
-            originals: embedded(run, judged, originals, found)?,
+            originals: embedded(run, judged, originals, source, found)?,
             distractors: distractors.map(|features| (name_of(&settings.distractors), features)),
             whitening: learnt_from.map(|features| Whitening::learn(&features.values, dim)).transpose()?,
         })
@@ -146,10 +160,16 @@ impl Database {
     }
 }
 
-fn embedded(run: &Run, judged: &Judged, images: &ImageFolder, found: &mut Found) -> Result<Features> {
+fn embedded(
+    run: &Run,
+    judged: &Judged,
+    images: &ImageFolder,
+    source: &dyn PatchSource,
+    found: &mut Found,
+) -> Result<Features> {
     let settings = &run.experiment.evaluate.copies;
     let features = features::of(run, "copies", images.len(), |index| {
-        descriptor(&judged.encoder, images.read(index)?.image, settings)
+        descriptor(&judged.encoder, source.read(index)?.image, settings)
     })?;
     let path = |index: usize| images.root().join(images.key(index).item);
     let item = |index: usize| format!("{}, {}", judged.name, path(index).display());

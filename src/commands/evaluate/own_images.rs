@@ -5,18 +5,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use evaluation::table::{ResultRow, ResultTable};
+use evaluation::table::{ResultRow, ResultTable, write_csv};
+use evaluation::video::{ObjectScores, score};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use slide_io::{ImageFolder, PatchSource};
 
-use super::{copies, retrieval, video};
+use super::{copies, data_name, retrieval, video};
 use crate::cli::Task;
 use crate::commands::Run;
 use crate::commands::embed;
 use crate::commands::encoders::Trained;
-use crate::commands::sources::{FORMAT, Input, UNTRAINED_NAME, hex};
+use crate::commands::sources::{self, FORMAT, ImageSets, Input, UNTRAINED_NAME, hex};
 use crate::config::Baseline;
 use crate::device;
 use crate::model::Encoder;
@@ -35,6 +38,30 @@ pub(super) enum Benchmark {
 pub(super) struct Found {
     pub rows: Vec<ResultRow>,
     pub failures: Vec<Failure>,
+    /// Of videos: encoders with the figures of every object.
+    pub objects: Vec<(String, Vec<ObjectScores>)>,
+}
+
+/// Where its images are.
+pub(super) struct Place {
+    pub folder: PathBuf,
+    /// Their name in tables.
+    pub name: String,
+    /// The run's own test images, where no folder is named.
+    pub own: Option<Arc<ImageFolder>>,
+}
+
+impl Place {
+    /// The images of a folder at the place, or the run's own with the stain that the run gives them.
+    pub fn images(&self, run: &Run) -> Result<(Arc<ImageFolder>, Arc<dyn PatchSource>)> {
+        Ok(match &self.own {
+            Some(own) => (own.clone(), sources::images(run, own)?),
+            None => {
+                let named = Arc::new(ImageFolder::open(&self.folder)?);
+                (named.clone(), named)
+            }
+        })
+    }
 }
 
 /// An encoder to judge.
@@ -77,14 +104,14 @@ impl Benchmark {
     }
 
     /// The folder named in the settings, or the run's own test images.
-    fn folder(self, run: &Run, input: &Input) -> Result<PathBuf> {
+    fn place(self, run: &Run, input: &Input) -> Result<Place> {
         let named = self.named_folder(run);
         if !named.as_os_str().is_empty() {
-            return Ok(named.to_owned());
+            return Ok(Place { folder: named.to_owned(), name: name_of(named), own: None });
         }
         match (self, input) {
-            (Self::Retrieval | Self::Copies, Input::Images(images)) if images.test.is_some() => {
-                Ok(images.test.as_ref().map(|test| test.root().to_owned()).unwrap_or_default())
+            (Self::Retrieval | Self::Copies, Input::Images(ImageSets { test: Some(test), .. })) => {
+                Ok(Place { folder: test.root().to_owned(), name: data_name(run), own: Some(test.clone()) })
             }
             _ => bail!(
                 "evaluate.{0} names no images: add --set evaluate.{0}.folder=FOLDER (`gensis config default` says what it holds)",
@@ -135,7 +162,7 @@ pub(super) fn rows(run: &Run, task: Task, input: &Input, trained: Option<&[Train
                 forget(run, benchmark)?;
                 let item = benchmark.named_folder(run).display().to_string();
                 let failure = Failure { stage: benchmark.stage().into(), item, reason: format!("{error:#}") };
-                finish(run, benchmark, Value::Null, Found { rows: vec![], failures: vec![failure] })?;
+                finish(run, benchmark, Value::Null, Found { rows: vec![], failures: vec![failure], objects: vec![] })?;
             }
             scored => rows.extend(scored?),
         }
@@ -145,8 +172,8 @@ pub(super) fn rows(run: &Run, task: Task, input: &Input, trained: Option<&[Train
 
 fn scored(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trained]>) -> Result<Vec<ResultRow>> {
     let trained = trained.context("there is no encoder of this run: run `gensis pretrain` first")?;
-    let folder = benchmark.folder(run, input)?;
-    let header = benchmark_header(run, benchmark, &folder, trained)?;
+    let place = benchmark.place(run, input)?;
+    let header = benchmark_header(run, benchmark, &place, trained)?;
     let path = run.dir.file(&format!("results/{}.parquet", benchmark.stage()))?;
     if run.dir.current(benchmark.stage(), &header).is_some()
         && let Ok(table) = ResultTable::read(&path)
@@ -154,13 +181,22 @@ fn scored(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trai
         eprintln!("{}: up to date", benchmark.stage());
         return Ok(table.rows()?);
     }
-    let judged = judged(run, benchmark, trained)?;
     forget(run, benchmark)?;
-    let found = match benchmark {
-        Benchmark::Video => video::video(run, &judged, &folder)?,
-        Benchmark::Retrieval => retrieval::retrieval(run, &judged, &folder)?,
-        Benchmark::Copies => copies::copies(run, &judged, &folder)?,
-    };
+    let mut found = Found::default();
+    let device = device::open(run.device)?;
+    let untrained = benchmark.baselines(run).contains(&Baseline::Random);
+    // One encoder in memory at a time.
+    for trained in trained.iter().map(Some).chain(untrained.then_some(None)) {
+        let judged = match trained {
+            Some(trained) => Judged { name: trained.name.clone(), encoder: trained.load(&device)? },
+            None => Judged { name: UNTRAINED_NAME.into(), encoder: embed::untrained(run)? },
+        };
+        match benchmark {
+            Benchmark::Video => video::video(run, &judged, &place, &mut found)?,
+            Benchmark::Retrieval => retrieval::retrieval(run, &judged, &place, &mut found)?,
+            Benchmark::Copies => copies::copies(run, &judged, &place, &mut found)?,
+        }
+    }
     let rows = found.rows.clone();
     finish(run, benchmark, header, found)?;
     Ok(rows)
@@ -196,12 +232,15 @@ pub(super) fn forget(run: &Run, benchmark: Benchmark) -> Result<()> {
 
 /// Writes the tables and the record of a benchmark.
 pub(super) fn finish(run: &Run, benchmark: Benchmark, header: Value, found: Found) -> Result<()> {
-    let Found { rows, failures } = found;
+    let Found { rows, failures, objects } = found;
     for failure in &failures {
         eprintln!("{}: {}: {}", benchmark.stage(), failure.item, failure.reason);
     }
     if !rows.is_empty() {
         ResultTable::new(&rows)?.write(&run.dir.file(&format!("results/{}", benchmark.stage()))?)?;
+    }
+    if !objects.is_empty() {
+        write_csv(&score::table(&objects)?, &run.dir.file(video::DETAILS)?)?;
     }
     let summary = json!({ "rows": rows.len() });
     run.dir.finish(benchmark.stage(), &StageRecord { header, failures, summary })
@@ -216,11 +255,11 @@ pub(super) fn header(run: &Run) -> Value {
     json!(Benchmark::asked(run, Task::All).into_iter().map(each).collect::<Vec<_>>())
 }
 
-fn benchmark_header(run: &Run, benchmark: Benchmark, folder: &Path, trained: &[Trained]) -> Result<Value> {
+fn benchmark_header(run: &Run, benchmark: Benchmark, place: &Place, trained: &[Trained]) -> Result<Value> {
     let crops = &run.experiment.crops;
     let untrained = benchmark.baselines(run).contains(&Baseline::Random);
-    let folders = std::iter::once(folder).chain(benchmark.more_folders(run));
-    Ok(json!({
+    let folders = std::iter::once(&*place.folder).chain(benchmark.more_folders(run));
+    let mut header = json!({
         "stage": benchmark.stage(),
         "format": FORMAT,
         "settings": benchmark.settings(run),
@@ -230,19 +269,12 @@ fn benchmark_header(run: &Run, benchmark: Benchmark, folder: &Path, trained: &[T
         "encoders": encoders(trained),
         "untrained": untrained.then(|| json!([run.experiment.model, crops.mean, crops.std])),
         "data": folders.map(fingerprint).collect::<Result<Vec<_>>>()?,
-    }))
-}
-
-/// The trained encoders, and the untrained network where it is asked for.
-fn judged(run: &Run, benchmark: Benchmark, trained: &[Trained]) -> Result<Vec<Judged>> {
-    let device = device::open(run.device)?;
-    let load = |trained: &Trained| Ok(Judged { name: trained.name.clone(), encoder: trained.load(&device)? });
-    let mut judged = trained.iter().map(load).collect::<Result<Vec<_>>>()?;
-    if benchmark.baselines(run).contains(&Baseline::Random) {
-        let encoder = embed::untrained(run)?;
-        judged.push(Judged { name: UNTRAINED_NAME.into(), encoder });
+    });
+    if place.own.is_some() {
+        header["name"] = json!(place.name);
+        header = sources::with_stain(run, header);
     }
-    Ok(judged)
+    Ok(header)
 }
 
 /// What a folder holds: paths and sizes of all its files.

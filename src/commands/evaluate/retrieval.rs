@@ -1,22 +1,20 @@
 //! `gensis evaluate retrieval`: the images of a query's place (revisited Oxford and Paris) or class, by the encoder's [CLS].
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use evaluation::bootstrap::Interval;
 use evaluation::embeddings::l2_normalise;
 use evaluation::retrieval::precision::AT;
 use evaluation::retrieval::ranking::Rows;
-use evaluation::retrieval::{
-    ClassPrecision, Difficulty, GroundTruth, Precision, QueryTruth, class_precision, precision, rank,
-};
+use evaluation::retrieval::{ClassPrecision, Difficulty, GroundTruth, Precision, class_precision, precision, rank};
 use evaluation::table::ResultRow;
 use image::RgbImage;
 use image::imageops::{self, FilterType};
+use slide_io::PatchSource;
 use slide_io::folder::read_image;
-use slide_io::{ImageFolder, PatchSource};
 
-use super::own_images::{Found, Judged, name_of, row};
+use super::own_images::{Found, Judged, Place, row};
 use super::{bootstrap, features};
 use crate::commands::Run;
 use crate::config::Retrieval;
@@ -27,36 +25,33 @@ use crate::model::Encoder;
 /// The scales of a multiscale feature.
 const SCALES: [f64; 3] = [1.0, std::f64::consts::FRAC_1_SQRT_2, 0.5];
 
-/// Scores every encoder on the images of `folder`.
-pub(super) fn retrieval(run: &Run, judged: &[Judged], folder: &Path) -> Result<Found> {
-    let mut found = Found::default();
-    let truth = GroundTruth::file_in(folder)?.map(|file| GroundTruth::load(&file)).transpose()?;
-    for Judged { name, encoder } in judged {
-        let rows = match &truth {
-            Some(truth) => places(run, (name, encoder), folder, truth, &mut found)?,
-            None => classes(run, (name, encoder), folder, &mut found)?,
-        };
-        found.rows.extend(rows);
-    }
-    Ok(found)
+/// Scores an encoder on the images of a place.
+pub(super) fn retrieval(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Result<()> {
+    let truth = if place.own.is_some() { None } else { GroundTruth::file_in(&place.folder)? };
+    let rows = match truth {
+        Some(file) => places(run, judged, place, &GroundTruth::load(&file)?, found)?,
+        None => classes(run, judged, place, found)?,
+    };
+    found.rows.extend(rows);
+    Ok(())
 }
 
 /// The revisited protocol: easy, medium and hard, with junk.
-fn places(
-    run: &Run,
-    (name, encoder): (&str, &Encoder),
-    folder: &Path,
-    truth: &GroundTruth,
-    found: &mut Found,
-) -> Result<Vec<ResultRow>> {
+fn places(run: &Run, judged: &Judged, place: &Place, truth: &GroundTruth, found: &mut Found) -> Result<Vec<ResultRow>> {
+    let Judged { name, encoder } = judged;
     let settings = &run.experiment.evaluate.retrieval;
-    let file = |image: &String| folder.join("jpg").join(format!("{image}.jpg"));
-    let images: Vec<Asked> = truth.images.iter().map(|image| Asked { path: file(image), bounds: None }).collect();
-    let bounds = |truth: &QueryTruth| truth.bounds.filter(|_| settings.crop_queries);
-    let asked = truth.queries.iter().zip(&truth.truth);
-    let queries: Vec<Asked> = asked.map(|(q, truth)| Asked { path: file(q), bounds: bounds(truth) }).collect();
-    let database = embedded(run, encoder, &images, name, found)?;
-    let queried = embedded(run, encoder, &queries, name, found)?;
+    let file = |image: &String| place.folder.join("jpg").join(format!("{image}.jpg"));
+    let images: Vec<PathBuf> = truth.images.iter().map(file).collect();
+    let queries: Vec<PathBuf> = truth.queries.iter().map(file).collect();
+    let database = embedded(run, judged, &images, |index| Ok(read_image(&images[index])?), found)?;
+    let query = |index: usize| {
+        let image = read_image(&queries[index])?;
+        match truth.truth[index].bounds.filter(|_| settings.crop_queries) {
+            Some(bounds) => cut(&image, bounds).context("the box of the query lies outside its image"),
+            None => Ok(image),
+        }
+    };
+    let queried = embedded(run, judged, &queries, query, found)?;
     // An image that cannot be read is nowhere in the ranking: junk that it was is not missed, and being right it is never found.
     let (kept, dim) = (&database.kept, encoder.dim());
     let (queries, database) = (Rows { values: &queried.values, dim }, Rows { values: &database.values, dim });
@@ -70,7 +65,7 @@ fn places(
     let mut rows = Vec::new();
     for (at, difficulty) in Difficulty::ALL.into_iter().enumerate() {
         let scores: Vec<Precision> = scores.iter().filter_map(|query| query[at]).collect();
-        let base = row("retrieval", name_of(folder), name, difficulty.name(), scores.len());
+        let base = row("retrieval", place.name.clone(), name, difficulty.name(), scores.len());
         rows.extend(figure(run, &base, "map", scores.iter().map(|s| s.average).collect())?);
         for (k, among) in AT.into_iter().enumerate() {
             rows.extend(figure(run, &base, &format!("mp_at_{among}"), scores.iter().map(|s| s.at[k]).collect())?);
@@ -80,16 +75,16 @@ fn places(
 }
 
 /// Every image asks for the others of its class.
-fn classes(run: &Run, (name, encoder): (&str, &Encoder), folder: &Path, found: &mut Found) -> Result<Vec<ResultRow>> {
-    let images = ImageFolder::open(folder)?;
+fn classes(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Result<Vec<ResultRow>> {
+    let Judged { name, encoder } = judged;
+    let (images, source) = place.images(run)?;
     ensure!(
         !images.classes().is_empty(),
         "{} has neither a gnd_*.pkl or .json nor class folders: what is right for a query is not known",
-        folder.display()
+        place.folder.display()
     );
-    let path = |index: usize| folder.join(images.key(index).item);
-    let asked: Vec<Asked> = (0..images.len()).map(|index| Asked { path: path(index), bounds: None }).collect();
-    let embedded = embedded(run, encoder, &asked, name, found)?;
+    let paths: Vec<PathBuf> = (0..images.len()).map(|index| place.folder.join(images.key(index).item)).collect();
+    let embedded = embedded(run, judged, &paths, |index| Ok(source.read(index)?.image), found)?;
     let labels: Vec<Option<u32>> = embedded.kept.iter().map(|&index| images.label(index)).collect();
     let mut sizes = vec![0; images.classes().len()];
     labels.iter().flatten().for_each(|&label| sizes[label as usize] += 1);
@@ -101,7 +96,7 @@ fn classes(run: &Run, (name, encoder): (&str, &Encoder), folder: &Path, found: &
         class_precision(&others.map(|place| labels[*place] == Some(label)).collect::<Vec<bool>>(), r)
     })?;
     let scores: Vec<ClassPrecision> = scores.into_iter().flatten().collect();
-    let base = row("retrieval", name_of(folder), name, "classes", scores.len());
+    let base = row("retrieval", place.name.clone(), name, "classes", scores.len());
     let mut figures = figure(run, &base, "map_at_r", scores.iter().map(|s| s.map_at_r).collect())?;
     figures.extend(figure(run, &base, "r_precision", scores.iter().map(|s| s.r_precision).collect())?);
     figures.extend(figure(run, &base, "precision_at_1", scores.iter().map(|s| s.first).collect())?);
@@ -117,44 +112,25 @@ pub(super) fn figure(run: &Run, base: &ResultRow, metric: &str, values: Vec<f64>
     Ok(vec![ResultRow { metric: metric.into(), value, low, high, ..base.clone() }])
 }
 
-/// An image to embed.
-struct Asked {
-    path: PathBuf,
-    /// What to cut out of it first.
-    bounds: Option<[f64; 4]>,
-}
-
 /// Features of the images that could be read, scaled to length 1.
 fn embedded(
     run: &Run,
-    encoder: &Encoder,
-    images: &[Asked],
-    name: &str,
+    Judged { name, encoder }: &Judged,
+    paths: &[PathBuf],
+    image: impl Fn(usize) -> Result<RgbImage> + Sync,
     found: &mut Found,
 ) -> Result<features::Features> {
     let settings = &run.experiment.evaluate.retrieval;
-    let mut features = features::of(run, "retrieval", images.len(), |index| {
-        let Asked { path, bounds } = &images[index];
-        feature(encoder, read_image(path)?, *bounds, settings)
-    })?;
-    let item = |index: usize| format!("{name}, {}", images[index].path.display());
+    let mut features = features::of(run, "retrieval", paths.len(), |index| feature(encoder, image(index)?, settings))?;
+    let item = |index: usize| format!("{name}, {}", paths[index].display());
     found.failures.extend(features.failures("retrieval", item));
-    ensure!(
-        !features.values.is_empty(),
-        "none of the {} images can be read: {}",
-        images.len(),
-        features.first_reason()
-    );
+    ensure!(!features.values.is_empty(), "none of the {} images can be read: {}", paths.len(), features.first_reason());
     l2_normalise(&mut features.values, encoder.dim());
     Ok(features)
 }
 
 /// [CLS] of an image, or its mean over the scales.
-fn feature(encoder: &Encoder, image: RgbImage, bounds: Option<[f64; 4]>, settings: &Retrieval) -> Result<Vec<f32>> {
-    let image = match bounds {
-        Some(bounds) => cut(&image, bounds).context("the box of the query lies outside its image")?,
-        None => image,
-    };
+fn feature(encoder: &Encoder, image: RgbImage, settings: &Retrieval) -> Result<Vec<f32>> {
     let seen = thumbnail(image, settings.image_size);
     let (width, height) = (seen.width() as usize, seen.height() as usize);
     let pixels = Normalize::new(encoder.config.mean, encoder.config.std).images(&[&seen]);

@@ -6,15 +6,15 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use evaluation::bootstrap::Interval;
-use evaluation::table::{ResultRow, ResultTable, write_csv};
-use evaluation::video::score::{self, Statistics, score_sequence};
+use evaluation::table::{ResultRow, ResultTable};
+use evaluation::video::score::{Statistics, score_sequence};
 use evaluation::video::{Davis, FrameFeatures, LabelMap, ObjectScores, Propagator, Sequence, SoftMask, frame};
 use rayon::prelude::*;
 use serde_json::json;
 use slide_io::folder::read_image;
 
 use super::bootstrap;
-use super::own_images::{Benchmark, Found, Judged, fingerprint, finish, forget, name_of, row};
+use super::own_images::{Benchmark, Found, Judged, Place, fingerprint, finish, forget, name_of, row};
 use crate::cli::{EvaluateArgs, Task};
 use crate::commands::progress::Progress;
 use crate::commands::sources::FORMAT;
@@ -45,6 +45,8 @@ pub(crate) fn masks(args: &EvaluateArgs) -> Result<Outcome> {
     let davis = Davis::open(&videos)?;
     let fingerprints = [fingerprint(&videos)?, fingerprint(&folder)?];
     let run = Run::open(experiment, &args.stage.out, args.stage.update, &args.stage.compute)?;
+    let carried = run.dir.record(Benchmark::Video.stage()).is_some_and(|record| record.header.get("masks").is_none());
+    ensure!(!carried, "{} holds scores of its own encoders' masks: give another --out", args.stage.out.display());
     forget(&run, Benchmark::Video)?;
     let mut found = Found::default();
     let mut scores = Vec::new();
@@ -57,7 +59,7 @@ pub(crate) fn masks(args: &EvaluateArgs) -> Result<Outcome> {
     }
     ensure!(!scores.is_empty(), "no sequence could be scored: {}", reasons(&found.failures));
     found.rows = rows(&run, &name_of(&videos), &name_of(&folder), "masks", &scores)?;
-    write_csv(&score::table(&[(name_of(&folder), scores)])?, &run.dir.file(DETAILS)?)?;
+    found.objects.push((name_of(&folder), scores));
     print!("{}", ResultTable::new(&found.rows)?.markdown()?);
     let header = json!({ "stage": "video", "format": FORMAT, "masks": fingerprints, "bootstrap": bootstrap(&run) });
     finish(&run, Benchmark::Video, header, found)?;
@@ -68,38 +70,32 @@ fn reasons(failures: &[Failure]) -> String {
     failures.iter().map(|failure| format!("{}: {}", failure.item, failure.reason)).collect::<Vec<_>>().join("; ")
 }
 
-/// Carries labels through all videos of `folder` with every encoder, and scores them.
-pub(super) fn video(run: &Run, judged: &[Judged], folder: &Path) -> Result<Found> {
-    let davis = Davis::open(folder)?;
-    let mut found = Found::default();
-    let mut all = Vec::new();
-    for Judged { name: encoder, encoder: network } in judged {
-        let sequences: Vec<_> = davis.sequences().iter().map(|name| (name, davis.sequence(name, true))).collect();
-        let frames = sequences.iter().filter_map(|(_, sequence)| sequence.as_ref().ok());
-        let progress = Progress::new("video", frames.map(|sequence| sequence.frames.len() as u64).sum(), "frames");
-        let (mut scores, mut carried, mut seconds) = (Vec::new(), 0, 0.0);
-        for (name, sequence) in sequences {
-            let masks = run.dir.root().join("video").join(encoder).join(name);
-            let scored = sequence.map_err(anyhow::Error::from).and_then(|sequence| {
-                let started = Instant::now();
-                carried += carry(run, (encoder, network), &sequence, &masks, &progress)?;
-                seconds += started.elapsed().as_secs_f64();
-                Ok(score_sequence(&sequence, &masks)?)
-            });
-            match scored {
-                Ok(objects) => scores.extend(objects),
-                Err(error) => found.failures.push(failure(format!("{encoder}, {name}"), &error)),
-            }
+/// Carries labels through all videos of a place with an encoder, and scores them.
+pub(super) fn video(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Result<()> {
+    let davis = Davis::open(&place.folder)?;
+    let Judged { name: encoder, encoder: network } = judged;
+    let sequences: Vec<_> = davis.sequences().iter().map(|name| (name, davis.sequence(name, true))).collect();
+    let frames = sequences.iter().filter_map(|(_, sequence)| sequence.as_ref().ok());
+    let progress = Progress::new("video", frames.map(|sequence| sequence.frames.len() as u64).sum(), "frames");
+    let (mut scores, mut carried, mut seconds) = (Vec::new(), 0, 0.0);
+    for (name, sequence) in sequences {
+        let masks = run.dir.root().join("video").join(encoder).join(name);
+        let scored = sequence.map_err(anyhow::Error::from).and_then(|sequence| {
+            let started = Instant::now();
+            carried += carry(run, (encoder, network), &sequence, &masks, &progress)?;
+            seconds += started.elapsed().as_secs_f64();
+            Ok(score_sequence(&sequence, &masks)?)
+        });
+        match scored {
+            Ok(objects) => scores.extend(objects),
+            Err(error) => found.failures.push(failure(format!("{encoder}, {name}"), &error)),
         }
-        progress.finish(&format!(
-            "{encoder}, {carried} frames carried, {:.2} frames/s",
-            f64::from(carried) / seconds.max(1e-9)
-        ));
-        found.rows.extend(rows(run, &name_of(folder), encoder, "label propagation", &scores)?);
-        all.push((encoder.clone(), scores));
     }
-    write_csv(&score::table(&all)?, &run.dir.file(DETAILS)?)?;
-    Ok(found)
+    let rate = f64::from(carried) / seconds.max(1e-9);
+    progress.finish(&format!("{encoder}, {carried} frames carried, {rate:.2} frames/s"));
+    found.rows.extend(rows(run, &place.name, encoder, "label propagation", &scores)?);
+    found.objects.push((encoder.clone(), scores));
+    Ok(())
 }
 
 /// Writes the masks of a sequence, and says how many frames it took; none where they are there already.
@@ -173,9 +169,11 @@ fn side_by_side(run: &Run, encoder: &Encoder, sequence: &Sequence, resize: u32) 
 fn tokens(encoder: &Encoder, path: &Path, resize: u32) -> Result<FrameFeatures> {
     let image = read_image(path)?;
     let (width, height) = frame::seen_size(image.dimensions(), resize);
-    let patch = encoder.config.model.patch;
+    let patch = encoder.config.model.patch as u32;
+    // Whole patches, also of 14 px.
+    let (width, height) = (width / patch * patch, height / patch * patch);
     ensure!(
-        width as usize >= patch && height as usize >= patch,
+        width > 0 && height > 0,
         "{}: {} x {} px at evaluate.video.resize = {resize} hold no patch of {patch} px",
         path.display(),
         image.width(),
