@@ -3,6 +3,7 @@
 mod comparison;
 mod copies;
 mod curves;
+pub(super) mod examples;
 mod features;
 mod foreign;
 mod generation;

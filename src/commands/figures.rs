@@ -13,6 +13,7 @@ use slide_io::PatchSource;
 use super::augment::{self, models};
 use super::diffusion::write_png;
 use super::encoders::require_encoders;
+use super::evaluate::examples;
 use super::sources::Input;
 use super::{Run, training};
 use crate::config::{Embed, Interpolation};
@@ -165,6 +166,10 @@ pub(super) fn pictures(root: &Path) -> Vec<(String, String, Vec<u8>)> {
         let encoder = path.file_stem().unwrap_or_default().to_string_lossy().replace("attention_", "");
         let caption = "Each row: a patch, what [CLS] attends to in the last block (mean over heads), and each head";
         add(&path, format!("Attention of {encoder}"), caption);
+    }
+    for path in examples::pictures(root) {
+        let caption = "Each row: a query and what is nearest to it, the right ones framed in green";
+        add(&path, format!("Retrieval by {}", examples::encoder(&path)), caption);
     }
     pictures
 }

@@ -102,9 +102,10 @@ fn test_images_are_retrieved_by_class_and_their_copies_found() {
     let rows = table(&out.join("results/retrieval.csv"));
     let metrics: Vec<&str> = rows.iter().map(|row| &row["metric"][..]).collect();
     assert_eq!(metrics, ["map_at_r", "r_precision", "precision_at_1"]);
-    assert!(
-        rows.iter().all(|row| (&row["head"][..], &row["n"][..], &row["data"][..]) == ("classes", "8", "images"))
-    );
+    assert!(rows.iter().all(|row| (&row["head"][..], &row["n"][..], &row["data"][..]) == ("classes", "8", "images")));
+    // Eight queries and what was found for each, for the report.
+    let shown = image::open(out.join("results/retrieval_dino.png")).unwrap();
+    assert_eq!((shown.width(), shown.height()), (4 + 7 * 100, 4 + 8 * 100));
     let settings = ["evaluate.copies.image_size=32", r#"evaluate.copies.baselines=["random"]"#];
     evaluate(&out, "copies", &settings).with_code(3);
     let rows = table(&out.join("results/copies.csv"));

@@ -95,9 +95,7 @@ fn what_cannot_be_probed_is_listed_and_the_rest_is_scored() {
     };
     // Eight images of each class, of which one cannot be read any more.
     let settings = ["--set", "evaluate.linear.shots=[2, 9]", "--set", "evaluate.linear.epochs=2"];
-    stage("linear", &settings)
-        .with_code(3)
-        .saying(["9-shot", "8 training images of 9"]);
+    stage("linear", &settings).with_code(3).saying(["9-shot", "8 training images of 9"]);
     assert!(rows(&out, "linear").iter().any(|row| row["head"] == "2-shot" && row["encoder"] == "dino"));
     assert!(rows(&out, "knn").is_empty(), "one task alone was asked for");
     // Another task with the same settings comes beside it, with what failed there.

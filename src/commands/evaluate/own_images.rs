@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use slide_io::{ImageFolder, PatchSource};
 
-use super::{copies, data_name, retrieval, video};
+use super::{copies, data_name, examples, retrieval, video};
 use crate::cli::Task;
 use crate::commands::Run;
 use crate::commands::embed;
@@ -224,8 +224,10 @@ fn encoders(trained: &[Trained]) -> Value {
 pub(super) fn forget(run: &Run, benchmark: Benchmark) -> Result<()> {
     run.dir.forget(benchmark.stage())?;
     let stem = run.dir.file(&format!("results/{}", benchmark.stage()))?;
-    if benchmark == Benchmark::Video {
-        remove(&run.dir.root().join(video::DETAILS))?;
+    match benchmark {
+        Benchmark::Video => remove(&run.dir.root().join(video::DETAILS))?,
+        Benchmark::Retrieval => examples::pictures(run.dir.root()).iter().try_for_each(|path| remove(path))?,
+        Benchmark::Copies => {}
     }
     ["parquet", "csv", "md"].iter().try_for_each(|extension| remove(&stem.with_extension(extension)))
 }

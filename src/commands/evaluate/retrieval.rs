@@ -14,6 +14,7 @@ use image::imageops::{self, FilterType};
 use slide_io::PatchSource;
 use slide_io::folder::read_image;
 
+use super::examples::{self, Example};
 use super::own_images::{Found, Judged, Place, row};
 use super::{bootstrap, features};
 use crate::commands::Run;
@@ -55,13 +56,20 @@ fn places(run: &Run, judged: &Judged, place: &Place, truth: &GroundTruth, found:
     // An image that cannot be read is nowhere in the ranking: junk that it was is not missed, and being right it is never found.
     let (kept, dim) = (&database.kept, encoder.dim());
     let (queries, database) = (Rows { values: &queried.values, dim }, Rows { values: &database.values, dim });
-    let scores = rank(queries, database, &device::open(run.device)?, |query, order| {
+    let ranked = rank(queries, database, &device::open(run.device)?, |query, order| {
+        let truth = &truth.truth[queried.kept[query]];
         let order: Vec<usize> = order.iter().map(|place| kept[*place]).collect();
-        Difficulty::ALL.map(|difficulty| {
-            let (right, junk) = truth.truth[queried.kept[query]].right_and_junk(difficulty);
+        let scores = Difficulty::ALL.map(|difficulty| {
+            let (right, junk) = truth.right_and_junk(difficulty);
             precision(&order, &right, &junk)
-        })
+        });
+        let (right, junk) = truth.right_and_junk(Difficulty::Medium);
+        let found = order.iter().filter(|image| !junk.contains(image)).map(|image| (*image, right.contains(image)));
+        (scores, Example::of(query, queried.kept.len(), found))
     })?;
+    let (scores, examples): (Vec<_>, Vec<_>) = ranked.into_iter().unzip();
+    let examples: Vec<Example> = examples.into_iter().flatten().collect();
+    examples::draw(run, name, &examples, |at| query(queried.kept[at]), |image| Ok(read_image(&images[image])?))?;
     let mut rows = Vec::new();
     for (at, difficulty) in Difficulty::ALL.into_iter().enumerate() {
         let scores: Vec<Precision> = scores.iter().filter_map(|query| query[at]).collect();
@@ -89,13 +97,19 @@ fn classes(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Resu
     let mut sizes = vec![0; images.classes().len()];
     labels.iter().flatten().for_each(|&label| sizes[label as usize] += 1);
     let rows = Rows { values: &embedded.values, dim: encoder.dim() };
-    let scores = rank(rows, rows, &device::open(run.device)?, |query, order| {
+    let ranked = rank(rows, rows, &device::open(run.device)?, |query, order| {
         let label = labels[query]?;
         let r = sizes[label as usize] - 1;
-        let others = order.iter().filter(|place| **place != query).take(r.max(1));
-        class_precision(&others.map(|place| labels[*place] == Some(label)).collect::<Vec<bool>>(), r)
+        let others = || order.iter().filter(|place| **place != query);
+        let right = |place: &usize| labels[*place] == Some(label);
+        let score = class_precision(&others().take(r.max(1)).map(right).collect::<Vec<bool>>(), r);
+        Some((score, Example::of(query, labels.len(), others().map(|place| (*place, right(place))))))
     })?;
+    let (scores, examples): (Vec<_>, Vec<_>) = ranked.into_iter().flatten().unzip();
     let scores: Vec<ClassPrecision> = scores.into_iter().flatten().collect();
+    let examples: Vec<Example> = examples.into_iter().flatten().collect();
+    let image = |place: usize| Ok(source.read(embedded.kept[place])?.image);
+    examples::draw(run, name, &examples, image, image)?;
     let base = row("retrieval", place.name.clone(), name, "classes", scores.len());
     let mut figures = figure(run, &base, "map_at_r", scores.iter().map(|s| s.map_at_r).collect())?;
     figures.extend(figure(run, &base, "r_precision", scores.iter().map(|s| s.r_precision).collect())?);
