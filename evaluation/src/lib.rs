@@ -24,6 +24,7 @@ mod atomic_file;
 pub mod bag;
 pub mod bootstrap;
 pub mod copies;
+mod device;
 pub mod embeddings;
 pub mod error;
 pub mod fid;

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use super::curvature::Curvature;
 use super::lbfgs::minimise;
 use super::standard::Scale;
-use super::{BLOCK, Labelled, LinearHead, host, matrix};
+use super::{BLOCK, Labelled, LinearHead};
+use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 
 /// When a fit ends.

@@ -20,9 +20,10 @@ pub mod sweep;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use rayon::prelude::*;
 
+use crate::device::{host, matrix};
 use crate::embeddings::EmbeddingTable;
 use crate::error::{Error, Result};
 use crate::metric::Predictions;
@@ -157,15 +158,4 @@ impl LinearHead {
     pub fn predictions(&self, rows: &Labelled, device: &Device) -> Result<Predictions> {
         Predictions::new(rows.labels.to_vec(), self.probabilities(rows.values, device)?, self.classes())
     }
-}
-
-/// A row-major matrix of `rows` rows on a device.
-fn matrix(values: Vec<f32>, rows: usize, device: &Device) -> Tensor<2> {
-    let columns = values.len() / rows.max(1);
-    Tensor::from_data(TensorData::new(values, [rows, columns]), device)
-}
-
-fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    let data = tensor.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-    data.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))
 }

@@ -11,7 +11,8 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::{Labelled, LinearHead, host, matrix};
+use super::{Labelled, LinearHead};
+use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 use crate::metric::{Metric, Predictions};
 use crate::seed::{Purpose, stream};

@@ -2,7 +2,7 @@
 
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use super::layers::cross_entropy;
 use super::standard::Standard;
 use super::{Aggregator, MilConfig};
 use crate::bag::{Bag, BagSource};
+use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 use crate::seed::{Purpose, stream};
 
@@ -146,9 +147,7 @@ impl LossSum {
 
     fn mean(self) -> Result<f64> {
         let Some(sum) = self.sum else { return Ok(f64::NAN) };
-        let data = sum.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-        let value = data.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-        Ok(f64::from(value[0]) / self.weight)
+        Ok(f64::from(host(sum)?[0]) / self.weight)
     }
 }
 
@@ -194,7 +193,7 @@ fn labelled_bag(source: &dyn BagSource, index: usize, standard: Option<&Standard
 
 /// All patches of a bag on `device`.
 pub(super) fn patches_of(bag: &Bag, device: &Device) -> Tensor<2> {
-    Tensor::from_data(TensorData::new(bag.features.clone(), [bag.patches(), bag.dim]), device)
+    matrix(bag.features.clone(), bag.patches(), device)
 }
 
 /// At most `most` patches of a bag (0: all), drawn without replacement.
@@ -206,7 +205,7 @@ fn sample_patches(bag: &Bag, most: usize, rng: &mut ChaCha8Rng, device: &Device)
     drawn.sort_unstable();
     let rows: Vec<f32> =
         drawn.iter().flat_map(|&row| &bag.features[row * bag.dim..(row + 1) * bag.dim]).copied().collect();
-    Tensor::from_data(TensorData::new(rows, [most, bag.dim]), device)
+    matrix(rows, most, device)
 }
 
 /// Weight of the loss per class: 1, or slides / (classes × slides of the class) as scikit-learn's "balanced".
