@@ -87,12 +87,7 @@ pub fn classify(
 
 fn known_labels(table: &EmbeddingTable, which: &str) -> Result<Vec<u32>> {
     table.check()?;
-    table
-        .labels
-        .iter()
-        .zip(&table.keys)
-        .map(|(label, key)| label.ok_or_else(|| Error::usage(format!("{which} patch {} has no label", key.item))))
-        .collect()
+    table.known_labels().map_err(|e| Error::usage(format!("k-NN with {which} patches: {e}")))
 }
 
 /// The nearest references of every query, nearest first.

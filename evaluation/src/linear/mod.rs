@@ -24,7 +24,6 @@ use burn::tensor::Device;
 use rayon::prelude::*;
 
 use crate::device::{host, matrix};
-use crate::embeddings::EmbeddingTable;
 use crate::error::{Error, Result};
 use crate::metric::Predictions;
 
@@ -92,17 +91,6 @@ impl<'a> Labelled<'a> {
         let values = indices.iter().flat_map(|&index| self.row(index)).copied().collect();
         (values, indices.iter().map(|&index| self.labels[index]).collect())
     }
-}
-
-/// The labels of a table of which every row has one.
-///
-/// # Errors
-/// A row without a label, by its name.
-pub fn labels_of(table: &EmbeddingTable) -> Result<Vec<u32>> {
-    let label = |(label, key): (&Option<u32>, &slide_io::PatchKey)| {
-        label.ok_or_else(|| Error::usage(format!("{} has no label", key.item)))
-    };
-    table.labels.iter().zip(&table.keys).map(label).collect()
 }
 
 /// A linear map from features to one logit per class.
