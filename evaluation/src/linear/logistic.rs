@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::curvature::Curvature;
 use super::lbfgs::minimise;
 use super::standard::Scale;
-use super::{BLOCK, Labelled, LinearHead};
+use super::{BLOCK, Labelled, LinearHead, softmax};
 use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 
@@ -153,11 +153,10 @@ fn losses(products: &mut [f32], labels: &[u32], bias: &[f64]) -> f64 {
 /// Products of a row to its probabilities less 1 at the label; the row's loss.
 fn residual(row: &mut [f32], bias: &[f64], label: usize) -> f64 {
     let logits: Vec<f64> = row.iter().zip(bias).map(|(x, b)| f64::from(*x) + b).collect();
-    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let total: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-    for (class, (r, logit)) in row.iter_mut().zip(&logits).enumerate() {
-        let probability = (logit - largest).exp() / total;
+    let of_label = logits[label];
+    let (probabilities, logarithm) = softmax(logits);
+    for (class, (r, probability)) in row.iter_mut().zip(probabilities).enumerate() {
         *r = (probability - f64::from(u8::from(class == label))) as f32;
     }
-    largest + total.ln() - logits[label]
+    logarithm - of_label
 }

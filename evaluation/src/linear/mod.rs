@@ -125,18 +125,14 @@ impl LinearHead {
         for block in values.chunks(BLOCK * self.dim) {
             let rows = matrix(block.to_vec(), block.len() / self.dim, &device);
             let mut logits = host(rows.matmul(weight.clone()))?;
-            logits.par_chunks_exact_mut(classes).for_each(|row| self.softmax(row));
+            logits.par_chunks_exact_mut(classes).for_each(|row| {
+                let biased = row.iter().zip(&self.bias).map(|(x, b)| f64::from(*x) + f64::from(*b));
+                let (probabilities, _) = softmax(biased.collect());
+                row.iter_mut().zip(probabilities).for_each(|(to, p)| *to = p as f32);
+            });
             all.extend(logits);
         }
         Ok(all)
-    }
-
-    /// Products to probabilities, in place.
-    fn softmax(&self, row: &mut [f32]) {
-        let logits: Vec<f64> = row.iter().zip(&self.bias).map(|(x, b)| f64::from(*x) + f64::from(*b)).collect();
-        let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let total: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-        row.iter_mut().zip(logits).for_each(|(p, logit)| *p = ((logit - largest).exp() / total) as f32);
     }
 
     /// Truth and probabilities of `rows`.
@@ -146,4 +142,13 @@ impl LinearHead {
     pub fn predictions(&self, rows: &Labelled, device: &Device) -> Result<Predictions> {
         Predictions::new(rows.labels.to_vec(), self.probabilities(rows.values, device)?, self.classes())
     }
+}
+
+/// Logits z to probabilities e^z / Σ e^z, and ln Σ e^z: less the logit of the truth, that is the loss.
+fn softmax(mut logits: Vec<f64>) -> (Vec<f64>, f64) {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    logits.iter_mut().for_each(|logit| *logit = (*logit - largest).exp());
+    let total: f64 = logits.iter().sum();
+    logits.iter_mut().for_each(|power| *power /= total);
+    (logits, largest + total.ln())
 }
