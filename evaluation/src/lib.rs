@@ -7,7 +7,7 @@
 //!
 //! 1. [`EmbeddingTable`](embeddings::EmbeddingTable) for patches, [`Bag`](bag::Bag)s of patches for slides.
 //! 2. [`split`]: folds, or the splits of a csv, with a validation part; no group in two of them.
-//! 3. [`knn`] and [`linear`] probes on patches, [`mil`] on slides: scores per class.
+//! 3. [`knn`] and [`linear`] probes on patches, [`mil`] on slides: scores per class; the last two on [`standard`] features.
 //! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals; [`paired`]: tests of
 //!    two encoders.
 //! 5. [`fid`]: how near generated images are to real ones, by their features.
@@ -38,6 +38,7 @@ pub mod retrieval;
 pub mod robustness;
 mod seed;
 pub mod split;
+pub mod standard;
 pub mod summary;
 pub mod table;
 pub mod video;

@@ -7,7 +7,6 @@ use burn::tensor::Device;
 use rand::seq::SliceRandom;
 
 use super::logistic::{Effort, Logistic};
-use super::standard::Scale;
 use super::{Labelled, LinearHead};
 use crate::error::{Error, Result};
 use crate::seed::{Purpose, stream};
@@ -20,7 +19,7 @@ use crate::seed::{Purpose, stream};
 pub fn fit(rows: &Labelled, shots: usize, draw: u64, seed: u64, device: &Device) -> Result<LinearHead> {
     let (values, labels) = rows.chosen(&drawn(rows, shots, draw, seed)?);
     let few = Labelled { values: &values, labels: &labels, ..*rows };
-    let problem = Logistic::scaled(&few, Some(Scale::of(rows)), Effort::default(), device)?;
+    let problem = Logistic::scaled(&few, Some(rows.standard()), Effort::default(), device)?;
     Ok(problem.fit(1.0 / few.len() as f64)?.head)
 }
 

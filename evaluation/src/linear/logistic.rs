@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use super::curvature::Curvature;
 use super::lbfgs::minimise;
-use super::standard::Scale;
 use super::{BLOCK, Labelled, LinearHead, softmax};
 use crate::device::{host, matrix};
 use crate::error::{Error, Result};
+use crate::standard::Standard;
 
 /// When a fit ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,7 +43,7 @@ pub struct Fitted {
 
 /// Features on the scale of mean 0 and deviation 1 and on the device, ready to be fitted with several penalties.
 pub struct Logistic {
-    scale: Option<Scale>,
+    standard: Option<Standard>,
     blocks: Vec<Tensor<2>>,
     /// Of the features; none where they are too many.
     curvature: Option<Curvature>,
@@ -60,7 +60,7 @@ impl Logistic {
     /// # Errors
     /// Failures of the device.
     pub fn standardised(rows: &Labelled, effort: Effort, device: &Device) -> Result<Self> {
-        Self::scaled(rows, Some(Scale::of(rows)), effort, device)
+        Self::scaled(rows, Some(rows.standard()), effort, device)
     }
 
     /// Of `rows` as they are.
@@ -72,16 +72,19 @@ impl Logistic {
     }
 
     /// Of `rows` on a scale from elsewhere.
-    pub(super) fn scaled(rows: &Labelled, scale: Option<Scale>, effort: Effort, device: &Device) -> Result<Self> {
+    pub(super) fn scaled(rows: &Labelled, standard: Option<Standard>, effort: Effort, device: &Device) -> Result<Self> {
         let device = device.clone().inner();
         let block = |block: &[f32]| {
-            let values = scale.as_ref().map_or_else(|| block.to_vec(), |scale| scale.applied(block));
+            let mut values = block.to_vec();
+            if let Some(standard) = &standard {
+                values.par_chunks_exact_mut(rows.dim).for_each(|row| standard.apply(row));
+            }
             matrix(values, block.len() / rows.dim, &device)
         };
         let blocks: Vec<Tensor<2>> = rows.values.chunks(BLOCK * rows.dim).map(block).collect();
         let curvature = Curvature::of(&blocks, rows.dim)?;
         let (labels, dim, classes) = (rows.labels.to_vec(), rows.dim, rows.classes);
-        Ok(Self { scale, blocks, curvature, labels, dim, classes, device, effort })
+        Ok(Self { standard, blocks, curvature, labels, dim, classes, device, effort })
     }
 
     /// Fits with the penalty `l2`, from the head of another penalty on the way, or from zeros.
@@ -100,7 +103,7 @@ impl Logistic {
         let (weight, bias) = minimum.at.split_at(self.classes * self.dim);
         let single = |values: &[f64]| values.iter().map(|x| *x as f32).collect();
         let head = LinearHead { dim: self.dim, weight: single(weight), bias: single(bias) };
-        let head = self.scale.as_ref().map_or(head.clone(), |scale| scale.unfold(&head));
+        let head = self.standard.as_ref().map_or(head.clone(), |standard| head.unscaled(standard));
         let fitted = Fitted { head, iterations: minimum.iterations, gradient: minimum.gradient };
         Ok((minimum.at, fitted))
     }

@@ -15,7 +15,6 @@ pub mod few_shot;
 mod lbfgs;
 pub mod logistic;
 pub mod sgd;
-mod standard;
 pub mod sweep;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -26,6 +25,7 @@ use rayon::prelude::*;
 use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 use crate::metric::Predictions;
+use crate::standard::{Estimate, Standard};
 
 /// Rows that are multiplied at a time, so that memory beside the rows stays bounded.
 const BLOCK: usize = 8192;
@@ -86,6 +86,20 @@ impl<'a> Labelled<'a> {
         &self.values[index * self.dim..(index + 1) * self.dim]
     }
 
+    /// The scale on which every feature has mean 0 and deviation 1; labels play no part.
+    fn standard(&self) -> Standard {
+        let of_block = |block: &[f32]| {
+            let mut estimate = Estimate::new(self.dim);
+            estimate.add(block);
+            estimate
+        };
+        // Blocks of a fixed size, merged in order: the number of threads must not move the last bit.
+        let blocks: Vec<Estimate> = self.values.par_chunks(BLOCK * self.dim).map(of_block).collect();
+        let mut all = Estimate::new(self.dim);
+        blocks.iter().for_each(|block| all.merge(block));
+        all.standard()
+    }
+
     /// Copies of the rows at `indices`, with their labels.
     fn chosen(&self, indices: &[usize]) -> (Vec<f32>, Vec<u32>) {
         let values = indices.iter().flat_map(|&index| self.row(index)).copied().collect();
@@ -133,6 +147,21 @@ impl LinearHead {
             all.extend(logits);
         }
         Ok(all)
+    }
+
+    /// A head for features as they are from this one for features on a scale.
+    fn unscaled(&self, standard: &Standard) -> Self {
+        let mut plain = self.clone();
+        for (row, bias) in plain.weight.chunks_exact_mut(self.dim).zip(&mut plain.bias) {
+            let mut shift = 0.0;
+            for (w, (mean, scale)) in row.iter_mut().zip(standard.features()) {
+                let scaled = f64::from(*w) * scale;
+                shift += scaled * mean;
+                *w = scaled as f32;
+            }
+            *bias = (f64::from(*bias) - shift) as f32;
+        }
+        plain
     }
 
     /// Truth and probabilities of `rows`.

@@ -9,13 +9,13 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::standard::Standard;
 use super::training::patches_of;
 use super::{Aggregator, EpochRecord, HeadShape};
 use crate::bag::{Bag, BagSource};
 use crate::device::host;
 use crate::error::{Error, Result};
 use crate::metric::Predictions;
+use crate::standard::Standard;
 
 /// The weights of the best epoch, on the plain device (no gradients).
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl<A: Aggregator> TrainedHead<A> {
             )));
         }
         if let Some(standard) = &self.standard {
-            standard.apply(bag);
+            standard.apply(&mut bag.features);
         }
         Ok(patches_of(bag, device))
     }

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::head::TrainedHead;
 use super::layers::cross_entropy;
-use super::standard::Standard;
 use super::{Aggregator, MilConfig};
 use crate::bag::{Bag, BagSource};
 use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 use crate::seed::{Purpose, stream};
+use crate::standard::{Estimate, Standard};
 
 /// One epoch of a training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ pub fn train_fold<A: Aggregator>(
     let weights = class_weights(source, train, validation, config.balanced)?;
     let device = device.clone().autodiff();
     let mut model = A::init(&shape, &mut stream(seed, Purpose::Weights, 0, 0), &device);
-    let standard = config.standardize.then(|| Standard::of(source, train)).transpose()?;
+    let standard = config.standardize.then(|| standard(source, train)).transpose()?;
     let mut optimiser = optimiser(config);
     let mut history: Vec<EpochRecord> = Vec::with_capacity(config.epochs);
     let mut best: Option<(f64, usize, A)> = None;
@@ -173,6 +173,15 @@ fn validation_loss<A: Aggregator>(model: &A, slides: &Scored, device: &Device) -
     losses.mean().map(Some)
 }
 
+/// The scale of the patches of the slides `indices`; reads each once, one bag at a time.
+fn standard(source: &dyn BagSource, indices: &[usize]) -> Result<Standard> {
+    let mut estimate = Estimate::new(source.dim());
+    for &index in indices {
+        estimate.add(&labelled_bag(source, index, None)?.0.features);
+    }
+    Ok(estimate.standard())
+}
+
 fn labelled_bag(source: &dyn BagSource, index: usize, standard: Option<&Standard>) -> Result<(Bag, usize)> {
     let mut bag = source.load(index)?;
     bag.check()?;
@@ -186,7 +195,7 @@ fn labelled_bag(source: &dyn BagSource, index: usize, standard: Option<&Standard
     }
     let label = source.label(index).ok_or_else(|| Error::usage(format!("slide {} has no label", bag.id)))?;
     if let Some(standard) = standard {
-        standard.apply(&mut bag);
+        standard.apply(&mut bag.features);
     }
     Ok((bag, label as usize))
 }
