@@ -60,7 +60,12 @@ impl Logistic {
     /// # Errors
     /// Failures of the device.
     pub fn standardised(rows: &Labelled, effort: Effort, device: &Device) -> Result<Self> {
-        Self::scaled(rows, Some(rows.standard()), effort, device)
+        Self::of_part(rows, &rows.all(), effort, device)
+    }
+
+    /// Of the rows at `part`, with every feature standardised over them.
+    pub(super) fn of_part(rows: &Labelled, part: &[usize], effort: Effort, device: &Device) -> Result<Self> {
+        Self::scaled(rows, part, Some(rows.standard(part)), effort, device)
     }
 
     /// Of `rows` as they are.
@@ -68,22 +73,29 @@ impl Logistic {
     /// # Errors
     /// Failures of the device.
     pub fn plain(rows: &Labelled, effort: Effort, device: &Device) -> Result<Self> {
-        Self::scaled(rows, None, effort, device)
+        Self::scaled(rows, &rows.all(), None, effort, device)
     }
 
-    /// Of `rows` on a scale from elsewhere.
-    pub(super) fn scaled(rows: &Labelled, standard: Option<Standard>, effort: Effort, device: &Device) -> Result<Self> {
+    /// Of the rows at `part` on a scale from elsewhere. They are copied block by block, straight to the device.
+    pub(super) fn scaled(
+        rows: &Labelled,
+        part: &[usize],
+        standard: Option<Standard>,
+        effort: Effort,
+        device: &Device,
+    ) -> Result<Self> {
         let device = device.clone().inner();
-        let block = |block: &[f32]| {
-            let mut values = block.to_vec();
+        let (mut blocks, mut labels): (Vec<Tensor<2>>, Vec<u32>) = (Vec::new(), Vec::with_capacity(part.len()));
+        for block in part.chunks(BLOCK) {
+            let (mut values, of_block) = rows.chosen(block);
             if let Some(standard) = &standard {
                 values.par_chunks_exact_mut(rows.dim).for_each(|row| standard.apply(row));
             }
-            matrix(values, block.len() / rows.dim, &device)
-        };
-        let blocks: Vec<Tensor<2>> = rows.values.chunks(BLOCK * rows.dim).map(block).collect();
+            blocks.push(matrix(values, block.len(), &device));
+            labels.extend(of_block);
+        }
         let curvature = Curvature::of(&blocks, rows.dim)?;
-        let (labels, dim, classes) = (rows.labels.to_vec(), rows.dim, rows.classes);
+        let (dim, classes) = (rows.dim, rows.classes);
         Ok(Self { standard, blocks, curvature, labels, dim, classes, device, effort })
     }
 

@@ -27,7 +27,9 @@ use crate::error::{Error, Result};
 use crate::metric::Predictions;
 use crate::standard::{Estimate, Standard};
 
-/// Rows that are multiplied at a time, so that memory beside the rows stays bounded.
+/// Rows that are scaled, multiplied and read at a time. Beside the features as they are given, a fit of logistic regression
+/// holds its rows once more, on their scale and on the device, and the sweep a copy of those it holds out: about twice the
+/// features in all where the device is the host. Everything else holds some blocks or one batch.
 const BLOCK: usize = 8192;
 
 /// Rows of features with the class of each.
@@ -86,15 +88,20 @@ impl<'a> Labelled<'a> {
         &self.values[index * self.dim..(index + 1) * self.dim]
     }
 
-    /// The scale on which every feature has mean 0 and deviation 1; labels play no part.
-    fn standard(&self) -> Standard {
-        let of_block = |block: &[f32]| {
+    /// The indices of all rows.
+    fn all(&self) -> Vec<usize> {
+        (0..self.len()).collect()
+    }
+
+    /// The scale on which every feature of the rows at `indices` has mean 0 and deviation 1; labels play no part.
+    fn standard(&self, indices: &[usize]) -> Standard {
+        let of_block = |block: &[usize]| {
             let mut estimate = Estimate::new(self.dim);
-            estimate.add(block);
+            block.iter().for_each(|&index| estimate.add(self.row(index)));
             estimate
         };
         // Blocks of a fixed size, merged in order: the number of threads must not move the last bit.
-        let blocks: Vec<Estimate> = self.values.par_chunks(BLOCK * self.dim).map(of_block).collect();
+        let blocks: Vec<Estimate> = indices.par_chunks(BLOCK).map(of_block).collect();
         let mut all = Estimate::new(self.dim);
         blocks.iter().for_each(|block| all.merge(block));
         all.standard()
@@ -102,7 +109,8 @@ impl<'a> Labelled<'a> {
 
     /// Copies of the rows at `indices`, with their labels.
     fn chosen(&self, indices: &[usize]) -> (Vec<f32>, Vec<u32>) {
-        let values = indices.iter().flat_map(|&index| self.row(index)).copied().collect();
+        let mut values = Vec::with_capacity(indices.len() * self.dim);
+        indices.iter().for_each(|&index| values.extend_from_slice(self.row(index)));
         (values, indices.iter().map(|&index| self.labels[index]).collect())
     }
 }

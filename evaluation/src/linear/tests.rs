@@ -3,10 +3,11 @@
 use burn::tensor::Device;
 use serde::Deserialize;
 
+use super::few_shot::FewShot;
 use super::logistic::{Effort, Logistic};
 use super::sgd::{Sgd, SgdConfig, train_on};
 use super::sweep::Sweep;
-use super::{Labelled, LinearHead, few_shot};
+use super::{Labelled, LinearHead};
 use crate::metric::Metric;
 
 #[derive(Deserialize)]
@@ -153,7 +154,7 @@ fn every_probe_separates_what_is_separable_and_repeats() {
     assert_eq!(chosen.candidates.iter().map(|c| c.l2).collect::<Vec<_>>(), [100.0, 1.0, 1e-3]);
     let accuracy = |head: &LinearHead| head.predictions(&test, &device).unwrap().value(Metric::Accuracy).unwrap();
     assert_eq!(accuracy(&chosen.fitted.head), 1.0);
-    assert_eq!(accuracy(&few_shot::fit(&train, 3, 0, 5, &device).unwrap()), 1.0);
+    assert_eq!(accuracy(&FewShot::new(&train).fit(3, 0, 5, &device).unwrap()), 1.0);
     let config = SgdConfig { epochs: 8, batch: 16, lr: 0.5, momentum: 0.9, seed: 5 };
     let trained = train_on(&train, &test, &config, &device).unwrap();
     assert_eq!(trained.history.len(), 8);
