@@ -159,6 +159,21 @@ mod tests {
     }
 
     #[test]
+    fn equal_accuracies_go_by_loss_and_equal_losses_by_strength() {
+        let chosen = |figures: [(f64, f64); 3]| {
+            let candidates = [1.0, 0.1, 0.01].into_iter().zip(figures);
+            let candidates: Vec<Candidate> =
+                candidates.map(|(l2, (accuracy, loss))| Candidate { l2, accuracy, loss }).collect();
+            best(&candidates).unwrap().l2
+        };
+        assert_eq!(chosen([(0.8, 0.5), (0.9, 0.7), (0.8, 0.4)]), 0.1, "accuracy before loss");
+        assert_eq!(chosen([(0.9, 0.5), (0.9, 0.4), (0.9, 0.6)]), 0.1, "the lowest loss of equal accuracies");
+        assert_eq!(chosen([(0.8, 0.1), (0.9, 0.4), (0.9, 0.4)]), 0.1, "the stronger of two equal ones");
+        assert_eq!(chosen([(0.9, 0.4); 3]), 1.0, "the strongest of all");
+        assert_eq!(best(&[]), None);
+    }
+
+    #[test]
     fn what_cannot_be_chosen_by_is_refused() {
         let rows = |labels: &'static [u32]| Labelled::new(&[0.0; 3][..labels.len()], 1, labels, 3).unwrap();
         let error = sweep().parts(&rows(&[0, 1, 2])).unwrap_err().to_string();

@@ -183,6 +183,22 @@ fn the_sweep_chooses_by_the_rows_held_out() {
     assert_eq!((alone.fitted.head, alone.held_out), (chosen.fitted.head, 0));
 }
 
+/// Features that never change say nothing: with as many rows of either class every penalty leaves all weights at 0, and of
+/// equals the strongest is chosen, wherever it stands in the list.
+#[test]
+fn a_tie_goes_to_the_strongest_penalty() {
+    let (x, y): (Vec<f32>, Vec<u32>) = (vec![0.7; 40], (0..20).map(|row| row % 2).collect());
+    let train = Labelled::new(&x, 2, &y, 2).unwrap();
+    let sweep = Sweep { l2: vec![0.1, 10.0, 1e-3], validation: 0.2, seed: 2, effort: Effort::default() };
+    let chosen = sweep.fit(&train, &Device::flex()).unwrap();
+    assert_eq!(chosen.candidates.len(), 3);
+    for candidate in &chosen.candidates {
+        assert_eq!((candidate.accuracy, candidate.loss), (chosen.candidates[0].accuracy, chosen.candidates[0].loss));
+    }
+    assert_eq!(chosen.l2, 10.0);
+    assert_eq!(chosen.fitted.head.weight, [0.0; 4]);
+}
+
 #[test]
 fn rows_that_make_no_sense_are_refused() {
     assert!(Labelled::new(&[1.0, 2.0], 1, &[0, 1], 2).is_ok());
