@@ -15,7 +15,7 @@
 //! 7. [`video`]: masks of a video carried from frame to frame by patch tokens, and their scores.
 //! 8. [`retrieval`] and [`copies`]: the images of a place, a class or an original among many others.
 //! 9. [`heatmap`]: what a head attends to, over a picture of the slide.
-//! 10. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 10. [`table`]: the long table and its Parquet, CSV and Markdown files; [`spread`]: mean and deviation over folds and runs.
 //! 11. [`summary`]: the tables of many runs in one, in Markdown and LaTeX.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -38,6 +38,7 @@ pub mod retrieval;
 pub mod robustness;
 mod seed;
 pub mod split;
+pub mod spread;
 pub mod standard;
 pub mod summary;
 pub mod table;
