@@ -62,6 +62,17 @@ impl EmbeddingTable {
         l2_normalise(&mut self.values, self.dim);
     }
 
+    /// The class of every row.
+    ///
+    /// # Errors
+    /// A row without a label, by its name.
+    pub fn known_labels(&self) -> Result<Vec<u32>> {
+        let label = |(label, key): (&Option<u32>, &PatchKey)| {
+            label.ok_or_else(|| Error::usage(format!("{} has no label", key.item)))
+        };
+        self.labels.iter().zip(&self.keys).map(label).collect()
+    }
+
     /// An error unless the columns have one length, labels name a class, and every number is finite.
     pub fn check(&self) -> Result<()> {
         let n = self.len();
@@ -237,6 +248,8 @@ mod tests {
         let mut nan = table();
         nan.values[4] = f32::NAN;
         assert!(nan.check().unwrap_err().to_string().contains("slide-7"));
+        assert_eq!(table().known_labels().unwrap_err().to_string(), "slide-7 has no label");
+        assert_eq!(EmbeddingTable { labels: vec![Some(1), Some(0)], ..table() }.known_labels().unwrap(), [1, 0]);
     }
 
     #[test]

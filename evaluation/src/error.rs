@@ -1,5 +1,5 @@
-//! One error for the whole crate. It keeps apart what a user does about it: change the call, replace the file,
-//! or look at the training.
+//! One error for the whole crate. It keeps apart what a user does about it: change the call, replace the file, give
+//! another kind of file, stay within a limit, or look at the training.
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,22 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        what: String,
+    },
+    /// The file may be fine, but files of its kind are not read.
+    #[error("{}: {what}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it is or asks for, and what is read.
+        what: String,
+    },
+    /// The file holds more than a documented limit.
+    #[error("{}: {what}", path.display())]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// The limit, and where it is known what was met.
         what: String,
     },
     /// Training went wrong; says where, and what to try.
@@ -52,6 +68,16 @@ impl Error {
     /// `path` is damaged; `what` says how.
     pub fn bad(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
         Self::BadFile { path: path.as_ref().to_owned(), what: what.into() }
+    }
+
+    /// `path` is of a kind that is not read; `what` says which, and what is.
+    pub fn unsupported(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Self::Unsupported { path: path.as_ref().to_owned(), what: what.into() }
+    }
+
+    /// `path` holds more than a documented limit; `what` names it.
+    pub fn limit(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Self::Limit { path: path.as_ref().to_owned(), what: what.into() }
     }
 
     /// An operating-system error about `path`.

@@ -9,10 +9,11 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::device::{host, matrix};
 use crate::embeddings::{EmbeddingTable, l2_normalise};
 use crate::error::{Error, Result};
 use crate::metric::Predictions;
@@ -86,12 +87,7 @@ pub fn classify(
 
 fn known_labels(table: &EmbeddingTable, which: &str) -> Result<Vec<u32>> {
     table.check()?;
-    table
-        .labels
-        .iter()
-        .zip(&table.keys)
-        .map(|(label, key)| label.ok_or_else(|| Error::usage(format!("{which} patch {} has no label", key.item))))
-        .collect()
+    table.known_labels().map_err(|e| Error::usage(format!("k-NN with {which} patches: {e}")))
 }
 
 /// The nearest references of every query, nearest first.
@@ -128,7 +124,7 @@ pub fn nearest(references: &[f32], queries: &[f32], dim: usize, k: usize, device
         let mut rows = rows.to_vec();
         l2_normalise(&mut rows, dim);
         let count = rows.len() / dim;
-        Tensor::<2>::from_data(TensorData::new(rows, [count, dim]), &device)
+        matrix(rows, count, &device)
     };
     let mut blocks: Vec<QueryBlock> = queries
         .chunks(QUERY_BLOCK * dim)
@@ -179,9 +175,7 @@ impl QueryBlock {
     /// Looks at the references `columns` (`[dim, references]`), the first of which is number `first` of all.
     fn search(&mut self, columns: Tensor<2>, first: u32, k: usize) -> Result<()> {
         let [_, references] = columns.dims();
-        let product = self.rows.clone().matmul(columns);
-        let product = product.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-        let product = product.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))?;
+        let product = host(self.rows.clone().matmul(columns))?;
         let rows = product.par_chunks_exact(references);
         self.best.par_iter_mut().zip(rows).for_each(|(best, row)| merge(best, row, first, k));
         Ok(())

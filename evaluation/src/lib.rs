@@ -7,7 +7,7 @@
 //!
 //! 1. [`EmbeddingTable`](embeddings::EmbeddingTable) for patches, [`Bag`](bag::Bag)s of patches for slides.
 //! 2. [`split`]: folds, or the splits of a csv, with a validation part; no group in two of them.
-//! 3. [`knn`] and [`linear`] probes on patches, [`mil`] on slides: scores per class.
+//! 3. [`knn`] and [`linear`] probes on patches, [`mil`] on slides: scores per class; the last two on [`standard`] features.
 //! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals; [`paired`]: tests of
 //!    two encoders.
 //! 5. [`fid`]: how near generated images are to real ones, by their features.
@@ -15,7 +15,7 @@
 //! 7. [`video`]: masks of a video carried from frame to frame by patch tokens, and their scores.
 //! 8. [`retrieval`] and [`copies`]: the images of a place, a class or an original among many others.
 //! 9. [`heatmap`]: what a head attends to, over a picture of the slide.
-//! 10. [`table`]: the long table and its Parquet, CSV and Markdown files.
+//! 10. [`table`]: the long table and its Parquet, CSV and Markdown files; [`spread`]: mean and deviation over folds and runs.
 //! 11. [`summary`]: the tables of many runs in one, in Markdown and LaTeX.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -24,6 +24,7 @@ mod atomic_file;
 pub mod bag;
 pub mod bootstrap;
 pub mod copies;
+mod device;
 pub mod embeddings;
 pub mod error;
 pub mod fid;
@@ -37,6 +38,8 @@ pub mod retrieval;
 pub mod robustness;
 mod seed;
 pub mod split;
+pub mod spread;
+pub mod standard;
 pub mod summary;
 pub mod table;
 pub mod video;

@@ -2,7 +2,7 @@
 //! and the item, never from how much was drawn before it. So the order of work and the number of threads change
 //! nothing.
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// What the numbers are drawn for; keeps the streams apart.
@@ -36,6 +36,13 @@ pub fn stream(seed: u64, purpose: Purpose, a: u64, b: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
+/// A standard normal number, by Box and Muller: √(-2 ln u) · cos(2π v) of u and v uniform.
+pub fn normal(rng: &mut ChaCha8Rng) -> f64 {
+    let (u, v): (f64, f64) = (rng.random(), rng.random());
+    // 1 - u is above 0, so that its logarithm is finite.
+    (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
 #[cfg(test)]
 mod tests {
     use rand::Rng;
@@ -55,5 +62,17 @@ mod tests {
         ] {
             assert_ne!(base, other);
         }
+    }
+
+    #[test]
+    fn normal_numbers_have_mean_0_and_deviation_1() {
+        let n = 20_000;
+        let mut rng = stream(1, Purpose::Weights, 0, 0);
+        let values: Vec<f64> = (0..n).map(|_| normal(&mut rng)).collect();
+        let mean = values.iter().sum::<f64>() / f64::from(n);
+        let variance = values.iter().map(|x| x * x).sum::<f64>() / f64::from(n);
+        // Five standard errors: of the mean 1 / √n, of the variance √(2 / n).
+        assert!(mean.abs() < 5.0 / f64::from(n).sqrt(), "{mean}");
+        assert!((variance - 1.0).abs() < 5.0 * (2.0 / f64::from(n)).sqrt(), "{variance}");
     }
 }

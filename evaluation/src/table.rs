@@ -13,6 +13,7 @@ use crate::bootstrap::Interval;
 use crate::error::{Error, Result};
 use crate::metric::{Metric, argmax};
 use crate::mil::FoldScores;
+use crate::spread::Spread;
 
 /// One figure.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -213,16 +214,11 @@ fn items_per_seed(rows: &[&ResultRow]) -> u64 {
 
 fn cell(rows: &[&ResultRow]) -> String {
     let values: Vec<f64> = rows.iter().filter_map(|row| row.value).collect();
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    match (values.len(), rows.first().map(|row| (row.low, row.high))) {
-        (0, _) => "–".to_owned(),
-        (1, Some((Some(low), Some(high)))) if rows.len() == 1 => format!("{mean:.3} ({low:.3}–{high:.3})"),
-        (1, _) => format!("{mean:.3}"),
-        _ => {
-            let deviation = (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
-            format!("{mean:.3} ± {deviation:.3}")
-        }
+    let Some(Spread { mean, deviation }) = Spread::of(&values) else { return "–".to_owned() };
+    match (deviation, rows) {
+        (Some(deviation), _) => format!("{mean:.3} ± {deviation:.3}"),
+        (None, [ResultRow { low: Some(low), high: Some(high), .. }]) => format!("{mean:.3} ({low:.3}–{high:.3})"),
+        (None, _) => format!("{mean:.3}"),
     }
 }
 

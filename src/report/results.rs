@@ -1,5 +1,6 @@
 //! Results: the long-form table pivoted to one table per task and data set, and the long form itself.
 
+use evaluation::spread::Spread;
 use evaluation::table::lower_is_better;
 
 use super::html::{escape, scroll_box};
@@ -60,11 +61,8 @@ impl Cell {
         if runs.is_empty() && pooled.is_empty() {
             return None;
         }
-        let mean = |rows: &[(&ResultRow, f64)]| {
-            (!rows.is_empty()).then(|| rows.iter().map(|r| r.1).sum::<f64>() / rows.len() as f64)
-        };
-        let center = mean(runs);
-        let squares: f64 = center.map_or(0.0, |center| runs.iter().map(|r| (r.1 - center).powi(2)).sum());
+        let spread = |rows: &[(&ResultRow, f64)]| Spread::of(&rows.iter().map(|r| r.1).collect::<Vec<f64>>());
+        let over_runs = spread(runs);
         let one_fold = runs.iter().all(|(r, _)| r.fold == runs[0].0.fold);
         let bounded: &[(&ResultRow, f64)] = match (pooled.is_empty(), one_fold) {
             (false, _) => pooled,
@@ -75,13 +73,13 @@ impl Cell {
         let high = bounded.iter().filter_map(|(r, _)| r.high).max_by(f64::total_cmp);
         let seeds = distinct(runs.iter().map(|(r, _)| r.seed)).len().max(1) as u64;
         Some(Self {
-            mean: center,
-            sd: (runs.len() > 1).then(|| (squares / (runs.len() - 1) as f64).sqrt()),
+            mean: over_runs.map(|spread| spread.mean),
+            sd: over_runs.and_then(|spread| spread.deviation),
             runs: runs.len(),
             undefined: all_runs.len() - runs.len(),
             interval: low.zip(high),
             spans: bounded.len() > 1,
-            pooled: mean(pooled),
+            pooled: spread(pooled).map(|spread| spread.mean),
             items: runs.iter().map(|(r, _)| r.n).sum::<u64>() / seeds,
         })
     }

@@ -3,12 +3,13 @@
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
 
 use crate::error::{Error, Result};
+use crate::fid::{Features, Gaussian};
 
 /// Eigenvalues are at least this share of the largest.
 const FLOOR: f64 = 1e-5;
 
 /// Subtracts the mean of the training features and scales their principal axes to one variance. The axes are those of the
-/// second moments WᵀW / n, *without* subtracting the mean, as DINO computes them.
+/// second moments WᵀW / n, *without* subtracting the mean, as DINO computes them: the covariance and the mean's square.
 #[derive(Clone, Debug)]
 pub struct Whitening {
     mean: DVector<f64>,
@@ -20,7 +21,7 @@ impl Whitening {
     /// Learns from `features`, rows of `dim` numbers.
     ///
     /// # Errors
-    /// Fewer rows than numbers in one (the axes would be made up), and numbers that are not finite.
+    /// Fewer rows than numbers in one (the axes would be made up) or than two, and numbers that are not finite.
     pub fn learn(features: &[f32], dim: usize) -> Result<Self> {
         let n = features.len() / dim.max(1);
         if n < dim {
@@ -28,12 +29,10 @@ impl Whitening {
                 "whitening {dim} numbers needs at least as many images, not {n}: give a larger folder"
             )));
         }
-        if features.iter().any(|value| !value.is_finite()) {
-            return Err(Error::usage("features for whitening are not finite"));
-        }
-        let rows = DMatrix::from_row_iterator(n, dim, features.iter().map(|value| f64::from(*value)));
-        let mean = rows.row_mean().transpose();
-        let eigen = SymmetricEigen::new(rows.transpose() * &rows / n as f64);
+        let Gaussian { mean, covariance, .. } = Gaussian::of(Features::new(features, dim)?)?;
+        // WᵀW / n = C (n - 1) / n + m mᵀ.
+        let moments = covariance * ((n - 1) as f64 / n as f64) + &mean * mean.transpose();
+        let eigen = SymmetricEigen::new(moments);
         let largest = eigen.eigenvalues.max();
         let mut order: Vec<usize> = (0..dim).collect();
         order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use nalgebra::{Cholesky, DMatrix};
 use rayon::prelude::*;
 
-use super::host;
+use crate::device::host;
 use crate::error::Result;
 
 /// Features, at most: a matrix of 4096² numbers in 64 bits takes 128 MB, and its inverse some seconds.

@@ -9,9 +9,10 @@ use rayon::prelude::*;
 
 use super::curvature::Curvature;
 use super::lbfgs::minimise;
-use super::standard::Scale;
-use super::{BLOCK, Labelled, LinearHead, host, matrix};
+use super::{BLOCK, Labelled, LinearHead, softmax};
+use crate::device::{host, matrix};
 use crate::error::{Error, Result};
+use crate::standard::Standard;
 
 /// When a fit ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +43,7 @@ pub struct Fitted {
 
 /// Features on the scale of mean 0 and deviation 1 and on the device, ready to be fitted with several penalties.
 pub struct Logistic {
-    scale: Option<Scale>,
+    standard: Option<Standard>,
     blocks: Vec<Tensor<2>>,
     /// Of the features; none where they are too many.
     curvature: Option<Curvature>,
@@ -59,7 +60,12 @@ impl Logistic {
     /// # Errors
     /// Failures of the device.
     pub fn standardised(rows: &Labelled, effort: Effort, device: &Device) -> Result<Self> {
-        Self::scaled(rows, Some(Scale::of(rows)), effort, device)
+        Self::of_part(rows, &rows.all(), effort, device)
+    }
+
+    /// Of the rows at `part`, with every feature standardised over them.
+    pub(super) fn of_part(rows: &Labelled, part: &[usize], effort: Effort, device: &Device) -> Result<Self> {
+        Self::scaled(rows, part, Some(rows.standard(part)), effort, device)
     }
 
     /// Of `rows` as they are.
@@ -67,20 +73,30 @@ impl Logistic {
     /// # Errors
     /// Failures of the device.
     pub fn plain(rows: &Labelled, effort: Effort, device: &Device) -> Result<Self> {
-        Self::scaled(rows, None, effort, device)
+        Self::scaled(rows, &rows.all(), None, effort, device)
     }
 
-    /// Of `rows` on a scale from elsewhere.
-    pub(super) fn scaled(rows: &Labelled, scale: Option<Scale>, effort: Effort, device: &Device) -> Result<Self> {
+    /// Of the rows at `part` on a scale from elsewhere. They are copied block by block, straight to the device.
+    pub(super) fn scaled(
+        rows: &Labelled,
+        part: &[usize],
+        standard: Option<Standard>,
+        effort: Effort,
+        device: &Device,
+    ) -> Result<Self> {
         let device = device.clone().inner();
-        let block = |block: &[f32]| {
-            let values = scale.as_ref().map_or_else(|| block.to_vec(), |scale| scale.applied(block));
-            matrix(values, block.len() / rows.dim, &device)
-        };
-        let blocks: Vec<Tensor<2>> = rows.values.chunks(BLOCK * rows.dim).map(block).collect();
+        let (mut blocks, mut labels): (Vec<Tensor<2>>, Vec<u32>) = (Vec::new(), Vec::with_capacity(part.len()));
+        for block in part.chunks(BLOCK) {
+            let (mut values, of_block) = rows.chosen(block);
+            if let Some(standard) = &standard {
+                values.par_chunks_exact_mut(rows.dim).for_each(|row| standard.apply(row));
+            }
+            blocks.push(matrix(values, block.len(), &device));
+            labels.extend(of_block);
+        }
         let curvature = Curvature::of(&blocks, rows.dim)?;
-        let (labels, dim, classes) = (rows.labels.to_vec(), rows.dim, rows.classes);
-        Ok(Self { scale, blocks, curvature, labels, dim, classes, device, effort })
+        let (dim, classes) = (rows.dim, rows.classes);
+        Ok(Self { standard, blocks, curvature, labels, dim, classes, device, effort })
     }
 
     /// Fits with the penalty `l2`, from the head of another penalty on the way, or from zeros.
@@ -99,7 +115,7 @@ impl Logistic {
         let (weight, bias) = minimum.at.split_at(self.classes * self.dim);
         let single = |values: &[f64]| values.iter().map(|x| *x as f32).collect();
         let head = LinearHead { dim: self.dim, weight: single(weight), bias: single(bias) };
-        let head = self.scale.as_ref().map_or(head.clone(), |scale| scale.unfold(&head));
+        let head = self.standard.as_ref().map_or(head.clone(), |standard| head.unscaled(standard));
         let fitted = Fitted { head, iterations: minimum.iterations, gradient: minimum.gradient };
         Ok((minimum.at, fitted))
     }
@@ -152,11 +168,10 @@ fn losses(products: &mut [f32], labels: &[u32], bias: &[f64]) -> f64 {
 /// Products of a row to its probabilities less 1 at the label; the row's loss.
 fn residual(row: &mut [f32], bias: &[f64], label: usize) -> f64 {
     let logits: Vec<f64> = row.iter().zip(bias).map(|(x, b)| f64::from(*x) + b).collect();
-    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let total: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-    for (class, (r, logit)) in row.iter_mut().zip(&logits).enumerate() {
-        let probability = (logit - largest).exp() / total;
+    let of_label = logits[label];
+    let (probabilities, logarithm) = softmax(logits);
+    for (class, (r, probability)) in row.iter_mut().zip(probabilities).enumerate() {
         *r = (probability - f64::from(u8::from(class == label))) as f32;
     }
-    largest + total.ln() - logits[label]
+    logarithm - of_label
 }

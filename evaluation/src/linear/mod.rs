@@ -15,19 +15,21 @@ pub mod few_shot;
 mod lbfgs;
 pub mod logistic;
 pub mod sgd;
-mod standard;
 pub mod sweep;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use rayon::prelude::*;
 
-use crate::embeddings::EmbeddingTable;
+use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 use crate::metric::Predictions;
+use crate::standard::{Estimate, Standard};
 
-/// Rows that are multiplied at a time, so that memory beside the rows stays bounded.
+/// Rows that are scaled, multiplied and read at a time. Beside the features as they are given, a fit of logistic regression
+/// holds its rows once more, on their scale and on the device, and the sweep a copy of those it holds out: about twice the
+/// features in all where the device is the host. Everything else holds some blocks or one batch.
 const BLOCK: usize = 8192;
 
 /// Rows of features with the class of each.
@@ -86,22 +88,31 @@ impl<'a> Labelled<'a> {
         &self.values[index * self.dim..(index + 1) * self.dim]
     }
 
+    /// The indices of all rows.
+    fn all(&self) -> Vec<usize> {
+        (0..self.len()).collect()
+    }
+
+    /// The scale on which every feature of the rows at `indices` has mean 0 and deviation 1; labels play no part.
+    fn standard(&self, indices: &[usize]) -> Standard {
+        let of_block = |block: &[usize]| {
+            let mut estimate = Estimate::new(self.dim);
+            block.iter().for_each(|&index| estimate.add(self.row(index)));
+            estimate
+        };
+        // Blocks of a fixed size, merged in order: the number of threads must not move the last bit.
+        let blocks: Vec<Estimate> = indices.par_chunks(BLOCK).map(of_block).collect();
+        let mut all = Estimate::new(self.dim);
+        blocks.iter().for_each(|block| all.merge(block));
+        all.standard()
+    }
+
     /// Copies of the rows at `indices`, with their labels.
     fn chosen(&self, indices: &[usize]) -> (Vec<f32>, Vec<u32>) {
-        let values = indices.iter().flat_map(|&index| self.row(index)).copied().collect();
+        let mut values = Vec::with_capacity(indices.len() * self.dim);
+        indices.iter().for_each(|&index| values.extend_from_slice(self.row(index)));
         (values, indices.iter().map(|&index| self.labels[index]).collect())
     }
-}
-
-/// The labels of a table of which every row has one.
-///
-/// # Errors
-/// A row without a label, by its name.
-pub fn labels_of(table: &EmbeddingTable) -> Result<Vec<u32>> {
-    let label = |(label, key): (&Option<u32>, &slide_io::PatchKey)| {
-        label.ok_or_else(|| Error::usage(format!("{} has no label", key.item)))
-    };
-    table.labels.iter().zip(&table.keys).map(label).collect()
 }
 
 /// A linear map from features to one logit per class.
@@ -136,18 +147,29 @@ impl LinearHead {
         for block in values.chunks(BLOCK * self.dim) {
             let rows = matrix(block.to_vec(), block.len() / self.dim, &device);
             let mut logits = host(rows.matmul(weight.clone()))?;
-            logits.par_chunks_exact_mut(classes).for_each(|row| self.softmax(row));
+            logits.par_chunks_exact_mut(classes).for_each(|row| {
+                let biased = row.iter().zip(&self.bias).map(|(x, b)| f64::from(*x) + f64::from(*b));
+                let (probabilities, _) = softmax(biased.collect());
+                row.iter_mut().zip(probabilities).for_each(|(to, p)| *to = p as f32);
+            });
             all.extend(logits);
         }
         Ok(all)
     }
 
-    /// Products to probabilities, in place.
-    fn softmax(&self, row: &mut [f32]) {
-        let logits: Vec<f64> = row.iter().zip(&self.bias).map(|(x, b)| f64::from(*x) + f64::from(*b)).collect();
-        let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let total: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-        row.iter_mut().zip(logits).for_each(|(p, logit)| *p = ((logit - largest).exp() / total) as f32);
+    /// A head for features as they are from this one for features on a scale.
+    fn unscaled(&self, standard: &Standard) -> Self {
+        let mut plain = self.clone();
+        for (row, bias) in plain.weight.chunks_exact_mut(self.dim).zip(&mut plain.bias) {
+            let mut shift = 0.0;
+            for (w, (mean, scale)) in row.iter_mut().zip(standard.features()) {
+                let scaled = f64::from(*w) * scale;
+                shift += scaled * mean;
+                *w = scaled as f32;
+            }
+            *bias = (f64::from(*bias) - shift) as f32;
+        }
+        plain
     }
 
     /// Truth and probabilities of `rows`.
@@ -159,13 +181,11 @@ impl LinearHead {
     }
 }
 
-/// A row-major matrix of `rows` rows on a device.
-fn matrix(values: Vec<f32>, rows: usize, device: &Device) -> Tensor<2> {
-    let columns = values.len() / rows.max(1);
-    Tensor::from_data(TensorData::new(values, [rows, columns]), device)
-}
-
-fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    let data = tensor.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-    data.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))
+/// Logits z to probabilities e^z / Σ e^z, and ln Σ e^z: less the logit of the truth, that is the loss.
+fn softmax(mut logits: Vec<f64>) -> (Vec<f64>, f64) {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    logits.iter_mut().for_each(|logit| *logit = (*logit - largest).exp());
+    let total: f64 = logits.iter().sum();
+    logits.iter_mut().for_each(|power| *power /= total);
+    (logits, largest + total.ln())
 }

@@ -7,14 +7,14 @@
 
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor};
-use rand::RngExt;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::{Labelled, LinearHead, host, matrix};
+use super::{Labelled, LinearHead};
+use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 use crate::metric::{Metric, Predictions};
-use crate::seed::{Purpose, stream};
+use crate::seed::{Purpose, normal, stream};
 
 /// Deviation of the initial weights.
 const DEVIATION: f64 = 0.01;
@@ -74,12 +74,7 @@ impl Sgd {
     /// A head with the weights that `seed` draws.
     pub fn new(dim: usize, classes: usize, momentum: f64, seed: u64, device: &Device) -> Self {
         let mut rng = stream(seed, Purpose::Weights, 1, 0);
-        let mut normal = || {
-            // Box and Muller; 1 - u is above 0, so that its logarithm is finite.
-            let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-            (DEVIATION * radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
-        };
-        let weight = (0..classes * dim).map(|_| normal()).collect();
+        let weight = (0..classes * dim).map(|_| (DEVIATION * normal(&mut rng)) as f32).collect();
         Self::from_head(&LinearHead { dim, weight, bias: vec![0.0; classes] }, momentum, device)
     }
 

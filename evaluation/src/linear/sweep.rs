@@ -59,12 +59,26 @@ impl Sweep {
             return Ok(Chosen { fitted, l2, candidates: vec![], held_out: 0 });
         }
         let (fitting, held_out) = self.parts(rows)?;
-        let ((x, y), (held_x, held_y)) = (rows.chosen(&fitting), rows.chosen(&held_out));
-        let part = Labelled { values: &x, labels: &y, ..*rows };
-        let held = Labelled { values: &held_x, labels: &held_y, ..*rows };
+        // The copies of both parts are gone before all rows are copied for the last fit.
+        let candidates = self.candidates(rows, &fitting, &held_out, device)?;
+        let l2 = best(&candidates).ok_or_else(|| Error::usage("a linear probe needs an L2 penalty"))?.l2;
+        let fitted = Logistic::standardised(rows, self.effort, device)?.fit(l2)?;
+        Ok(Chosen { fitted, l2, candidates, held_out: held_out.len() })
+    }
+
+    /// What every penalty, fitted on one part, gives on the other; strongest first.
+    fn candidates(
+        &self,
+        rows: &Labelled,
+        fitting: &[usize],
+        held_out: &[usize],
+        device: &Device,
+    ) -> Result<Vec<Candidate>> {
+        let (values, labels) = rows.chosen(held_out);
+        let held = Labelled { values: &values, labels: &labels, ..*rows };
         let mut penalties = self.l2.clone();
         penalties.sort_by(|a, b| b.total_cmp(a));
-        let problem = Logistic::standardised(&part, self.effort, device)?;
+        let problem = Logistic::of_part(rows, fitting, self.effort, device)?;
         let (mut start, mut candidates) = (None, Vec::new());
         for &l2 in &penalties {
             // A weaker penalty's optimum is reached sooner from that of the next stronger one.
@@ -72,12 +86,7 @@ impl Sweep {
             start = Some(at);
             candidates.push(judged(&fitted.head, &held, l2, device)?);
         }
-        let better = |a: &Candidate, b: &Candidate| a.accuracy.total_cmp(&b.accuracy).then(b.loss.total_cmp(&a.loss));
-        // The last of equals is the weakest, so the order is turned.
-        let best = candidates.iter().rev().max_by(|a, b| better(a, b));
-        let l2 = best.ok_or_else(|| Error::usage("a linear probe needs an L2 penalty"))?.l2;
-        let fitted = Logistic::standardised(rows, self.effort, device)?.fit(l2)?;
-        Ok(Chosen { fitted, l2, candidates, held_out: held.len() })
+        Ok(candidates)
     }
 
     /// Indices of the rows to fit and of those held out, each ascending: of every class about the share, at least one
@@ -104,6 +113,14 @@ impl Sweep {
         }
         Ok((fitting, held))
     }
+}
+
+/// Of candidates, strongest penalty first, the one that is right most often; of equals the one of the lowest loss, then the
+/// strongest.
+fn best(candidates: &[Candidate]) -> Option<&Candidate> {
+    let better = |a: &Candidate, b: &Candidate| a.accuracy.total_cmp(&b.accuracy).then(b.loss.total_cmp(&a.loss));
+    // `max_by` takes the last of equals, which is the strongest once the order is turned.
+    candidates.iter().rev().max_by(|a, b| better(a, b))
 }
 
 fn judged(head: &LinearHead, rows: &Labelled, l2: f64, device: &Device) -> Result<Candidate> {
@@ -139,6 +156,21 @@ mod tests {
         assert_eq!([0, 1, 2].map(|class| (count(&fitting, class), count(&held, class))), [(8, 2), (1, 1), (1, 0)]);
         assert_eq!(sweep().parts(&rows).unwrap().1, held);
         assert_ne!(Sweep { seed: 4, ..sweep() }.parts(&rows).unwrap().1, held);
+    }
+
+    #[test]
+    fn equal_accuracies_go_by_loss_and_equal_losses_by_strength() {
+        let chosen = |figures: [(f64, f64); 3]| {
+            let candidates = [1.0, 0.1, 0.01].into_iter().zip(figures);
+            let candidates: Vec<Candidate> =
+                candidates.map(|(l2, (accuracy, loss))| Candidate { l2, accuracy, loss }).collect();
+            best(&candidates).unwrap().l2
+        };
+        assert_eq!(chosen([(0.8, 0.5), (0.9, 0.7), (0.8, 0.4)]), 0.1, "accuracy before loss");
+        assert_eq!(chosen([(0.9, 0.5), (0.9, 0.4), (0.9, 0.6)]), 0.1, "the lowest loss of equal accuracies");
+        assert_eq!(chosen([(0.8, 0.1), (0.9, 0.4), (0.9, 0.4)]), 0.1, "the stronger of two equal ones");
+        assert_eq!(chosen([(0.9, 0.4); 3]), 1.0, "the strongest of all");
+        assert_eq!(best(&[]), None);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use burn::tensor::Device;
 use serde::Deserialize;
 
+use super::few_shot::FewShot;
 use super::logistic::{Effort, Logistic};
 use super::sgd::{Sgd, SgdConfig, train_on};
 use super::sweep::Sweep;
-use super::{Labelled, LinearHead, few_shot};
+use super::{Labelled, LinearHead};
 use crate::metric::Metric;
 
 #[derive(Deserialize)]
@@ -153,7 +154,7 @@ fn every_probe_separates_what_is_separable_and_repeats() {
     assert_eq!(chosen.candidates.iter().map(|c| c.l2).collect::<Vec<_>>(), [100.0, 1.0, 1e-3]);
     let accuracy = |head: &LinearHead| head.predictions(&test, &device).unwrap().value(Metric::Accuracy).unwrap();
     assert_eq!(accuracy(&chosen.fitted.head), 1.0);
-    assert_eq!(accuracy(&few_shot::fit(&train, 3, 0, 5, &device).unwrap()), 1.0);
+    assert_eq!(accuracy(&FewShot::new(&train).fit(3, 0, 5, &device).unwrap()), 1.0);
     let config = SgdConfig { epochs: 8, batch: 16, lr: 0.5, momentum: 0.9, seed: 5 };
     let trained = train_on(&train, &test, &config, &device).unwrap();
     assert_eq!(trained.history.len(), 8);
@@ -180,6 +181,22 @@ fn the_sweep_chooses_by_the_rows_held_out() {
     assert!(!chosen.candidates.iter().any(|c| beaten(&c)), "{chosen:?}");
     let alone = Sweep { l2: vec![chosen.l2], ..sweep }.fit(&train, &device).unwrap();
     assert_eq!((alone.fitted.head, alone.held_out), (chosen.fitted.head, 0));
+}
+
+/// Features that never change say nothing: with as many rows of either class every penalty leaves all weights at 0, and of
+/// equals the strongest is chosen, wherever it stands in the list.
+#[test]
+fn a_tie_goes_to_the_strongest_penalty() {
+    let (x, y): (Vec<f32>, Vec<u32>) = (vec![0.7; 40], (0..20).map(|row| row % 2).collect());
+    let train = Labelled::new(&x, 2, &y, 2).unwrap();
+    let sweep = Sweep { l2: vec![0.1, 10.0, 1e-3], validation: 0.2, seed: 2, effort: Effort::default() };
+    let chosen = sweep.fit(&train, &Device::flex()).unwrap();
+    assert_eq!(chosen.candidates.len(), 3);
+    for candidate in &chosen.candidates {
+        assert_eq!((candidate.accuracy, candidate.loss), (chosen.candidates[0].accuracy, chosen.candidates[0].loss));
+    }
+    assert_eq!(chosen.l2, 10.0);
+    assert_eq!(chosen.fitted.head.weight, [0.0; 4]);
 }
 
 #[test]

@@ -9,12 +9,13 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::standard::Standard;
 use super::training::patches_of;
 use super::{Aggregator, EpochRecord, HeadShape};
 use crate::bag::{Bag, BagSource};
+use crate::device::host;
 use crate::error::{Error, Result};
 use crate::metric::Predictions;
+use crate::standard::Standard;
 
 /// The weights of the best epoch, on the plain device (no gradients).
 #[derive(Clone, Debug)]
@@ -66,7 +67,7 @@ impl<A: Aggregator> TrainedHead<A> {
             let mut bag = source.load(index)?;
             let output = self.model.forward(self.patches(&mut bag, &device)?, None);
             let probabilities = probabilities(output.logits, &bag.id)?;
-            let attention = read(output.attention)?;
+            let attention = host(output.attention)?;
             Ok(SlideScore { id: bag.id, group: bag.group, label: source.label(index), probabilities, attention })
         };
         indices.iter().map(score).collect()
@@ -82,7 +83,7 @@ impl<A: Aggregator> TrainedHead<A> {
             )));
         }
         if let Some(standard) = &self.standard {
-            standard.apply(bag);
+            standard.apply(&mut bag.features);
         }
         Ok(patches_of(bag, device))
     }
@@ -138,16 +139,11 @@ pub fn score_all<'a>(
 
 /// The softmax of the scores of slide `id`, which must be finite.
 pub(super) fn probabilities(logits: Tensor<2>, id: &str) -> Result<Vec<f32>> {
-    let probabilities = read(softmax(logits, 1))?;
+    let probabilities = host(softmax(logits, 1))?;
     match probabilities.iter().all(|p| p.is_finite()) {
         true => Ok(probabilities),
         false => Err(Error::Training(format!("the head gives slide {id} a score that is not finite"))),
     }
-}
-
-pub(super) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    let data = tensor.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-    data.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))
 }
 
 /// The name of the aggregator whose weights a file holds.

@@ -23,7 +23,6 @@ mod kind;
 mod layers;
 mod nystrom;
 mod pool;
-mod standard;
 mod stored;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -37,7 +36,6 @@ pub use dsmil::Dsmil;
 pub use head::{SlideScore, TrainedHead, score_all};
 pub use kind::{FoldScores, HeadKind, TrainedFold};
 pub use pool::{MaxPool, MeanPool};
-pub use standard::Standard;
 pub use stored::{SlideAttention, StoredHead};
 pub use training::{EpochRecord, train_fold};
 pub use transmil::TransMil;
@@ -124,7 +122,7 @@ pub struct MilConfig {
     pub attention: usize,
     /// Dropout after the hidden layer.
     pub dropout: f64,
-    /// Puts every feature on mean 0 and deviation 1 over the training patches ([`Standard`]).
+    /// Puts every feature on mean 0 and deviation 1 over the training patches ([`standard`](crate::standard)).
     pub standardize: bool,
     /// Bags whose mean loss makes one step.
     pub accumulate: usize,

@@ -5,11 +5,12 @@ use std::path::Path;
 use burn::tensor::Device;
 use serde_json::Value;
 
-use super::head::{aggregator_of, probabilities, read};
+use super::head::{aggregator_of, probabilities};
 use super::{
     Aggregator, ClamMb, ClamSb, Dsmil, GatedAbmil, HeadKind, HeadShape, MaxPool, MeanPool, TrainedHead, TransMil,
 };
 use crate::bag::Bag;
+use crate::device::host;
 use crate::error::{Error, Result};
 
 /// A head of any kind on a device.
@@ -95,7 +96,7 @@ impl<A: Aggregator> Scoring for TrainedHead<A> {
     fn attention(&self, mut bag: Bag, device: &Device) -> Result<Option<SlideAttention>> {
         let Some(attended) = self.model.attend(self.patches(&mut bag, device)?) else { return Ok(None) };
         let [_, patches] = attended.attention.dims();
-        let weights = read(attended.attention)?.chunks_exact(patches).map(<[f32]>::to_vec).collect();
+        let weights = host(attended.attention)?.chunks_exact(patches).map(<[f32]>::to_vec).collect();
         Ok(Some(SlideAttention { probabilities: probabilities(attended.logits, &bag.id)?, weights }))
     }
 }

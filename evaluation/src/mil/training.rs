@@ -2,18 +2,19 @@
 
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::head::TrainedHead;
 use super::layers::cross_entropy;
-use super::standard::Standard;
 use super::{Aggregator, MilConfig};
 use crate::bag::{Bag, BagSource};
+use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 use crate::seed::{Purpose, stream};
+use crate::standard::{Estimate, Standard};
 
 /// One epoch of a training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,7 +50,7 @@ pub fn train_fold<A: Aggregator>(
     let weights = class_weights(source, train, validation, config.balanced)?;
     let device = device.clone().autodiff();
     let mut model = A::init(&shape, &mut stream(seed, Purpose::Weights, 0, 0), &device);
-    let standard = config.standardize.then(|| Standard::of(source, train)).transpose()?;
+    let standard = config.standardize.then(|| standard(source, train)).transpose()?;
     let mut optimiser = optimiser(config);
     let mut history: Vec<EpochRecord> = Vec::with_capacity(config.epochs);
     let mut best: Option<(f64, usize, A)> = None;
@@ -146,9 +147,7 @@ impl LossSum {
 
     fn mean(self) -> Result<f64> {
         let Some(sum) = self.sum else { return Ok(f64::NAN) };
-        let data = sum.try_into_data_as::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-        let value = data.try_into_vec::<f32>().map_err(|e| Error::Device(e.to_string()))?;
-        Ok(f64::from(value[0]) / self.weight)
+        Ok(f64::from(host(sum)?[0]) / self.weight)
     }
 }
 
@@ -174,6 +173,15 @@ fn validation_loss<A: Aggregator>(model: &A, slides: &Scored, device: &Device) -
     losses.mean().map(Some)
 }
 
+/// The scale of the patches of the slides `indices`; reads each once, one bag at a time.
+fn standard(source: &dyn BagSource, indices: &[usize]) -> Result<Standard> {
+    let mut estimate = Estimate::new(source.dim());
+    for &index in indices {
+        estimate.add(&labelled_bag(source, index, None)?.0.features);
+    }
+    Ok(estimate.standard())
+}
+
 fn labelled_bag(source: &dyn BagSource, index: usize, standard: Option<&Standard>) -> Result<(Bag, usize)> {
     let mut bag = source.load(index)?;
     bag.check()?;
@@ -187,14 +195,14 @@ fn labelled_bag(source: &dyn BagSource, index: usize, standard: Option<&Standard
     }
     let label = source.label(index).ok_or_else(|| Error::usage(format!("slide {} has no label", bag.id)))?;
     if let Some(standard) = standard {
-        standard.apply(&mut bag);
+        standard.apply(&mut bag.features);
     }
     Ok((bag, label as usize))
 }
 
 /// All patches of a bag on `device`.
 pub(super) fn patches_of(bag: &Bag, device: &Device) -> Tensor<2> {
-    Tensor::from_data(TensorData::new(bag.features.clone(), [bag.patches(), bag.dim]), device)
+    matrix(bag.features.clone(), bag.patches(), device)
 }
 
 /// At most `most` patches of a bag (0: all), drawn without replacement.
@@ -206,7 +214,7 @@ fn sample_patches(bag: &Bag, most: usize, rng: &mut ChaCha8Rng, device: &Device)
     drawn.sort_unstable();
     let rows: Vec<f32> =
         drawn.iter().flat_map(|&row| &bag.features[row * bag.dim..(row + 1) * bag.dim]).copied().collect();
-    Tensor::from_data(TensorData::new(rows, [most, bag.dim]), device)
+    matrix(rows, most, device)
 }
 
 /// Weight of the loss per class: 1, or slides / (classes × slides of the class) as scikit-learn's "balanced".

@@ -10,12 +10,12 @@ use burn::tensor::activation::relu;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::{ConvOptions, PadMode};
 use burn::tensor::{Device, Tensor, TensorData};
-use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use super::layers::{dropout, linear, uniform};
 use super::nystrom::{HEADS, NystromAttention};
 use super::{Aggregator, BagAttention, BagOutput, HeadShape};
+use crate::seed::normal;
 
 /// Largest dropout after an attention: the original's.
 const DROPOUT: f64 = 0.1;
@@ -79,9 +79,11 @@ impl Aggregator for TransMil {
     fn init(shape: &HeadShape, rng: &mut ChaCha8Rng, device: &Device) -> Self {
         let HeadShape { dim, classes, hidden, dropout, .. } = *shape;
         let dropout = dropout.min(DROPOUT);
+        let embed = linear(dim, hidden, rng, device);
+        let token: Vec<f32> = (0..hidden).map(|_| normal(rng) as f32).collect();
         Self {
-            embed: linear(dim, hidden, rng, device),
-            class_token: Param::from_data(TensorData::new(normal(hidden, rng), [1, hidden]), device),
+            embed,
+            class_token: Param::from_data(TensorData::new(token, [1, hidden]), device),
             first: TransformerLayer::init(hidden, dropout, rng, device),
             position: Ppeg::init(hidden, rng, device),
             second: TransformerLayer::init(hidden, dropout, rng, device),
@@ -166,13 +168,4 @@ impl Ppeg {
         let mixed = conv2d(square, kernel, Some(bias), options).reshape([width, side * side]).transpose();
         Tensor::cat(vec![class, patches + mixed], 0)
     }
-}
-
-/// Standard normal numbers, by Box and Muller.
-fn normal(n: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
-    let mut draw = || {
-        let (radius, turn): (f64, f64) = (rng.random(), rng.random());
-        ((-2.0 * (1.0 - radius).ln()).sqrt() * (std::f64::consts::TAU * turn).cos()) as f32
-    };
-    (0..n).map(|_| draw()).collect()
 }

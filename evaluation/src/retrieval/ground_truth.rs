@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::pickle;
+use super::pickle::{self, MAX_BYTES, MAX_VALUES, PickleError};
 use crate::error::{Error, Result};
 
 /// Which images have to be found.
@@ -103,15 +103,21 @@ impl GroundTruth {
     /// Reads a ground truth file. A pickle is read without running anything in it.
     ///
     /// # Errors
-    /// A file that is damaged, holds more than data, or contradicts itself.
+    /// A file that is damaged, asks for more than data, is over the limits of pickles (which JSON has to keep too), or
+    /// contradicts itself.
     pub fn load(path: &Path) -> Result<Self> {
         let mut bytes = Vec::new();
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        file.take(pickle::MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-        let is_json = path.extension().is_some_and(|extension| extension == "json");
-        let value: Value = match is_json {
+        file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+        if bytes.len() > MAX_BYTES {
+            return Err(Error::limit(path, format!("it has more than {MAX_BYTES} bytes")));
+        }
+        let value: Value = match path.extension().is_some_and(|extension| extension == "json") {
+            true if json_values(&bytes) > MAX_VALUES => {
+                return Err(Error::limit(path, format!("it holds more than {MAX_VALUES} values")));
+            }
             true => serde_json::from_slice(&bytes).map_err(|e| Error::bad(path, e.to_string()))?,
-            false => pickle::read(&bytes).map_err(|e| Error::bad(path, e.to_string()))?,
+            false => pickle::read(&bytes).map_err(|e| refusal(path, &e))?,
         };
         let truth: Self = serde_json::from_value(value)
             .map_err(|e| Error::bad(path, format!("not imlist, qimlist and gnd of easy, hard, junk and bbx: {e}")))?;
@@ -136,6 +142,32 @@ impl GroundTruth {
             None => Ok(()),
         }
     }
+}
+
+/// Why a pickle is not read, by what its owner can do about it.
+fn refusal(path: &Path, error: &PickleError) -> Error {
+    let what = error.to_string();
+    match error {
+        PickleError::Damaged(_) => Error::bad(path, what),
+        PickleError::Limit(_) => Error::limit(path, what),
+        PickleError::Refused(_) | PickleError::Protocol(_) => Error::unsupported(path, what),
+    }
+}
+
+/// Values that JSON text holds at most: the whole, and one behind every bracket, comma and colon outside of strings. Known
+/// before any of them is made.
+fn json_values(text: &[u8]) -> usize {
+    let (mut values, mut in_string, mut escaped) = (1, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b'[' | b',' | b':' if !in_string => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 #[cfg(test)]
@@ -179,5 +211,32 @@ mod tests {
         fs::write(&path, b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.").unwrap();
         let error = GroundTruth::load(&path).unwrap_err().to_string();
         assert!(error.contains("posix.system") && error.contains("not read"), "{error}");
+    }
+
+    #[test]
+    fn files_that_are_not_read_are_told_from_damaged_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            GroundTruth::load(&path).unwrap_err()
+        };
+        for attack in [&b"\x80\x02cos\nsystem\n."[..], b"\x80\x05N."] {
+            assert!(matches!(load("gnd_own.pkl", attack), Error::Unsupported { .. }));
+        }
+        assert!(
+            matches!(load("gnd_own.pkl", b"\x80\x02]q\x00h\x00a."), Error::Limit { .. }),
+            "a list that holds itself"
+        );
+        assert!(matches!(load("gnd_own.pkl", b"\x80\x02"), Error::BadFile { .. }));
+        assert!(matches!(load("gnd_own.json", b"{"), Error::BadFile { .. }));
+        let many = [&b"["[..], &b"0,".repeat(MAX_VALUES)[..], b"0]"].concat();
+        assert!(matches!(load("gnd_own.json", &many), Error::Limit { .. }));
+    }
+
+    #[test]
+    fn values_of_json_are_counted_outside_of_strings() {
+        assert_eq!(json_values(b"7"), 1);
+        assert_eq!(json_values(br#"{"a": [1, 2], "b": "c, [d\", e: \\"}"#), 6);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value};
 /// Largest file that is read.
 pub const MAX_BYTES: usize = 1 << 28;
 /// Most values in a file, arrays' numbers included.
-const MAX_VALUES: usize = 1 << 22;
+pub(super) const MAX_VALUES: usize = 1 << 22;
 /// Deepest nesting.
 const MAX_DEPTH: usize = 64;
 
@@ -20,6 +20,9 @@ pub enum PickleError {
     /// It asks for more than plain data: it may be an attack.
     #[error("it asks for {0}, which plain data do not need: it is not read")]
     Refused(String),
+    /// It is written in another version of the format.
+    #[error("it is a pickle of protocol {0}; 2, 3 and 4 are read")]
+    Protocol(u8),
     /// It breaks the rules of pickles, or is cut short.
     #[error("it is not a whole pickle: {0}")]
     Damaged(String),
@@ -204,7 +207,7 @@ impl Machine<'_> {
         }
         let protocol = self.take(1)?[0];
         if !(2..=4).contains(&protocol) {
-            return damaged(format!("protocol {protocol}; 2, 3 and 4 are read"));
+            return Err(PickleError::Protocol(protocol));
         }
         loop {
             let opcode = self.take(1)?[0];

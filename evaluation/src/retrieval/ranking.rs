@@ -1,8 +1,9 @@
 //! The database ordered by similarity to a query.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use rayon::prelude::*;
 
+use crate::device::{host, matrix};
 use crate::error::{Error, Result};
 
 /// Similarities computed at a time: 64 MiB.
@@ -50,16 +51,12 @@ pub fn rank<T: Send>(
         return Ok(Vec::new());
     }
     let (dim, n) = (database.dim, database.len());
-    let rows =
-        |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [values.len() / dim, dim]), device);
+    let rows = |values: &[f32]| matrix(values.to_vec(), values.len() / dim, device);
     let transposed = rows(database.values).transpose();
     let block = (BLOCK / n).clamp(1, 4096);
     let mut scores = Vec::with_capacity(queries.len());
     for (number, values) in queries.values.chunks(block * dim).enumerate() {
-        let similarity: Vec<f32> = rows(values)
-            .matmul(transposed.clone())
-            .try_into_vec_as()
-            .map_err(|e| Error::Device(format!("similarities could not be read: {e:?}")))?;
+        let similarity = host(rows(values).matmul(transposed.clone()))?;
         let ranked = similarity.par_chunks_exact(n).enumerate().map(|(at, similarity)| {
             let mut order: Vec<usize> = (0..n).collect();
             order.sort_unstable_by(|&a, &b| similarity[b].total_cmp(&similarity[a]).then(a.cmp(&b)));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::spread::Spread;
 use crate::table::ResultRow;
 
 /// What a spread is over.
@@ -51,21 +52,21 @@ impl Cell {
         let mut replicates: BTreeMap<(usize, Option<u64>), Vec<&ResultRow>> = BTreeMap::new();
         rows.iter().for_each(|(run, row)| replicates.entry((*run, row.seed)).or_default().push(row));
         let replicates: Vec<Replicate> = replicates.values().map(|rows| Replicate::of(rows)).collect();
-        let values: Vec<f64> = replicates.iter().filter_map(|replicate| mean(&replicate.values)).collect();
-        let (spread, over) = match (&replicates[..], values.len()) {
+        let values: Vec<f64> =
+            replicates.iter().filter_map(|replicate| Some(Spread::of(&replicate.values)?.mean)).collect();
+        let (apart, over) = match (&replicates[..], values.len()) {
             ([only], _) if only.values.len() > 1 => (&only.values, Over::Folds),
             (_, 2..) => (&values, Over::Runs),
             _ => (&values, Over::One),
         };
-        let sd = deviation(spread);
         let intervals: Option<Vec<(f64, f64)>> = replicates.iter().map(|replicate| replicate.interval).collect();
         let spanned = intervals.and_then(|intervals| span(intervals.into_iter()));
         let of_mean = || (over == Over::Runs).then(|| student(&values)).flatten();
         Self {
-            mean: mean(&values),
-            sd,
+            mean: Spread::of(&values).map(|spread| spread.mean),
+            sd: Spread::of(apart).and_then(|spread| spread.deviation),
             over,
-            replicates: spread.len(),
+            replicates: apart.len(),
             interval: spanned.or_else(of_mean),
             undefined: replicates.iter().map(|replicate| replicate.undefined).sum(),
         }
@@ -96,15 +97,6 @@ fn span(intervals: impl Iterator<Item = (f64, f64)>) -> Option<(f64, f64)> {
     intervals.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
 }
 
-fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
-fn deviation(values: &[f64]) -> Option<f64> {
-    let mean = mean(values).filter(|_| values.len() > 1)?;
-    Some((values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64).sqrt())
-}
-
 /// Student's t at 97.5 % with 1 to 30 degrees of freedom; the normal's beyond.
 const T: [f64; 30] = [
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -113,8 +105,10 @@ const T: [f64; 30] = [
 
 /// 95 % interval of the mean.
 fn student(values: &[f64]) -> Option<(f64, f64)> {
-    let (mean, sd) = (mean(values)?, deviation(values)?);
+    let Spread { mean, deviation } = Spread::of(values)?;
+    // None of a single value, which has no degree of freedom left.
+    let deviation = deviation?;
     let t = T.get(values.len() - 2).copied().unwrap_or(1.960);
-    let half = t * sd / (values.len() as f64).sqrt();
+    let half = t * deviation / (values.len() as f64).sqrt();
     Some((mean - half, mean + half))
 }

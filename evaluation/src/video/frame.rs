@@ -2,6 +2,8 @@
 
 use slide_io::RgbImage;
 
+use super::bilinear::{Tap, taps};
+
 /// The long side becomes a multiple of this.
 const MULTIPLE: f64 = 64.0;
 
@@ -20,17 +22,16 @@ pub fn resized(image: &RgbImage, (width, height): (u32, u32)) -> RgbImage {
     if image.dimensions() == (width, height) {
         return image.clone();
     }
-    let columns: Vec<Tap> = taps(image.width(), width);
-    let rows: Vec<Tap> = taps(image.height(), height);
+    let (columns, rows) = (weighted(image.width(), width), weighted(image.height(), height));
     let stride = image.width() as usize * 3;
     let source = image.as_raw();
     let along = |row: usize, x: usize, channel: usize| -> i32 {
-        let Tap { at, weights } = columns[x];
+        let (at, weights) = columns[x];
         let line = &source[row * stride..][..stride];
         i32::from(line[at[0] * 3 + channel]) * weights[0] + i32::from(line[at[1] * 3 + channel]) * weights[1]
     };
     RgbImage::from_fn(width, height, |x, y| {
-        let Tap { at, weights } = rows[y as usize];
+        let (at, weights) = rows[y as usize];
         slide_io::Rgb([0, 1, 2].map(|channel| {
             let [above, below] = at.map(|row| along(row, x as usize, channel) >> 4);
             ((((weights[0] * above) >> 16) + ((weights[1] * below) >> 16) + 2) >> 2).clamp(0, 255) as u8
@@ -38,29 +39,11 @@ pub fn resized(image: &RgbImage, (width, height): (u32, u32)) -> RgbImage {
     })
 }
 
-/// The two source pixels of an output pixel, with weights that sum to 2048.
-#[derive(Clone, Copy)]
-struct Tap {
-    at: [usize; 2],
-    weights: [i32; 2],
-}
-
-fn taps(from: u32, to: u32) -> Vec<Tap> {
+/// The two source pixels of every output pixel, with weights that sum to 2048.
+fn weighted(from: u32, to: u32) -> Vec<([usize; 2], [i32; 2])> {
     const ONE: f32 = 2048.0;
-    let scale = f64::from(from) / f64::from(to);
-    let last = from as usize - 1;
-    let tap = |i: u32| {
-        let place = ((f64::from(i) + 0.5) * scale - 0.5) as f32;
-        let below = place.floor();
-        let (start, share) = match below {
-            below if below < 0.0 => (0, 0.0),
-            below if below as usize >= last => (last, 0.0),
-            below => (below as usize, place - below),
-        };
-        let weights = [(1.0 - share) * ONE, share * ONE].map(|weight| weight.round_ties_even() as i32);
-        Tap { at: [start, (start + 1).min(last)], weights }
-    };
-    (0..to).map(tap).collect()
+    let weighted = |Tap { at, share }| (at, [1.0 - share, share].map(|share| (share * ONE).round_ties_even() as i32));
+    taps(from as usize, to as usize).into_iter().map(weighted).collect()
 }
 
 #[cfg(test)]

@@ -96,7 +96,10 @@ impl LabelMap {
         let info = reader.info();
         let (width, height) = (info.width as usize, info.height as usize);
         if u64::from(info.width) * u64::from(info.height) > MAX_PIXELS {
-            return Err(bad(format!("{width} x {height} px are more than a mask may have ({MAX_PIXELS})")));
+            return Err(Error::limit(
+                path,
+                format!("{width} x {height} px are more than a mask may have ({MAX_PIXELS})"),
+            ));
         }
         let bits = match (info.color_type, info.bit_depth) {
             (ColorType::Indexed | ColorType::Grayscale, BitDepth::Sixteen) => None,
@@ -104,10 +107,11 @@ impl LabelMap {
             _ => None,
         };
         let Some(bits) = bits else {
-            return Err(bad(format!(
+            let what = format!(
                 "{:?} of {:?} bits a channel is not a mask: a palette or grey PNG of at most 8 bits is",
                 info.color_type, info.bit_depth
-            )));
+            );
+            return Err(Error::unsupported(path, what));
         };
         let size = reader.output_buffer_size().ok_or_else(|| bad("its size is not known".into()))?;
         let mut bytes = vec![0; size];
@@ -197,12 +201,19 @@ mod tests {
         encoder.set_color(ColorType::Rgb);
         encoder.write_header().unwrap().write_image_data(&[0; 6]).unwrap();
         assert!(message().contains("palette or grey"), "{}", message());
+        assert!(matches!(LabelMap::read(&path), Err(Error::Unsupported { .. })));
         let map = LabelMap::new(40, 40, (0..1600).map(|i| (i * 7 % 251) as u8).collect()).unwrap();
         map.write(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
         assert!(message().contains("damaged"));
-        // A header that promises 4 billion pixels.
+        // 2²⁷ pixels by a header that is whole; none of them is there.
+        let mut encoder = Encoder::new(File::create(&path).unwrap(), 1 << 16, 1 << 11);
+        encoder.set_color(ColorType::Grayscale);
+        encoder.set_depth(BitDepth::Eight);
+        encoder.write_header().unwrap().write_chunk(png::chunk::IDAT, &[0]).unwrap();
+        assert!(matches!(LabelMap::read(&path), Err(Error::Limit { .. })), "{}", message());
+        // A header that promises 4 billion pixels and does not have its checksum.
         let mut huge = bytes.clone();
         huge[16..24].copy_from_slice(&[0, 0, 0xFF, 0xFF, 0, 0, 0xFF, 0xFF]);
         std::fs::write(&path, huge).unwrap();

@@ -8,11 +8,13 @@
 //! | [`dataset`] | the folders of DAVIS: frames and annotations of every sequence |
 //! | [`label_map`] | masks as palette PNG files |
 //! | [`frame`] | the size a frame is seen at, OpenCV's bilinear resize |
+//! | `bilinear` | where both resizes of frames and of masks take their values from |
 //! | [`propagation`] | labels carried to the next frame (Jabri et al. 2020, Caron et al. 2021) |
 //! | [`soft_mask`] | masks of the patch grid, and the label map they become |
 //! | [`measure`] | region similarity J and contour accuracy F of one object in one frame (Perazzi et al. 2016) |
 //! | [`score`] | both over the frames, objects and sequences: mean, recall, decay |
 
+mod bilinear;
 pub mod dataset;
 pub mod frame;
 #[cfg(test)]

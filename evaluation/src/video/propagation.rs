@@ -7,11 +7,12 @@
 
 use std::collections::VecDeque;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::soft_mask::SoftMask;
+use crate::device::{host, matrix};
 use crate::embeddings::l2_normalise;
 use crate::error::{Error, Result};
 
@@ -124,10 +125,7 @@ impl Propagator {
                 tensor.clone().narrow(0, from * columns, (to - from) * columns)
             };
             let asked = sources.iter().map(|source| span(&source.features, band.from, band.to)).collect();
-            let similarity = span(target, top, bottom).matmul(Tensor::cat(asked, 0).transpose());
-            let similarity: Vec<f32> = similarity
-                .try_into_vec_as()
-                .map_err(|e| Error::Device(format!("similarities could not be read: {e:?}")))?;
+            let similarity = host(span(target, top, bottom).matmul(Tensor::cat(asked, 0).transpose()))?;
             let width = similarity.len() / ((bottom - top) * columns);
             let (config, masks) = (&self.config, &masks[..]);
             by_patch.par_extend(similarity.par_chunks_exact(width).enumerate().flat_map_iter(|(at, similarity)| {
@@ -239,7 +237,7 @@ fn unit(mut frame: FrameFeatures, device: &Device) -> Result<Tensor<2>> {
         return Err(Error::usage("the tokens of a frame are not finite: are these the encoder's weights?"));
     }
     l2_normalise(&mut frame.values, frame.dim);
-    Ok(Tensor::from_data(TensorData::new(frame.values, [patches, frame.dim]), device))
+    Ok(matrix(frame.values, patches, device))
 }
 
 #[cfg(test)]

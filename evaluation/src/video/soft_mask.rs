@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::bilinear::{Tap, taps};
 use super::label_map::{LabelMap, VOID};
 use crate::error::{Error, Result};
 
@@ -41,14 +42,14 @@ impl SoftMask {
     /// (bilinear, corners not aligned, as PyTorch), each class's stretched to [0, 1], and the labels brought to the frame's
     /// size by nearest neighbour. Of equal shares the lower class wins.
     pub fn labels(&self, patch: usize, width: usize, height: usize) -> LabelMap {
-        let (rows, columns) = (taps(self.rows, patch), taps(self.columns, patch));
+        let (rows, columns) = (taps(self.rows, self.rows * patch), taps(self.columns, self.columns * patch));
         let (tall, wide) = (rows.len(), columns.len());
         let enlarge = |class: &[f32]| {
             let mut shares: Vec<f32> = Vec::with_capacity(tall * wide);
-            for &(top, bottom, down) in &rows {
+            for &Tap { at: [top, bottom], share: down } in &rows {
                 let line = |row: usize| &class[row * self.columns..][..self.columns];
                 let (above, below) = (line(top), line(bottom));
-                shares.extend(columns.iter().map(|&(left, right, along)| {
+                shares.extend(columns.iter().map(|&Tap { at: [left, right], share: along }| {
                     let mix = |line: &[f32]| line[left] * (1.0 - along) + line[right] * along;
                     mix(above) * (1.0 - down) + mix(below) * down
                 }));
@@ -76,16 +77,6 @@ fn stretch(shares: &mut [f32]) {
     }
 }
 
-/// Per output pixel the two source cells and the weight of the second.
-fn taps(cells: usize, patch: usize) -> Vec<(usize, usize, f32)> {
-    let tap = |i: usize| {
-        let place = ((i as f32 + 0.5) / patch as f32 - 0.5).max(0.0);
-        let first = (place as usize).min(cells - 1);
-        (first, (first + 1).min(cells - 1), place - first as f32)
-    };
-    (0..cells * patch).map(tap).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,13 +102,6 @@ mod tests {
             assert_eq!(back.labels()[y * 12 + x], expected, "{x} {y}");
         }
         assert!(SoftMask::from_labels(&map, 0, 3).is_err());
-    }
-
-    #[test]
-    fn enlarging_is_pytorchs() {
-        // torch.nn.functional.interpolate([0, 1], scale_factor=4, mode="bilinear") of one row.
-        let weights: Vec<f32> = taps(2, 4).iter().map(|&(a, b, w)| a as f32 * (1.0 - w) + b as f32 * w).collect();
-        assert_eq!(weights, [0.0, 0.0, 0.125, 0.375, 0.625, 0.875, 1.0, 1.0]);
     }
 
     #[test]

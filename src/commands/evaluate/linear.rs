@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use evaluation::bootstrap::Bootstrap;
 use evaluation::linear::sgd::{self, SgdConfig, Trained};
 use evaluation::linear::sweep::{Chosen, Sweep};
-use evaluation::linear::{LinearHead, few_shot, logistic::Effort};
+use evaluation::linear::{LinearHead, few_shot::FewShot, logistic::Effort};
 use evaluation::metric::Predictions;
 use evaluation::table::ResultRow;
 use serde_json::{Value, json};
@@ -216,12 +216,15 @@ fn streamed(
 /// A row per metric and draw, so that tables show the mean and the spread of the draws.
 fn few_shots(run: &Run, probed: &Probed, scores: &mut Scores) -> Result<()> {
     let Linear { shots, draws, .. } = &run.experiment.evaluate.linear;
+    if shots.is_empty() {
+        return Ok(());
+    }
     let device = device::open(run.device)?;
     let plain = Bootstrap { resamples: 0, ..bootstrap(run) };
-    let rows = probed.train.rows()?;
+    let few_shot = FewShot::new(&probed.train.rows()?);
     for &shots in shots {
         for draw in 0..*draws as u64 {
-            let head = match few_shot::fit(&rows, shots, draw, run.experiment.seed, &device) {
+            let head = match few_shot.fit(shots, draw, run.experiment.seed, &device) {
                 Ok(head) => head,
                 Err(error) => {
                     scores.failures.push(failed(&format!("{}, {shots}-shot", probed.name), &error.into()));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use evaluation::embeddings::EmbeddingTable;
-use evaluation::linear::{Labelled, labels_of};
+use evaluation::linear::Labelled;
 use serde_json::json;
 use slide_io::{ImageFolder, PatchSource, folder::read_image};
 
@@ -38,7 +38,7 @@ pub(super) struct Features {
 
 impl Features {
     fn new(table: EmbeddingTable) -> Result<Self> {
-        let labels = labels_of(&table)?;
+        let labels = table.known_labels()?;
         Ok(Self { table, labels })
     }
 
