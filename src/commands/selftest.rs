@@ -127,6 +127,8 @@ fn train(device: &Device, args: &DoctorArgs, precision: Precision, readings: &mu
         Precision::Bf16 => "bf16",
     };
     let what = format!("{} steps of ViT-S/16, 2x224 + 8x96, batch {}, {name}", args.steps, args.batch);
+    // Else this precision would seem to need what the one before it has reserved.
+    device.memory_cleanup();
     let steps = match throughput(device, "vit_small", args.batch, args.steps, precision) {
         Ok(steps) => steps,
         // The CPU backend has no bf16; a device that was asked for must have both.
