@@ -5,16 +5,39 @@ use slide_io::{RgbImage, Slide};
 
 use crate::sample::{Random, aperio, panda, region, tissue};
 
+/// Aperio's numbers of JPEG 2000 of YCbCr and of RGB components.
+#[cfg(feature = "openslide")]
+const JPEG_2000_YCBCR: u16 = 33003;
+#[cfg(feature = "openslide")]
+const JPEG_2000_RGB: u16 = 33005;
+
+/// Largest share of a JPEG 2000 slide's values that two decoders may round to different whole numbers: those whose sum lies
+/// within the rounding of f32 of a half. Measured: 0.00064 and 0.00059 on two slides; three times as many, since how many
+/// lie there depends on the picture. Another step or filter anywhere in the decoder moves most values.
+#[cfg(feature = "openslide")]
+const ROUNDED_OTHERWISE: f64 = 0.002;
+
+/// The compression number in the first directory of a TIFF.
+#[cfg(feature = "openslide")]
+fn compression(path: &std::path::Path) -> u16 {
+    let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
+    let mut decoder = tiff::decoder::Decoder::new(file).unwrap();
+    let first = decoder.ifd_pointer().unwrap();
+    let tags = decoder.read_directory(first).unwrap();
+    decoder.read_directory_tags(&tags).get_tag_unsigned(tiff::tags::Tag::Compression).unwrap()
+}
+
 /// Compares both readers on `count` random regions over all levels; whether both read the file. A quarter of the regions
 /// lies across a corner or an edge of the level: what is outside is white in both.
 ///
-/// There are three kinds of agreement, each asserted for every pixel, and no other difference. Where the downsample is whole, every pixel is equal: both use libjpeg's accurate DCT and smooth chroma upsampling. Of
-/// JPEG 2000 few values may differ by 1: two decoders round the sums of the irreversible wavelet differently; and by 2
-/// where the components are YCbCr, since a chroma of one more or less moves blue by 1.77.
+/// There are three kinds of agreement. Where the downsample is whole, every pixel is equal: both use libjpeg's accurate DCT
+/// and smooth chroma upsampling. Of JPEG 2000 few values ([`ROUNDED_OTHERWISE`]) may differ by 1: two decoders round the
+/// sums of the irreversible wavelet differently; and by 2 where the components are YCbCr, since a chroma of one more or
+/// less moves blue by 1.77.
 /// Where it is not, OpenSlide resamples by the fraction of a pixel that its whole level-0 position leaves, while the
 /// native reader gives the stored pixel. There the two must be equal from the level's corner (fraction zero), and
-/// elsewhere OpenSlide's pixel must lie in the range of the stored pixel and its eight neighbours, ±1 for rounding,
-/// except on tile seams and slide borders, which OpenSlide then blends with its background.
+/// elsewhere OpenSlide's pixel must lie in the range of the stored pixel and its eight neighbours, ±1 for rounding.
+/// Not compared there: pixels on tile seams and slide borders, which OpenSlide then blends with its background.
 #[cfg(feature = "openslide")]
 fn agree(path: &std::path::Path, count: usize) -> bool {
     let [native, openslide] = ["tiff", "openslide"].map(|format| {
@@ -46,7 +69,12 @@ fn agree(path: &std::path::Path, count: usize) -> bool {
     }
     let mut random = Random(7);
     let (mut exact, mut resampled) = (0, 0);
-    let jpeg2000 = native.properties().get("tiff.ImageDescription").is_some_and(|text| text.contains("J2K"));
+    // By how much a value may differ; not at all, but in JPEG 2000.
+    let allowed = match compression(path) {
+        JPEG_2000_RGB => 1,
+        JPEG_2000_YCBCR => 2,
+        _ => 0,
+    };
     let (mut values, mut differences) = (0, 0);
     for index in 0..count {
         let level = index % native.levels().len();
@@ -69,12 +97,8 @@ fn agree(path: &std::path::Path, count: usize) -> bool {
         if whole || downsample.fract() == 0.0 {
             let differing = a.iter().zip(b.iter()).filter(|(a, b)| a != b).count();
             let worst = a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
-            if jpeg2000 {
-                assert!(worst <= 2, "{} level {level} {wanted:?}: {worst}", path.display());
-                (values, differences) = (values + a.len(), differences + differing);
-            } else {
-                assert!(worst == 0, "{} level {level} {wanted:?}", path.display());
-            }
+            assert!(worst <= allowed, "{} level {level} {wanted:?}: {worst}", path.display());
+            (values, differences) = (values + a.len(), differences + differing);
             exact += 1;
         } else {
             let around = region(level, at(x - 1), at(y - 1), width + 2, height + 2);
@@ -84,10 +108,10 @@ fn agree(path: &std::path::Path, count: usize) -> bool {
         }
     }
     let slide = path.file_name().unwrap().display();
-    if jpeg2000 {
+    if allowed > 0 {
         let share = differences as f64 / values as f64;
-        eprintln!("{slide}: JPEG 2000, {share:.5} of the values differ, by 2 at most");
-        assert!(share < 0.02, "{share}");
+        eprintln!("{slide}: JPEG 2000, {share:.5} of the values differ, by {allowed} at most");
+        assert!(share < ROUNDED_OTHERWISE, "{share}");
     }
     eprintln!("{slide}: {exact} regions equal, {resampled} at a fractional downsample within their neighbours");
     true
