@@ -22,3 +22,26 @@ if ldd "$out/gensis" | grep -E 'openslide|hdf5|cuda|nvrtc|vulkan'; then
   exit 1
 fi
 "$out/gensis" --version
+
+echo "== a device that is missing is refused in one line"
+devices=$("$out/gensis" doctor)
+refused() {
+  local device=$1 code=0 said
+  if ! grep -q -- "--device $device .*no device found" <<<"$devices"; then
+    echo "skipped: gensis doctor lists a device for $device here"
+    return
+  fi
+  if [ "$device" = cuda ] && command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+    echo "skipped: nvidia-smi lists a GPU here"
+    return
+  fi
+  said=$("$out/gensis" doctor --selftest --steps 0 --device "$device" 2>&1) || code=$?
+  if [ "$code" -ne 1 ] || [ "$(wc -l <<<"$said")" -ne 1 ] || [[ "$said" != "error: --device $device"* ]]; then
+    echo "error: --device $device ended with exit code $code instead of 1 and one line of error:" >&2
+    echo "$said" >&2
+    exit 1
+  fi
+  echo "refused: ${said#error: }"
+}
+refused cuda
+refused wgpu
