@@ -1,5 +1,7 @@
+use std::collections::BTreeMap;
 use std::fs;
 
+use hdf5::types::{FloatSize, IntSize};
 use serde_json::json;
 
 use super::super::{coordinates_path, features_path, is_current, job_folder, write_coordinates, write_features};
@@ -11,12 +13,17 @@ const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/h5");
 
 /// A PANDA-like slide: 0.4863 µm/px and a level of downsample 4.0005.
 fn sample() -> Coordinates {
+    let coordinates = sample_at(Mpp(0.4863));
+    assert!(coordinates.origins.len() > 50);
+    coordinates
+}
+
+fn sample_at(mpp: Mpp) -> Coordinates {
     let slide = Size::new(3000, 2000);
     let levels = [Level { size: slide, downsample: 1.0 }, Level { size: Size::new(749, 499), downsample: 4.0005 }];
     let spec = GridSpec { stride: 192, ..GridSpec::default() };
-    let grid = Grid::new(slide, Mpp(0.4863), &spec, &TissueMask::full(slide)).unwrap();
-    assert!(grid.kept() > 50);
-    Coordinates::new("slide é 1", &levels, Mpp(0.4863), &grid)
+    let grid = Grid::new(slide, mpp, &spec, &TissueMask::full(slide)).unwrap();
+    Coordinates::new("slide é 1", &levels, mpp, &grid)
 }
 
 fn sample_features() -> Features {
@@ -206,4 +213,84 @@ fn many_threads_write_at_once() {
         }
     });
     assert_eq!(names(root.path()).len(), 4);
+}
+
+/// h5py makes these of Python's int, float and str.
+const INTEGER: TypeDescriptor = TypeDescriptor::Integer(IntSize::U8);
+const FLOAT: TypeDescriptor = TypeDescriptor::Float(FloatSize::U8);
+const TEXT: TypeDescriptor = TypeDescriptor::VarLenUnicode;
+
+/// An attribute's name, type and shape; a scalar has none.
+type Kind = (&'static str, TypeDescriptor, &'static [usize]);
+
+/// Attributes of `coords` as TRIDENT's source writes them, of `features`, and of `coords` as CLAM's does.
+const TRIDENT: [Kind; 9] = [
+    ("patch_size", INTEGER, &[]),
+    ("patch_size_level0", INTEGER, &[]),
+    ("level0_magnification", INTEGER, &[]),
+    ("target_magnification", INTEGER, &[]),
+    ("overlap", INTEGER, &[]),
+    ("name", TEXT, &[]),
+    ("savetodir", TEXT, &[]),
+    ("level0_width", INTEGER, &[]),
+    ("level0_height", INTEGER, &[]),
+];
+const TRIDENT_FEATURES: [Kind; 3] = [("name", TEXT, &[]), ("savetodir", TEXT, &[]), ("encoder", TEXT, &[])];
+const CLAM: [Kind; 7] = [
+    ("patch_size", INTEGER, &[]),
+    ("patch_level", INTEGER, &[]),
+    ("downsample", FLOAT, &[2]),
+    ("downsampled_level_dim", INTEGER, &[2]),
+    ("level_dim", INTEGER, &[2]),
+    ("name", TEXT, &[]),
+    ("save_path", TEXT, &[]),
+];
+/// What gensis adds: the exact scales, and how patches were chosen.
+const OURS: [Kind; 3] = [("level0_mpp", FLOAT, &[]), ("target_mpp", FLOAT, &[]), ("min_tissue", FLOAT, &[])];
+
+type Kinds = BTreeMap<String, (TypeDescriptor, Vec<usize>)>;
+
+fn listed(kinds: &[Kind]) -> Kinds {
+    kinds.iter().map(|(name, kind, shape)| ((*name).to_owned(), (kind.clone(), shape.to_vec()))).collect()
+}
+
+/// What is stored, without our reader, which takes any type for any other.
+fn stored(at: &Location) -> Kinds {
+    let kind = |name: String| {
+        let attribute = at.attr(&name).unwrap();
+        (name, (attribute.dtype().unwrap().to_descriptor().unwrap(), attribute.shape()))
+    };
+    at.attr_names().unwrap().into_iter().map(kind).collect()
+}
+
+#[test]
+fn attributes_have_the_names_and_types_of_trident_and_clam() {
+    let golden = |file: &str, dataset: &str| {
+        let file = File::open(Path::new(GOLDEN).join(file)).unwrap();
+        stored(&file.dataset(dataset).unwrap())
+    };
+    assert_eq!(golden("trident_patches.h5", "coords"), listed(&TRIDENT));
+    assert_eq!(golden("trident_features.h5", "features"), listed(&TRIDENT_FEATURES));
+    assert_eq!(golden("clam_patches.h5", "coords"), listed(&CLAM));
+
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("s.h5");
+    // 40x: a whole magnification.
+    let coordinates = sample_at(Mpp(0.25));
+    let values = vec![0.0; coordinates.origins.len()];
+    write_features(&path, &Features { encoder: "dino".into(), dim: 1, values, coordinates }, &header()).unwrap();
+    let file = File::open(&path).unwrap();
+    let [coords, features] = ["coords", "features"].map(|name| file.dataset(name).unwrap());
+    assert_eq!(stored(&coords), listed(&[&TRIDENT[..], &CLAM, &OURS].concat()));
+    assert_eq!(stored(&features), listed(&TRIDENT_FEATURES));
+    assert_eq!(stored(&file), listed(&[(HEADER, TEXT, &[])]));
+    let values = [&coords, &features].map(|dataset| dataset.dtype().unwrap().to_descriptor().unwrap());
+    assert_eq!(values, [INTEGER, TypeDescriptor::Float(FloatSize::U4)]);
+
+    // 20.56x, as TRIDENT in batch mode writes it: a float.
+    let path = root.path().join("s_patches.h5");
+    write_coordinates(&path, &sample(), &header()).unwrap();
+    let found = stored(&File::open(&path).unwrap().dataset("coords").unwrap());
+    assert_eq!(found["level0_magnification"], (FLOAT, vec![]));
+    assert_eq!(found["target_magnification"], (INTEGER, vec![]));
 }
