@@ -44,7 +44,8 @@ fn diagnose() -> Diagnosis {
     let mut warnings = Vec::new();
     match openslide.as_deref() {
         None => warnings.push(
-            "built without OpenSlide (cargo feature openslide): only TIFF and SVS slides with JPEG, deflate, LZW or raw tiles open"
+            "built without OpenSlide (cargo feature openslide): only TIFF and SVS slides with JPEG, JPEG 2000, deflate, LZW, \
+             PackBits or raw tiles, and PNG and JPEG files, open"
                 .to_owned(),
         ),
         Some(version) if older_than_4_0_1(version) => warnings.push(format!(

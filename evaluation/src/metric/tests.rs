@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Tolerance 5e-8: the worked numbers are written with eight decimals (5e-9), and float64 adds 1e-15.
 fn close(value: Option<f64>, expected: f64) {
     let value = value.expect("defined");
     assert!((value - expected).abs() < 5e-8, "{value} is not {expected}");
