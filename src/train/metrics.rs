@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -47,6 +48,15 @@ impl Metrics {
     pub fn sync(&mut self) -> Result<()> {
         self.0.sync_data().context("cannot write metrics.jsonl")
     }
+}
+
+/// The lines of a `metrics.jsonl` that are a `T`, in their order.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn reports<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
 fn before(line: &str, step: usize) -> bool {

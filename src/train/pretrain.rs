@@ -7,7 +7,7 @@
 //! | `encoder.safetensors` | the teacher's encoder, at the end |
 
 use super::dino::{Settings, StepReport, Trainer};
-use super::metrics::{Metrics, report_every};
+use super::metrics::{Metrics, report_every, reports};
 use super::source::BatchSource;
 use super::watch::CollapseWatch;
 use super::{CHECKPOINT, METRICS};
@@ -63,8 +63,12 @@ pub fn pretrain(
     let path = folder.join(CHECKPOINT);
     let mut step = if resume && path.exists() { trainer.resume(&path)? } else { 0 };
     let mut metrics = Metrics::open(&folder.join(METRICS), step)?;
-    let mut watch = CollapseWatch::new(settings.head.out, steps);
     let report_every = report_every(steps);
+    let mut watch = CollapseWatch::new(settings.head.out, steps, report_every);
+    // What it saw before an interruption, and has spoken about.
+    for report in reports::<StepReport>(&folder.join(METRICS))? {
+        watch.observe(&report);
+    }
     let pretrain = &settings.pretrain;
 
     while step < steps {
@@ -75,9 +79,9 @@ pub fn pretrain(
             step += 1;
             if report.step % report_every == 0 {
                 metrics.write(&report)?;
-            }
-            if let Some(warning) = watch.observe(&report) {
-                observer.warning(&warning);
+                if let Some(warning) = watch.observe(&report) {
+                    observer.warning(&warning);
+                }
             }
             observer.step(&report);
             let in_epoch = step % per_epoch != 0;
@@ -152,7 +156,7 @@ mod tests {
         losses: Vec<f64>,
         stop_after: Option<usize>,
         evaluated: Vec<usize>,
-        warnings: usize,
+        warnings: Vec<String>,
     }
 
     impl Observer for Notes {
@@ -162,8 +166,8 @@ mod tests {
                 std::panic::resume_unwind(Box::new("interrupted"));
             }
         }
-        fn warning(&mut self, _: &str) {
-            self.warnings += 1;
+        fn warning(&mut self, message: &str) {
+            self.warnings.push(message.to_owned());
         }
         fn evaluate(&mut self, epoch: usize, _: &Encoder) -> Result<Option<f64>> {
             self.evaluated.push(epoch);
@@ -206,6 +210,31 @@ mod tests {
         for name in [CHECKPOINT, METRICS, ENCODER] {
             assert!(bytes(whole.path(), name) == bytes(parts.path(), name), "{name} differs");
         }
+    }
+
+    /// At a temperature of 100 the teacher's answers are uniform whatever it learns: the watch says so after three windows
+    /// of 20 steps, in one piece and in three, once before its warning and once after it.
+    #[test]
+    fn the_watch_goes_on_in_a_resumed_run() {
+        let mut settings = tiny();
+        settings.pretrain.epochs = 40;
+        settings.pretrain.teacher_temp = 100.0;
+        settings.pretrain.warmup_teacher_temp = 100.0;
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut expected = Notes::default();
+        run(&settings, whole.path(), false, &mut expected).unwrap();
+        assert!(expected.warnings[0].starts_with("step 59:"), "{:?}", expected.warnings);
+
+        let mut told = Vec::new();
+        for stop_after in [Some(45), Some(65), None] {
+            let mut notes = Notes { stop_after, ..Notes::default() };
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                run(&settings, parts.path(), true, &mut notes).unwrap();
+            }));
+            assert_eq!(ended.is_ok(), stop_after.is_none());
+            told.extend(notes.warnings);
+        }
+        assert_eq!(told, expected.warnings);
     }
 
     #[test]

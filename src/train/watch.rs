@@ -3,6 +3,9 @@
 //! DINO collapses in two ways: the teacher puts everything on one prototype (its entropy goes to 0), or spreads
 //! everything evenly (its entropy goes to ln K). Centring works against the first, sharpening against the second. A
 //! centre that only grows says that all images get the same answer.
+//!
+//! The watch is no part of a checkpoint. It sees what is written to `metrics.jsonl` and nothing else, so that a resumed run
+//! shows it the lines of the earlier part first, and it goes on with the same windows and repeats no warning.
 
 use super::dino::StepReport;
 
@@ -13,6 +16,7 @@ const PATIENCE: usize = 3;
 #[derive(Clone, Debug)]
 pub struct CollapseWatch {
     uniform: f64,
+    /// Observations in a window.
     window: usize,
     entropies: Vec<f64>,
     centers: Vec<f64>,
@@ -22,11 +26,12 @@ pub struct CollapseWatch {
 }
 
 impl CollapseWatch {
-    /// For `out` prototypes and a run of `steps`; judges windows of 1/50 of the run, of 20 to 200 steps.
-    pub fn new(out: usize, steps: usize) -> Self {
+    /// For `out` prototypes and a run of `steps`, of which every `every`-th is observed; judges windows of 1/50 of the run,
+    /// of 20 to 200 steps and at least 20 observations.
+    pub fn new(out: usize, steps: usize, every: usize) -> Self {
         Self {
             uniform: (out as f64).ln(),
-            window: (steps / 50).clamp(20, 200),
+            window: ((steps / 50).clamp(20, 200) / every).max(20),
             entropies: Vec::new(),
             centers: Vec::new(),
             windows: Vec::new(),
@@ -96,13 +101,20 @@ mod tests {
     }
 
     fn warnings(entropy: impl Fn(usize) -> f64, center: impl Fn(usize) -> f64) -> Vec<String> {
-        let mut watch = CollapseWatch::new(1000, 500);
+        let mut watch = CollapseWatch::new(1000, 500, 1);
         (0..500).filter_map(|i| watch.observe(&report(i, entropy(i) * 1000f64.ln(), center(i)))).collect()
     }
 
     #[test]
     fn a_healthy_run_is_left_alone() {
         assert_eq!(warnings(|i| 0.9 - 0.001 * i as f64, |i| 1.0 + 0.01 * (i as f64).sin()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn windows_are_short_in_steps_and_not_too_short_in_observations() {
+        let window = |steps, every| CollapseWatch::new(40, steps, every).window;
+        assert_eq!((window(80, 1), window(5_000, 1), window(19_999, 1)), (20, 100, 200));
+        assert_eq!((window(20_000, 2), window(100_000, 10), window(1_000_000, 100)), (100, 20, 20));
     }
 
     #[test]
