@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::Outcome;
+use super::output::say_line;
 use crate::cli::DoctorArgs;
 use crate::config::Precision;
 use crate::device;
@@ -73,9 +74,9 @@ pub(super) fn selftest(args: &DoctorArgs) -> Result<Outcome> {
         readings,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&selftest)?);
+        say_line!("{}", serde_json::to_string_pretty(&selftest)?)?;
     } else {
-        print(&selftest);
+        print(&selftest)?;
     }
     let failed = selftest.lines.iter().filter(|line| line.verdict == Verdict::Fail).count();
     if failed > 0 {
@@ -183,15 +184,16 @@ fn failed(what: &str, error: &anyhow::Error) -> Line {
     Line { what: what.to_owned(), result: format!("{error:#}"), verdict: Verdict::Fail }
 }
 
-fn print(selftest: &Selftest) {
+fn print(selftest: &Selftest) -> Result<()> {
     let fusion = if selftest.fusion { "on" } else { "off" };
-    println!("gensis {} self-test on {}, kernel fusion {fusion} in this build", selftest.version, selftest.device);
+    say_line!("gensis {} self-test on {}, kernel fusion {fusion} in this build", selftest.version, selftest.device)?;
     for line in &selftest.lines {
         let verdict = match line.verdict {
             Verdict::Pass => "pass",
             Verdict::Fail => "FAIL",
             Verdict::Skipped => "skipped",
         };
-        println!("  {verdict:<7}  {}: {}", line.what, line.result);
+        say_line!("  {verdict:<7}  {}: {}", line.what, line.result)?;
     }
+    Ok(())
 }
