@@ -27,8 +27,7 @@ demo: build
 lint: setup
 	@echo "== formatting"
 	@cargo fmt --all --check
-	@echo "== clippy"
-	@cargo clippy --release --workspace --all-targets --locked --quiet -- -D warnings
+	@scripts/clippy.sh
 
 test: lint
 	@scripts/test.sh

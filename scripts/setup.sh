@@ -35,3 +35,16 @@ if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
   command -v curl >/dev/null || { $sudo apt-get update -qq && $sudo apt-get install -y -qq curl ca-certificates >/dev/null; }
   curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy
 fi
+
+PATH="$PATH:$HOME/.cargo/bin"
+wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
+found=$(rustc --version | cut -d' ' -f2)
+if ! printf '%s\n' "$wanted" "$found" | sort --version-sort --check=silent; then
+  if command -v rustup >/dev/null; then
+    echo "== Rust $found is older than $wanted: updating it"
+    rustup update stable
+  else
+    echo "error: Rust $found is older than $wanted, and not rustup's: install Rust from https://rustup.rs" >&2
+    exit 1
+  fi
+fi

@@ -80,6 +80,7 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Write coordinates and features in the folders of CLAM, or the patches as images. The run folder itself is TRIDENT's
     /// layout.
+    #[command(after_help = "Example:\n  gensis export clam runs/mosaic --out clam")]
     Export(ExportArgs),
     /// Draw attention maps of the encoders, and real beside generated and interpolated patches, into figures/.
     #[command(after_help = "Example:\n  gensis figures --out runs/mosaic")]
@@ -306,6 +307,9 @@ pub struct DemoArgs {
     /// The run folder; the drawn slides go into its cohort/ folder.
     #[arg(short, long, value_name = "FOLDER", default_value = "demo-run")]
     pub out: PathBuf,
+    /// Slides to draw, in three classes.
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub slides: usize,
     /// Change one setting. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,

@@ -2,6 +2,8 @@
 //! slides alone. See the README for the map of the code.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// Commands tell what they have to tell through `commands::output`.
+#![cfg_attr(not(test), deny(clippy::print_stdout))]
 
 pub mod cli;
 pub mod commands;

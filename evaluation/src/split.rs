@@ -196,11 +196,14 @@ impl<'a> Strata<'a> {
             names.sort_unstable();
             names.dedup();
             if names.len() < folds {
+                let advice = match names.len() {
+                    1 => "leave the class out".to_owned(),
+                    groups => format!("use at most {groups} folds, or leave the class out"),
+                };
                 return Err(Error::usage(format!(
                     "class {class} has only {} group(s) (patients, or slides where no group is given), fewer than the \
-                     {folds} folds; use at most {} folds, or leave the class out",
-                    names.len(),
-                    names.len().max(2)
+                     {folds} folds; {advice}",
+                    names.len()
                 )));
             }
         }

@@ -20,6 +20,13 @@ pub struct Standard {
 }
 
 impl Standard {
+    /// The scale of some rows (row-major), `dim` features wide.
+    pub fn of(rows: &[f32], dim: usize) -> Self {
+        let mut estimate = Estimate::new(dim);
+        estimate.add(rows);
+        estimate.standard()
+    }
+
     /// Puts rows of features (row-major) on this scale.
     pub fn apply(&self, rows: &mut [f32]) {
         for row in rows.chunks_exact_mut(self.mean.len().max(1)) {

@@ -3,15 +3,18 @@
 use anyhow::Result;
 
 use super::Outcome;
+use super::output::say;
 use crate::cli::{ConfigAction, ConfigArgs};
 use crate::config::presets::{PRESETS, Preset};
 use crate::config::{DEFAULT_TOML, Experiment, Pooling};
 
 pub(super) fn config(args: &ConfigArgs) -> Result<Outcome> {
     match &args.action {
-        ConfigAction::Default => print!("{DEFAULT_TOML}"),
-        ConfigAction::Encoders => print!("{}", presets()),
-        ConfigAction::Show { file, settings } => print!("{}", Experiment::load(Some(file), settings)?.to_toml()?),
+        ConfigAction::Default => say!("{DEFAULT_TOML}")?,
+        ConfigAction::Encoders => say!("{}", presets())?,
+        ConfigAction::Show { file, settings } => {
+            say!("{}", Experiment::load(Some(file), settings)?.to_toml()?)?;
+        }
     }
     Ok(Outcome::Done)
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 use slide_io::atomic_file;
 
+use super::output::say_line;
 use super::progress::Progress;
 use super::{Outcome, Run, run};
 use crate::cli::DemoArgs;
@@ -23,7 +24,7 @@ pub(super) fn demo(args: &DemoArgs) -> Result<Outcome> {
     let experiment = Experiment::parse(DEMO_TOML, "configs/demo.toml", &settings)?;
     let run = Run::open(experiment, &args.out, args.update, &args.compute)?;
 
-    let spec = DemoSpec { seed: run.experiment.seed, ..DemoSpec::default() };
+    let spec = DemoSpec { seed: run.experiment.seed, slides: args.slides, ..DemoSpec::default() };
     let painted = run.dir.file("cohort/painted.json")?;
     let description = json!({ "version": env!("CARGO_PKG_VERSION"), "slides": spec.slides, "side_um": spec.side_um, "seed": spec.seed }).to_string();
     if std::fs::read_to_string(&painted).is_ok_and(|text| text == description) {
@@ -36,6 +37,6 @@ pub(super) fn demo(args: &DemoArgs) -> Result<Outcome> {
     }
 
     let outcome = run::stages(&run)?;
-    println!("\nReport: {}", args.out.join("report.html").display());
+    say_line!("\nReport: {}", args.out.join("report.html").display())?;
     Ok(outcome)
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::Outcome;
+use super::output::say_line;
 use crate::cli::DoctorArgs;
 use crate::device::{self, Backend};
 
@@ -32,9 +33,9 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<Outcome> {
     }
     let diagnosis = diagnose();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&diagnosis)?);
+        say_line!("{}", serde_json::to_string_pretty(&diagnosis)?)?;
     } else {
-        print(&diagnosis);
+        print(&diagnosis)?;
     }
     Ok(Outcome::Done)
 }
@@ -88,25 +89,27 @@ fn free_disk_gb() -> Option<f64> {
     Some(disk.f_bavail as f64 * disk.f_frsize as f64 / 1e9)
 }
 
-fn print(diagnosis: &Diagnosis) {
-    println!("gensis {}", diagnosis.version);
+fn print(diagnosis: &Diagnosis) -> Result<()> {
+    say_line!("gensis {}", diagnosis.version)?;
     for backend in &diagnosis.backends {
         let state = match (backend.built, backend.devices.is_empty()) {
             (false, _) => "not in this build".to_owned(),
             (true, true) => "built in, no device found".to_owned(),
             (true, false) => backend.devices.join(", "),
         };
-        println!("  --device {:<5} {state}", backend.name);
-        backend.refused.iter().for_each(|reason| println!("                 refused: {reason}"));
+        say_line!("  --device {:<5} {state}", backend.name)?;
+        for reason in &backend.refused {
+            say_line!("                 refused: {reason}")?;
+        }
     }
-    println!("  OpenSlide      {}", diagnosis.openslide.as_deref().unwrap_or("not in this build"));
-    println!("  HDF5           {}", if diagnosis.hdf5 { "yes" } else { "not in this build" });
-    println!("  threads        {}", diagnosis.threads);
+    say_line!("  OpenSlide      {}", diagnosis.openslide.as_deref().unwrap_or("not in this build"))?;
+    say_line!("  HDF5           {}", if diagnosis.hdf5 { "yes" } else { "not in this build" })?;
+    say_line!("  threads        {}", diagnosis.threads)?;
     match diagnosis.free_disk_gb {
-        Some(free) => println!("  free disk      {free:.1} GB here"),
-        None => println!("  free disk      unknown"),
+        Some(free) => say_line!("  free disk      {free:.1} GB here")?,
+        None => say_line!("  free disk      unknown")?,
     }
-    diagnosis.warnings.iter().for_each(|warning| println!("  warning: {warning}"));
+    diagnosis.warnings.iter().try_for_each(|warning| say_line!("  warning: {warning}"))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use slide_io::duplicates::{Criteria, Fingerprint, Kind, Pair, groups, pairs};
 use slide_io::manifest::Split;
 use slide_io::{ImageFolder, Mpp, PatchSource, Slide, atomic_file, folder};
 
+use super::output::say_line;
 use super::progress::Progress;
 use super::sources::{FORMAT, cohort};
 use super::tile::guarded;
@@ -63,7 +64,7 @@ pub(super) fn duplicates(args: &DuplicatesArgs) -> Result<Outcome> {
         .map(|(picture, _)| picture.id.as_str())
         .collect();
     write_record(&args.out, &header, json!({ "summary": summary, "too_plain_to_compare": plain }))?;
-    println!("{summary}");
+    say_line!("{summary}")?;
     if !plain.is_empty() {
         eprintln!("{} {} too plain to compare, listed in {RECORD}", plain.len(), study.unit);
     }

@@ -37,6 +37,7 @@ use slide_io::{ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 use super::Run;
 use super::embed::is_current;
 use super::encoders::{Trained, require_encoders};
+use super::output::say;
 use super::sources::{self, ImageSets, Input, UNTRAINED_NAME};
 use crate::cli::Task;
 use crate::config::{Baseline, Experiment};
@@ -109,7 +110,12 @@ impl Earlier {
 /// Scores whatever the data allow, or the one task asked for.
 pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
-    check_folds(run)?;
+    if !matches!(task, Task::Video | Task::Retrieval | Task::Copies) {
+        check_task(run, task, &input)?;
+    }
+    if matches!(task, Task::All | Task::Slide) {
+        check_folds(run)?;
+    }
     let trained = match require_encoders(run, &input) {
         Err(_) if only_foreign(run, &input) && run.experiment.encoders.is_empty() => {
             eprintln!("evaluate: only features made elsewhere: no encoder was trained here");
@@ -197,7 +203,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     } else {
         let table = ResultTable::new(&scores.rows)?;
         table.write(&stem)?;
-        print!("{}", table.markdown()?);
+        say!("{}", table.markdown()?)?;
     }
     atomic_file::write(&run.dir.file(CONFUSIONS)?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
     atomic_file::write(&run.dir.file(CURVES)?, &serde_json::to_vec(&scores.curves)?)?;
@@ -223,7 +229,7 @@ fn check_task(run: &Run, task: Task, input: &Input) -> Result<()> {
 fn only_own_images(run: &Run, task: Task, input: &Input, trained: Option<&[Trained]>) -> Result<()> {
     let rows = own_images::rows(run, task, input, trained)?;
     ensure!(!rows.is_empty(), "there is nothing to score: see failures.csv");
-    print!("{}", ResultTable::new(&rows)?.markdown()?);
+    say!("{}", ResultTable::new(&rows)?.markdown()?)?;
     Ok(())
 }
 

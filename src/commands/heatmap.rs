@@ -13,6 +13,7 @@ use serde_json::json;
 use slide_io::h5;
 
 use super::evaluate::heads::{HeadIndex, folder_name};
+use super::output::say;
 use super::progress::Progress;
 use super::{Outcome, Run, sources};
 use crate::cli::HeatmapArgs;
@@ -76,7 +77,7 @@ pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
     let seed = args.seed.map(|seed| format!("_seed{seed}"));
     let ending = class.unwrap_or_default() + &seed.unwrap_or_default();
     let atlas = Atlas::open(&args.run, index, &choice, &device::open(args.compute.device)?)?;
-    let mut table = csv::Writer::from_writer(std::io::stdout());
+    let mut table = csv::Writer::from_writer(Vec::new());
     let mut failures = 0;
     for slide in &args.slides {
         match draw(&args.run, &experiment, &atlas, slide, &ending) {
@@ -87,7 +88,7 @@ pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
             }
         }
     }
-    table.flush()?;
+    say!("{}", String::from_utf8_lossy(&table.into_inner()?))?;
     ensure!(failures < args.slides.len(), "no heatmap could be drawn");
     Ok(Outcome::of(failures))
 }

@@ -7,6 +7,7 @@ use slide_io::{Level, Mpp, Slide, TissueMask, TissueParams};
 use std::path::Path;
 
 use super::Outcome;
+use super::output::say_line;
 use super::sources::cohort;
 use super::tile::guarded;
 use crate::cli::InspectArgs;
@@ -43,11 +44,11 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome> {
     };
     let slides: Vec<Inspection> = files.par_iter().map(|file| look(file, mpp)).collect();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&slides)?);
+        say_line!("{}", serde_json::to_string_pretty(&slides)?)?;
     } else if single {
-        slides.iter().for_each(print_whole);
+        slides.iter().try_for_each(print_whole)?;
     } else {
-        print_table(&slides);
+        print_table(&slides)?;
     }
     Ok(Outcome::of(slides.iter().filter(|slide| slide.error.is_some()).count()))
 }
@@ -85,43 +86,48 @@ fn fill(seen: &mut Inspection, file: &Path, given: Option<Mpp>) -> slide_io::Res
     Ok(())
 }
 
-fn print_whole(slide: &Inspection) {
-    println!("{}", slide.file);
+fn print_whole(slide: &Inspection) -> Result<()> {
+    say_line!("{}", slide.file)?;
     if let Some(format) = &slide.format {
-        println!("  format         {format}");
+        say_line!("  format         {format}")?;
     }
     match slide.mpp {
-        Some(mpp) => println!("  scale          {mpp:.4} µm/px"),
-        None if slide.format.is_some() => println!("  scale          unknown; give it with --mpp or in the labels csv"),
+        Some(mpp) => say_line!("  scale          {mpp:.4} µm/px")?,
+        None if slide.format.is_some() => {
+            say_line!("  scale          unknown; give it with --mpp or in the labels csv")?
+        }
         None => {}
     }
     if let Some(magnification) = slide.magnification {
-        println!("  magnification  {magnification}x (nominal)");
+        say_line!("  magnification  {magnification}x (nominal)")?;
     }
     for (index, level) in slide.levels.iter().enumerate() {
-        println!(
+        say_line!(
             "  level {index}        {} x {} px, downsample {:.4}",
-            level.size.width, level.size.height, level.downsample
-        );
+            level.size.width,
+            level.size.height,
+            level.downsample
+        )?;
     }
     if let Some(share) = slide.tissue_share {
         let reason = slide.no_tissue.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
-        println!("  tissue         {:.1} %{reason}", 100.0 * share);
+        say_line!("  tissue         {:.1} %{reason}", 100.0 * share)?;
     }
     if !slide.associated_images.is_empty() {
-        println!("  also holds     {}", slide.associated_images.join(", "));
+        say_line!("  also holds     {}", slide.associated_images.join(", "))?;
     }
     if let Some(error) = &slide.error {
-        println!("  error          {error}");
+        say_line!("  error          {error}")?;
     }
+    Ok(())
 }
 
-fn print_table(slides: &[Inspection]) {
+fn print_table(slides: &[Inspection]) -> Result<()> {
     let name = |slide: &Inspection| {
         Path::new(&slide.file).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
     };
     let width = slides.iter().map(|slide| name(slide).chars().count()).max().unwrap_or(0).max(5);
-    println!("{:width$}  {:>15}  {:>6}  {:>9}  {:>7}  format", "slide", "level 0, px", "levels", "µm/px", "tissue");
+    say_line!("{:width$}  {:>15}  {:>6}  {:>9}  {:>7}  format", "slide", "level 0, px", "levels", "µm/px", "tissue")?;
     for slide in slides {
         let size =
             slide.levels.first().map_or("-".into(), |level| format!("{}x{}", level.size.width, level.size.height));
@@ -131,6 +137,7 @@ fn print_table(slides: &[Inspection]) {
             (Some(error), _) => format!("error: {error}"),
             (None, format) => format.clone().unwrap_or_default(),
         };
-        println!("{:width$}  {size:>15}  {:>6}  {mpp:>9}  {tissue:>7}  {last}", name(slide), slide.levels.len());
+        say_line!("{:width$}  {size:>15}  {:>6}  {mpp:>9}  {tissue:>7}  {last}", name(slide), slide.levels.len())?;
     }
+    Ok(())
 }

@@ -18,6 +18,7 @@ mod gen_dino;
 mod heatmap;
 mod inspect;
 mod latents;
+mod output;
 mod pack;
 mod pretrain;
 mod progress;

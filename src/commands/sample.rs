@@ -8,6 +8,7 @@ use evaluation::embeddings::EmbeddingTable;
 use image::RgbImage;
 
 use super::Outcome;
+use super::output::say_line;
 use crate::cli::{Line, SampleArgs};
 use crate::config::{Diffusion, Experiment, Interpolation};
 use crate::device;
@@ -33,13 +34,13 @@ pub(super) fn sample(args: &SampleArgs) -> Result<Outcome> {
         (_, Some(path)) => studio.of_embeddings(path, args)?,
         _ => studio.of_images(args)?,
     };
-    println!("row,column,what,alpha,similarity_first,similarity_second");
+    say_line!("row,column,what,alpha,similarity_first,similarity_second")?;
     for (y, row) in rows.iter().enumerate() {
         for (x, drawn) in row.iter().enumerate() {
             let cosine =
                 |source: &Option<Vec<f32>>| source.as_ref().map_or(String::new(), |s| studio.nearness(drawn, s));
             let alpha = drawn.alpha.map_or(String::new(), |alpha| alpha.to_string());
-            println!("{y},{x},{},{alpha},{},{}", drawn.what, cosine(&drawn.first), cosine(&drawn.second));
+            say_line!("{y},{x},{},{alpha},{},{}", drawn.what, cosine(&drawn.first), cosine(&drawn.second))?;
         }
     }
     let images: Vec<Vec<RgbImage>> =

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::Outcome;
+use super::output::say_line;
 use crate::cli::DoctorArgs;
 use crate::config::Precision;
 use crate::device;
@@ -76,9 +77,9 @@ pub(super) fn selftest(args: &DoctorArgs) -> Result<Outcome> {
         readings,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&selftest)?);
+        say_line!("{}", serde_json::to_string_pretty(&selftest)?)?;
     } else {
-        print(&selftest);
+        print(&selftest)?;
     }
     let count = |verdict| selftest.lines.iter().filter(|line| line.verdict == verdict).count();
     let (failed, unknown) = (count(Verdict::Fail), count(Verdict::Unknown));
@@ -189,9 +190,9 @@ fn failed(what: &str, error: &anyhow::Error) -> Line {
     Line { what: what.to_owned(), result: format!("{error:#}"), verdict: Verdict::Fail }
 }
 
-fn print(selftest: &Selftest) {
+fn print(selftest: &Selftest) -> Result<()> {
     let fusion = if selftest.fusion { "on" } else { "off" };
-    println!("gensis {} self-test on {}, kernel fusion {fusion} in this build", selftest.version, selftest.device);
+    say_line!("gensis {} self-test on {}, kernel fusion {fusion} in this build", selftest.version, selftest.device)?;
     for line in &selftest.lines {
         let verdict = match line.verdict {
             Verdict::Pass => "pass",
@@ -199,8 +200,9 @@ fn print(selftest: &Selftest) {
             Verdict::Skipped => "skipped",
             Verdict::Unknown => "unknown",
         };
-        println!("  {verdict:<7}  {}: {}", line.what, line.result);
+        say_line!("  {verdict:<7}  {}: {}", line.what, line.result)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

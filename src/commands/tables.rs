@@ -9,6 +9,7 @@ use evaluation::table::{ResultRow, ResultTable, comparison_rows, read_parquet, w
 use slide_io::atomic_file;
 
 use super::evaluate::RESULTS;
+use super::output::say;
 use super::{Outcome, report};
 use crate::cli::ReportArgs;
 use crate::config::Experiment;
@@ -100,7 +101,7 @@ fn tables(paths: &[PathBuf], out: &Path) -> Result<Outcome> {
     write_csv(&frame, &out.join("figures.csv"))?;
     let rows: Vec<_> = results.iter().map(|run| (run.run.as_str(), run.rows.as_slice())).collect();
     write_runs(&rows, &out.join("results"))?;
-    print!("{text}");
+    say!("{text}")?;
     eprintln!("report: {} tables of {} runs in {}", grids.len(), results.len(), out.display());
     Ok(Outcome::of(failures))
 }

@@ -16,7 +16,10 @@ fn killed_in_every_stage_the_same_command_finishes_the_run() {
     let command = reference.cohort.command(&run, &[]);
     let lines = |name: &str| std::fs::read_to_string(run.join(name)).map_or(0, |text| text.lines().count());
     type Reached<'a> = &'a dyn Fn(&str) -> bool;
-    let moments: [(&str, Reached); 7] = [
+    let drawn = || {
+        run.join("heatmap/dino").read_dir().into_iter().flatten().flatten().any(|head| holds_file(&head.path(), ".h5"))
+    };
+    let moments: [(&str, Reached); 9] = [
         ("the folder is made", &|_| run.exists()),
         ("the first slide is cut", &|_| holds_file(&run.join(JOB).join("patches"), ".h5")),
         ("the first step is done", &|_| lines("pretrain/metrics.jsonl") > 0),
@@ -24,14 +27,17 @@ fn killed_in_every_stage_the_same_command_finishes_the_run() {
         ("the encoder is written", &|_| run.join("pretrain/encoder.safetensors").exists()),
         ("the first slide is embedded", &|_| holds_file(&run.join(JOB).join("features_dino"), ".h5")),
         ("the scores are computed", &|said| said.contains("evaluate: 3 folds")),
+        ("a heatmap is drawn", &|_| drawn()),
+        ("a figure is drawn", &|_| holds_file(&run.join("figures"), ".png")),
     ];
     for (name, moment) in moments {
+        // The last stages may be over in the blink of an eye; every other one must not be finished.
+        let brief = ["scores", "heatmap", "figure"].iter().any(|stage| name.contains(stage));
         match kill_when(&command, moment) {
-            Stopped::Killed => {}
-            Stopped::Ended(code) => panic!("it ended with {code:?} before it could be killed when {name}"),
+            Stopped::Ended(code) if !brief => panic!("it ended with {code:?} before it could be killed when {name}"),
+            _ => {}
         }
-        // The last stage may be over in the blink of an eye; every other one must not be finished.
-        assert!(name.contains("scores") || !run.join("report.html").exists(), "killed too late, when {name}");
+        assert!(brief || !run.join("report.html").exists(), "killed too late, when {name}");
     }
     let ended = gensis(&command).with_code(0);
     assert_eq!(left_over(&run), Vec::<String>::new());

@@ -7,6 +7,7 @@
 //! | `folder` | the files of a run folder, to compare |
 //! | `whole_run` | one experiment from slides to report; the same bytes whatever the threads |
 //! | `interruption` | `kill -9` and full disks: the same command finishes with the same bytes |
+//! | `demo` | the demo, killed while it draws |
 //! | `changed_settings` | folders of other experiments, `--update`, folders that are not ours |
 //! | `bad_slides` | damaged files and slides without scale or tissue; the real slides |
 //! | `labels` | what can be wrong with a csv, given splits, groups |
@@ -37,6 +38,7 @@ mod browser;
 mod changed_settings;
 mod cohort;
 mod configuration;
+mod demo;
 mod duplicates;
 mod encoders;
 mod export;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use evaluation::fid::{
     Features, Gaussian, KernelSubsets, Reference, ReferenceHeader, frechet_distance, kernel_distance, precision_recall,
 };
+use evaluation::standard::Standard;
 use evaluation::table::ResultRow;
 use image::RgbImage;
 use rand::RngExt;
@@ -19,7 +20,7 @@ use crate::commands::augment::{self, models};
 use crate::commands::pretrain::require_encoder;
 use crate::commands::sources::{self, ENCODER_NAME, Input};
 use crate::commands::{Run, embed, training};
-use crate::config::Interpolation;
+use crate::config::{Condition, Interpolation};
 use crate::device;
 use crate::model::Encoder;
 use crate::model::inception::{self, Inception};
@@ -56,6 +57,14 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
     for judge in &judges {
         let real = judge.embedded(run, source.clone(), thinned((0..source.len()).collect()))?;
         judge.save_reference(run, &real)?;
+        // As they condition the diffusion model: a large common part says nothing about which image is meant.
+        let by_condition = matches!(judge, Judge::Encoder(_)).then_some(run.experiment.diffusion.condition);
+        let standard = (by_condition == Some(Condition::Standardized)).then(|| Standard::of(&real.values, real.dim));
+        let asked = |embedded: &Embedded| {
+            let mut embedded = embedded.clone();
+            standard.iter().for_each(|standard| standard.apply(&mut embedded.values));
+            embedded
+        };
         let mut add = |head: &str, made: &Embedded, sources: &[usize]| -> Result<()> {
             if made.rows.len() < 2 {
                 return Ok(());
@@ -70,7 +79,7 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
                 ..ResultRow::default()
             };
             scores.rows.extend(distances(&base, &real, made, run.experiment.seed)?);
-            scores.rows.push(found(&base, sources, &real, made, run.experiment.seed));
+            scores.rows.push(found(&base, sources, &asked(&real), &asked(made), run.experiment.seed));
             Ok(())
         };
         if let Some(reconstructions) = &reconstructions {
@@ -139,6 +148,7 @@ impl Judge {
 }
 
 /// Embeddings of some images of a source.
+#[derive(Clone)]
 struct Embedded {
     /// Which.
     rows: Vec<usize>,

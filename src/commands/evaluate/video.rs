@@ -16,6 +16,7 @@ use slide_io::folder::read_image;
 use super::bootstrap;
 use super::own_images::{Benchmark, Found, Judged, Place, fingerprint, finish, forget, name_of, row};
 use crate::cli::{EvaluateArgs, Task};
+use crate::commands::output::say;
 use crate::commands::progress::Progress;
 use crate::commands::sources::FORMAT;
 use crate::commands::{Outcome, Run, embed};
@@ -60,7 +61,7 @@ pub(crate) fn masks(args: &EvaluateArgs) -> Result<Outcome> {
     ensure!(!scores.is_empty(), "no sequence could be scored: {}", reasons(&found.failures));
     found.rows = rows(&run, &name_of(&videos), &name_of(&folder), "masks", &scores)?;
     found.objects.push((name_of(&folder), scores));
-    print!("{}", ResultTable::new(&found.rows)?.markdown()?);
+    say!("{}", ResultTable::new(&found.rows)?.markdown()?)?;
     let header = json!({ "stage": "video", "format": FORMAT, "masks": fingerprints, "bootstrap": bootstrap(&run) });
     finish(&run, Benchmark::Video, header, found)?;
     run.close()
