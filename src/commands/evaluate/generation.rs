@@ -215,12 +215,10 @@ pub(super) fn has_bank(run: &Run) -> bool {
     run.experiment.gen_dino.enabled && run.dir.record("bank").is_some()
 }
 
-/// What the figures depend on: the bank as it was made, or nothing.
+/// What the figures depend on: the bank as it was made, or nothing. Asked for by name it is judged even where Gen-DINO is off.
 pub(super) fn header(run: &Run) -> Value {
-    if !has_bank(run) {
-        return Value::Null;
-    }
-    let mut header = json!(run.dir.record("bank").map(|record| record.header));
+    let Some(bank) = run.dir.record("bank") else { return Value::Null };
+    let mut header = json!(bank.header);
     let inception = &run.experiment.evaluate.fid.inception;
     if !inception.as_os_str().is_empty() {
         header["inception"] = json!(sources::digest(run, inception));
