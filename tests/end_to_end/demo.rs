@@ -31,7 +31,7 @@ fn killed_while_it_draws_the_demo_ends_with_results_and_a_report() {
     assert!(ended.stdout.contains("Report: ") && out.join("report.html").exists(), "{}", ended.stdout);
     assert_eq!((slides(), left_over(&out)), (9, vec![]));
     let rows = table(&out.join("results/results.csv"));
-    for encoder in ["dino", "random"] {
+    for encoder in ["dino", "gen_dino", "random"] {
         let right = |row: &&std::collections::BTreeMap<String, String>| {
             row["encoder"] == encoder
                 && row["head"] == "abmil"
@@ -40,5 +40,6 @@ fn killed_while_it_draws_the_demo_ends_with_results_and_a_report() {
         };
         assert_eq!(rows.iter().filter(right).count(), 2, "a figure of each fold: {rows:?}");
     }
+    assert!(out.join("figures/synthetic.png").exists(), "real beside generated and interpolated patches");
     gensis(&line).with_code(0).saying(["paint: up to date", "evaluate: up to date"]);
 }
