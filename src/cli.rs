@@ -10,6 +10,7 @@ pub use training::{AugmentArgs, Line, PretrainArgs, SampleArgs, TrainingArgs};
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 
 use crate::device::DeviceChoice;
@@ -106,7 +107,7 @@ pub enum Command {
         Example:\n  gensis report runs/mosaic\n  gensis report runs/seed0 runs/seed1 runs/seed2 --out tables"
     )]
     Report(ReportArgs),
-    /// Draw a small cohort of slides and run the whole experiment on it (a few minutes on a CPU).
+    /// Draw a small cohort of slides and run the whole experiment on it (seven to eight minutes on two CPU cores).
     #[command(after_help = "Example:\n  gensis demo --out demo-run")]
     Demo(DemoArgs),
     /// Print configurations.
@@ -307,8 +308,8 @@ pub struct DemoArgs {
     /// The run folder; the drawn slides go into its cohort/ folder.
     #[arg(short, long, value_name = "FOLDER", default_value = "demo-run")]
     pub out: PathBuf,
-    /// Slides to draw, in three classes.
-    #[arg(long, value_name = "N", default_value_t = 30)]
+    /// Slides to draw, in three classes; fewer than 30 want fewer evaluate.slide.folds.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = RangedU64ValueParser::<usize>::new().range(3..))]
     pub slides: usize,
     /// Change one setting. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]

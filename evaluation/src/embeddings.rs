@@ -231,9 +231,9 @@ mod tests {
         table().save(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        assert!(matches!(EmbeddingTable::load(&path), Err(Error::BadFile { .. })));
+        assert!(matches!(EmbeddingTable::load(&path), Err(Error::File(slide_io::Error::BadFile { .. }))));
         std::fs::write(&path, b"").unwrap();
-        assert!(matches!(EmbeddingTable::load(&path), Err(Error::BadFile { .. })));
+        assert!(matches!(EmbeddingTable::load(&path), Err(Error::File(slide_io::Error::BadFile { .. }))));
         let mut foreign = DataFrame::new(1, vec![Column::new("item".into(), ["a"])]).unwrap();
         ParquetWriter::new(File::create(&path).unwrap()).finish(&mut foreign).unwrap();
         let error = EmbeddingTable::load(&path).unwrap_err().to_string();

@@ -491,6 +491,6 @@ abmil,2,a,b,delong,auc,,0.75,,0.5,9
         let error = ResultTable::read(&path).unwrap_err().to_string();
         assert!(error.contains("not a result table"), "{error}");
         std::fs::write(&path, "PAR1").unwrap();
-        assert!(matches!(ResultTable::read(&path), Err(Error::BadFile { .. })));
+        assert!(matches!(ResultTable::read(&path), Err(Error::File(slide_io::Error::BadFile { .. }))));
     }
 }

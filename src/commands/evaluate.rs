@@ -110,9 +110,7 @@ impl Earlier {
 /// Scores whatever the data allow, or the one task asked for.
 pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
-    if !matches!(task, Task::Video | Task::Retrieval | Task::Copies) {
-        check_task(run, task, &input)?;
-    }
+    check_task(run, task, &input)?;
     if matches!(task, Task::All | Task::Slide) {
         check_folds(run)?;
     }
@@ -131,8 +129,6 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     if matches!(task, Task::Video | Task::Retrieval | Task::Copies) {
         return only_own_images(run, task, input, trained.as_deref());
     }
-    // Before anything of an earlier evaluation is removed.
-    check_task(run, task, input)?;
     let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
     let header = header(run, input, own.as_ref())?;
     let stem = run.dir.file(RESULTS)?;
@@ -144,16 +140,15 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     if task == Task::All {
         earlier = Earlier::default();
     }
-    run.dir.forget("evaluate")?;
-    for extension in ["parquet", "csv", "md"] {
+    if earlier.tasks.is_empty() {
         // Figures of other settings must not stand beside these settings if this fails.
-        remove(&stem.with_extension(extension))?;
-    }
-    for file in [CONFUSIONS, CURVES] {
-        remove(&run.dir.root().join(file))?;
-    }
-    if !earlier.tasks.contains(&Task::Linear) {
-        remove(&run.dir.root().join(linear::RECORD))?;
+        run.dir.forget("evaluate")?;
+        for extension in ["parquet", "csv", "md"] {
+            remove(&stem.with_extension(extension))?;
+        }
+        for file in [CONFUSIONS, CURVES, linear::RECORD] {
+            remove(&run.dir.root().join(file))?;
+        }
     }
     if matches!(task, Task::All | Task::Slide) {
         slides::remove_scores(run)?;
@@ -197,6 +192,8 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     for failure in &scores.failures {
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
+    // From here on the files may hold more than an earlier record says.
+    run.dir.forget("evaluate")?;
     if scores.rows.is_empty() {
         ensure!(scores.failures.is_empty() || task == Task::All, "nothing could be scored, for the reasons above");
         eprintln!("evaluate: no labelled test items, so there is nothing to score");
@@ -215,6 +212,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
 fn check_task(run: &Run, task: Task, input: &Input) -> Result<()> {
     let evaluate = &run.experiment.evaluate;
     match (input, task) {
+        (_, Task::Video | Task::Retrieval | Task::Copies) => Ok(()),
         (Input::Images(_), Task::Slide) => bail!("image folders have no slides to score"),
         (Input::Slides(_), Task::Knn | Task::Linear | Task::Robustness) => {
             bail!("the patches of slides have no labels of their own: `gensis evaluate slide` scores the slides")

@@ -173,12 +173,18 @@ fn stored_statistics_come_back_and_others_are_refused() {
     let file = std::fs::read(&path).unwrap();
     for length in [0, 7, 60, file.len() - 8] {
         std::fs::write(&path, &file[..length]).unwrap();
-        assert!(matches!(Reference::load(&path, &header), Err(Error::BadFile { .. })), "{length}");
+        assert!(
+            matches!(Reference::load(&path, &header), Err(Error::File(slide_io::Error::BadFile { .. }))),
+            "{length}"
+        );
     }
     let mut nan = file.clone();
     let end = nan.len() - 8;
     nan[end..].copy_from_slice(&f64::NAN.to_le_bytes());
     std::fs::write(&path, nan).unwrap();
     assert!(Reference::load(&path, &header).unwrap_err().to_string().contains("not finite"));
-    assert!(matches!(Reference::load(&folder.path().join("none"), &header), Err(Error::Io { .. })));
+    assert!(matches!(
+        Reference::load(&folder.path().join("none"), &header),
+        Err(Error::File(slide_io::Error::Io { .. }))
+    ));
 }

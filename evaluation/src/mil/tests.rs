@@ -288,7 +288,7 @@ fn a_head_comes_back_from_its_file() {
     for length in [0, 4, 40, bytes.len() - 10] {
         std::fs::write(&path, &bytes[..length]).unwrap();
         let error = TrainedHead::<GatedAbmil>::load(&path, &device).unwrap_err();
-        assert!(matches!(error, Error::BadFile { .. }), "{length}: {error}");
+        assert!(matches!(error, Error::File(slide_io::Error::BadFile { .. })), "{length}: {error}");
     }
 }
 

@@ -201,7 +201,7 @@ mod tests {
         encoder.set_color(ColorType::Rgb);
         encoder.write_header().unwrap().write_image_data(&[0; 6]).unwrap();
         assert!(message().contains("palette or grey"), "{}", message());
-        assert!(matches!(LabelMap::read(&path), Err(Error::Unsupported { .. })));
+        assert!(matches!(LabelMap::read(&path), Err(Error::File(slide_io::Error::Unsupported { .. }))));
         let map = LabelMap::new(40, 40, (0..1600).map(|i| (i * 7 % 251) as u8).collect()).unwrap();
         map.write(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
@@ -212,12 +212,12 @@ mod tests {
         encoder.set_color(ColorType::Grayscale);
         encoder.set_depth(BitDepth::Eight);
         encoder.write_header().unwrap().write_chunk(png::chunk::IDAT, &[0]).unwrap();
-        assert!(matches!(LabelMap::read(&path), Err(Error::Limit { .. })), "{}", message());
+        assert!(matches!(LabelMap::read(&path), Err(Error::File(slide_io::Error::Limit { .. }))), "{}", message());
         // A header that promises 4 billion pixels and does not have its checksum.
         let mut huge = bytes.clone();
         huge[16..24].copy_from_slice(&[0, 0, 0xFF, 0xFF, 0, 0, 0xFF, 0xFF]);
         std::fs::write(&path, huge).unwrap();
-        assert!(matches!(LabelMap::read(&path), Err(Error::BadFile { .. })));
+        assert!(matches!(LabelMap::read(&path), Err(Error::File(slide_io::Error::BadFile { .. }))));
         assert!(LabelMap::new(2, 2, vec![0; 3]).is_err());
     }
 

@@ -21,7 +21,6 @@ use crate::data::normalize::Normalize;
 use crate::device;
 use crate::model::Encoder;
 use crate::model::random::keyed;
-use crate::run_dir::Failure;
 
 /// Characters of a file name that a copy shares with its original in Copydays.
 const SHARED: usize = 4;
@@ -74,17 +73,11 @@ fn attacked(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Res
             descriptor(&judged.encoder, copy, settings)
         })?;
         // An image that cannot be read has failed as an original already; one that cannot be attacked is told here.
-        let item = |index: usize| format!("{}, {} of {}", judged.name, attack.name(), images.key(index).item);
-        let failed = queries.failures("copies", |index| index.to_string());
-        let told = |failure: &Failure| {
-            let index: usize = failure.item.parse().ok()?;
-            let item = database.originals.kept.binary_search(&index).ok().map(|_| item(index))?;
-            Some(Failure { item, ..failure.clone() })
-        };
-        found.failures.extend(failed.iter().filter_map(told));
-        let origin =
-            |query: &usize| -> Vec<usize> { database.originals.kept.binary_search(query).ok().into_iter().collect() };
-        let right: Vec<Vec<usize>> = queries.kept.iter().map(origin).collect();
+        let origin = |index: usize| database.originals.kept.binary_search(&index).ok();
+        found.failures.extend(queries.failures("copies", |index| {
+            origin(index).map(|_| format!("{}, {} of {}", judged.name, attack.name(), images.key(index).item))
+        }));
+        let right: Vec<Vec<usize>> = queries.kept.iter().map(|&query| origin(query).into_iter().collect()).collect();
         let data = format!("{}:{}", place.name, attack.name());
         found.rows.extend(database.scores(run, judged, &data, queries.values, &right)?);
     }
@@ -172,7 +165,7 @@ fn embedded(
         descriptor(&judged.encoder, source.read(index)?.image, settings)
     })?;
     let path = |index: usize| images.root().join(images.key(index).item);
-    let item = |index: usize| format!("{}, {}", judged.name, path(index).display());
+    let item = |index: usize| Some(format!("{}, {}", judged.name, path(index).display()));
     found.failures.extend(features.failures("copies", item));
     ensure!(
         !features.values.is_empty(),

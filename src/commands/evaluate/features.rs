@@ -17,14 +17,12 @@ pub(super) struct Features {
 }
 
 impl Features {
-    /// What failed, for `failures.csv`.
-    pub fn failures(&self, stage: &str, item: impl Fn(usize) -> String) -> Vec<Failure> {
-        let failure = |(index, reason): &(usize, String)| Failure {
-            stage: stage.into(),
-            item: item(*index),
-            reason: reason.clone(),
+    /// What failed, for `failures.csv`; what `item` has no name for is told elsewhere.
+    pub fn failures(&self, stage: &str, item: impl Fn(usize) -> Option<String>) -> Vec<Failure> {
+        let failure = |(index, reason): &(usize, String)| {
+            Some(Failure { stage: stage.into(), item: item(*index)?, reason: reason.clone() })
         };
-        self.failed.iter().map(failure).collect()
+        self.failed.iter().filter_map(failure).collect()
     }
 
     /// Why the first that failed did.

@@ -136,7 +136,7 @@ fn embedded(
 ) -> Result<features::Features> {
     let settings = &run.experiment.evaluate.retrieval;
     let mut features = features::of(run, "retrieval", paths.len(), |index| feature(encoder, image(index)?, settings))?;
-    let item = |index: usize| format!("{name}, {}", paths[index].display());
+    let item = |index: usize| Some(format!("{name}, {}", paths[index].display()));
     found.failures.extend(features.failures("retrieval", item));
     ensure!(!features.values.is_empty(), "none of the {} images can be read: {}", paths.len(), features.first_reason());
     l2_normalise(&mut features.values, encoder.dim());
