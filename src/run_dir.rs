@@ -19,6 +19,8 @@ use crate::config::Experiment;
 
 /// The file whose lock keeps a second process out.
 const LOCK: &str = ".lock";
+/// The configuration of a run folder, its first file.
+const EXPERIMENT: &str = "experiment.toml";
 
 /// One thing that did not work while the rest went on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,8 +59,8 @@ impl RunDir {
     /// # Errors
     /// A folder that is not empty and not gensis's, one of another experiment, or one in use.
     pub fn open(root: &Path, experiment: &Experiment, update: bool) -> Result<Self> {
-        let recorded = root.join("experiment.toml");
-        let lock = if recorded.exists() { lock(root)? } else { new_folder(root)? };
+        let recorded = root.join(EXPERIMENT);
+        let lock = take(root, EXPERIMENT)?;
         if recorded.exists() {
             let differences = Self::experiment(root)?.differences(experiment)?;
             if !differences.is_empty() && !update {
@@ -82,7 +84,7 @@ impl RunDir {
 
     /// The configuration recorded in a run folder.
     pub fn experiment(root: &Path) -> Result<Experiment> {
-        let path = root.join("experiment.toml");
+        let path = root.join(EXPERIMENT);
         if !path.exists() {
             bail!("{} is not a run folder: it has no experiment.toml", root.display());
         }
@@ -202,12 +204,14 @@ pub fn as_stored(header: &Value) -> Value {
     serde_json::from_str(&header.to_string()).unwrap_or_default()
 }
 
-/// Makes and locks the folder `root`, or takes one without files.
+/// Makes and locks the folder `root`, or takes one that is empty or holds `record`, the first file that gensis writes
+/// into such a folder. Look at the record afterwards only: until then another process may be writing it.
 ///
 /// # Errors
 /// A folder that holds files of others, or is in use.
-pub fn new_folder(root: &Path) -> Result<File> {
-    if holds_foreign_files(root) {
+pub fn take(root: &Path, record: &str) -> Result<File> {
+    // In this order: whatever a process that began meanwhile has written, its record came before.
+    if holds_foreign_files(root) && !root.join(record).exists() {
         bail!("{} holds files that gensis did not write; choose an empty or new folder with --out", root.display());
     }
     fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
@@ -304,6 +308,20 @@ mod tests {
         drop(run);
         let _run = RunDir::open(dir.path(), &Experiment::default(), false).unwrap();
         assert!(left.iter().all(|path| !path.exists()) && others.iter().all(|path| path.exists()));
+    }
+
+    #[test]
+    fn a_folder_that_another_process_is_making_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = take(dir.path(), EXPERIMENT).unwrap();
+        let refused = || take(dir.path(), EXPERIMENT).unwrap_err().to_string();
+        assert!(refused().ends_with("is in use by another gensis process"));
+        fs::write(dir.path().join(EXPERIMENT), b"").unwrap();
+        fs::write(dir.path().join("log.jsonl"), b"").unwrap();
+        assert!(refused().ends_with("is in use by another gensis process"));
+        drop(made);
+        assert!(take(dir.path(), EXPERIMENT).is_ok());
+        assert!(take(dir.path(), "export.json").unwrap_err().to_string().contains("did not write"));
     }
 
     #[test]

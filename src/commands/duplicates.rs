@@ -336,9 +336,8 @@ fn write_table<R: Serialize>(path: &Path, columns: &[&str], rows: &[R]) -> Resul
 /// # Errors
 /// A folder with files of others, and one of another comparison unless it may be replaced.
 fn open_folder(folder: &Path, header: &Value, update: bool) -> Result<std::fs::File> {
-    let record = std::fs::read(folder.join(RECORD)).ok();
-    let Some(record) = record else {
-        let lock = run_dir::new_folder(folder)?;
+    let lock = run_dir::take(folder, RECORD)?;
+    let Ok(record) = std::fs::read(folder.join(RECORD)) else {
         write_record(folder, header, json!({}))?;
         return Ok(lock);
     };
@@ -350,7 +349,7 @@ fn open_folder(folder: &Path, header: &Value, update: bool) -> Result<std::fs::F
             folder.display()
         );
     }
-    run_dir::lock(folder)
+    Ok(lock)
 }
 
 fn write_record(folder: &Path, header: &Value, result: Value) -> Result<()> {

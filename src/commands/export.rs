@@ -53,18 +53,15 @@ impl Folder {
     /// A folder with other files, or with another export.
     fn open(root: &Path, header: &Value) -> Result<Self> {
         let record = root.join(RECORD);
-        let lock = match std::fs::read(&record) {
-            Ok(text) => {
-                let same = serde_json::from_slice(&text).is_ok_and(|stored: Value| stored == as_stored(header));
-                ensure!(
-                    same,
-                    "{} holds an export of other patches, features or settings; choose another folder with --out",
-                    root.display()
-                );
-                run_dir::lock(root)?
-            }
-            Err(_) => run_dir::new_folder(root)?,
-        };
+        let lock = run_dir::take(root, RECORD)?;
+        if let Ok(text) = std::fs::read(&record) {
+            let same = serde_json::from_slice(&text).is_ok_and(|stored: Value| stored == as_stored(header));
+            ensure!(
+                same,
+                "{} holds an export of other patches, features or settings; choose another folder with --out",
+                root.display()
+            );
+        }
         atomic_file::write(&record, &serde_json::to_vec_pretty(header)?)?;
         Ok(Self { root: root.to_owned(), _lock: lock })
     }
