@@ -125,7 +125,7 @@ pub struct ComputeArgs {
     #[arg(long, default_value_t = DeviceChoice::Cpu)]
     pub device: DeviceChoice,
     /// Threads that decode and augment; 0 takes all cores. Results do not depend on it.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=1024))]
     pub threads: usize,
 }
 
@@ -265,7 +265,7 @@ pub struct DuplicatesArgs {
     #[arg(long)]
     pub update: bool,
     /// Threads that read; 0 takes all cores. Results do not depend on it.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=1024))]
     pub threads: usize,
 }
 
@@ -360,7 +360,7 @@ pub struct DoctorArgs {
     #[arg(long, default_value_t = 300)]
     pub steps: usize,
     /// Images per step of the self-test.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub batch: usize,
     /// Print JSON.
     #[arg(long)]

@@ -1,6 +1,7 @@
 //! Bags: the embeddings of one slide's patches, and where they come from.
 
 use slide_io::Point;
+use slide_io::h5::Features;
 
 use crate::error::{Error, Result};
 
@@ -22,6 +23,18 @@ pub struct Bag {
 }
 
 impl Bag {
+    /// The bag of `id` without label, a group of its own.
+    pub fn of(id: &str, features: Features) -> Self {
+        Self {
+            id: id.to_owned(),
+            dim: features.dim,
+            features: features.values,
+            coords: features.coordinates.origins,
+            label: None,
+            group: id.to_owned(),
+        }
+    }
+
     /// Number of patches.
     pub fn patches(&self) -> usize {
         self.features.len().checked_div(self.dim).unwrap_or(0)

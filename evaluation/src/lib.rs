@@ -9,7 +9,7 @@
 //! 2. [`split`]: folds, or the splits of a csv, with a validation part; no group in two of them.
 //! 3. [`knn`] and [`linear`] probes on patches, [`mil`] on slides: scores per class; the last two on [`standard`] features.
 //! 4. [`metric::Predictions`]: scores to figures; [`bootstrap`]: their intervals; [`paired`]: tests of
-//!    two encoders.
+//!    two encoders, which [`comparison`] asks for on the slides that both have [`scored`].
 //! 5. [`fid`]: how near generated images are to real ones, by their features.
 //! 6. [`robustness`]: scores among some of ImageNet's classes, and ImageNet-C's errors.
 //! 7. [`video`]: masks of a video carried from frame to frame by patch tokens, and their scores.
@@ -23,6 +23,7 @@
 mod atomic_file;
 pub mod bag;
 pub mod bootstrap;
+pub mod comparison;
 pub mod copies;
 mod device;
 pub mod embeddings;
@@ -36,6 +37,7 @@ pub mod mil;
 pub mod paired;
 pub mod retrieval;
 pub mod robustness;
+pub mod scored;
 mod seed;
 pub mod split;
 pub mod spread;

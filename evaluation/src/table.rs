@@ -6,13 +6,13 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
+pub use polars::prelude::DataFrame;
 use polars::prelude::*;
 
 use crate::atomic_file;
 use crate::bootstrap::Interval;
 use crate::error::{Error, Result};
-use crate::metric::{Metric, argmax};
-use crate::mil::FoldScores;
+use crate::metric::Metric;
 use crate::spread::Spread;
 
 /// One figure.
@@ -236,110 +236,6 @@ pub fn write_runs(runs: &[(&str, &[ResultRow])], stem: &Path) -> Result<()> {
     write_csv(&frame, &stem.with_extension("csv"))
 }
 
-/// One row per test slide, head, fold and seed: `slide, group, head, fold, seed, label, predicted` and the probability of
-/// every class as `p_<class>`.
-pub fn slide_scores(folds: &[FoldScores], classes: &[String]) -> Result<DataFrame> {
-    let slides: Vec<_> = folds.iter().flat_map(|fold| fold.scores.iter().map(move |slide| (fold, slide))).collect();
-    if let Some((_, slide)) = slides.iter().find(|(_, slide)| slide.probabilities.len() != classes.len()) {
-        return Err(Error::usage(format!("slide {} has not one score per class {classes:?}", slide.id)));
-    }
-    let class = |index: u32| classes.get(index as usize).map(String::as_str);
-    let text = |name: &str, values: Vec<Option<&str>>| Column::new(name.into(), values);
-    let mut columns = vec![
-        text("slide", slides.iter().map(|(_, slide)| Some(slide.id.as_str())).collect()),
-        text("group", slides.iter().map(|(_, slide)| Some(slide.group.as_str())).collect()),
-        text("head", slides.iter().map(|(fold, _)| Some(fold.head.name())).collect()),
-        Column::new("fold".into(), slides.iter().map(|(fold, _)| fold.fold as u32).collect::<Vec<_>>()),
-        Column::new("seed".into(), slides.iter().map(|(fold, _)| fold.seed).collect::<Vec<_>>()),
-        text("label", slides.iter().map(|(_, slide)| slide.label.and_then(class)).collect()),
-        text("predicted", slides.iter().map(|(_, slide)| class(argmax(&slide.probabilities))).collect()),
-    ];
-    columns.extend(classes.iter().enumerate().map(|(index, name)| {
-        let probability: Vec<f32> = slides.iter().map(|(_, slide)| slide.probabilities[index]).collect();
-        Column::new(format!("p_{name}").into(), probability)
-    }));
-    Ok(DataFrame::new(slides.len(), columns)?)
-}
-
-/// A paired test of two encoders under one head and seed.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Comparison {
-    /// The head.
-    pub head: String,
-    /// Seed of the training.
-    pub seed: u64,
-    /// One encoder.
-    pub first: String,
-    /// The other.
-    pub second: String,
-    /// `delong` or `permutation`.
-    pub test: String,
-    /// Name of the metric.
-    pub metric: String,
-    /// The class against the rest, where the test is of one.
-    pub class: Option<String>,
-    /// The figures of both; none where not defined.
-    pub values: [Option<f64>; 2],
-    /// Two-sided p; none where the test is not defined.
-    pub p: Option<f64>,
-    /// Slides that both have scored.
-    pub n: u64,
-}
-
-/// One row per test: `head, seed, first, second, test, metric, class, value_first, value_second, p, n`.
-pub fn comparisons(tests: &[Comparison]) -> Result<DataFrame> {
-    let text = |name: &str, of: fn(&Comparison) -> &String| {
-        Column::new(name.into(), tests.iter().map(|test| of(test).as_str()).collect::<Vec<&str>>())
-    };
-    let number = |name: &str, of: fn(&Comparison) -> Option<f64>| {
-        Column::new(name.into(), tests.iter().map(of).collect::<Vec<Option<f64>>>())
-    };
-    Ok(DataFrame::new(
-        tests.len(),
-        vec![
-            text("head", |test| &test.head),
-            Column::new("seed".into(), tests.iter().map(|test| test.seed).collect::<Vec<_>>()),
-            text("first", |test| &test.first),
-            text("second", |test| &test.second),
-            text("test", |test| &test.test),
-            text("metric", |test| &test.metric),
-            Column::new("class".into(), tests.iter().map(|test| test.class.as_deref()).collect::<Vec<Option<&str>>>()),
-            number("value_first", |test| test.values[0]),
-            number("value_second", |test| test.values[1]),
-            number("p", |test| test.p),
-            Column::new("n".into(), tests.iter().map(|test| test.n).collect::<Vec<_>>()),
-        ],
-    )?)
-}
-
-/// The tests of a table that [`comparisons`] made.
-///
-/// # Errors
-/// A table of other columns.
-pub fn comparison_rows(frame: &DataFrame) -> Result<Vec<Comparison>> {
-    let text = |name: &str| Ok::<_, Error>(frame.column(name)?.str()?.clone());
-    let number = |name: &str| Ok::<_, Error>(frame.column(name)?.f64()?.clone());
-    let count = |name: &str| Ok::<_, Error>(frame.column(name)?.u64()?.clone());
-    let (head, first, second) = (text("head")?, text("first")?, text("second")?);
-    let (test, metric, class) = (text("test")?, text("metric")?, text("class")?);
-    let (seed, n, p) = (count("seed")?, count("n")?, number("p")?);
-    let values = [number("value_first")?, number("value_second")?];
-    let word = |column: &StringChunked, row| column.get(row).unwrap_or_default().to_owned();
-    let row = |row| Comparison {
-        head: word(&head, row),
-        seed: seed.get(row).unwrap_or_default(),
-        first: word(&first, row),
-        second: word(&second, row),
-        test: word(&test, row),
-        metric: word(&metric, row),
-        class: class.get(row).map(str::to_owned),
-        values: [values[0].get(row), values[1].get(row)],
-        p: p.get(row),
-        n: n.get(row).unwrap_or_default(),
-    };
-    Ok((0..frame.height()).map(row).collect())
-}
-
 /// Reads a data frame from a Parquet file.
 ///
 /// # Errors
@@ -456,31 +352,6 @@ Several folds or seeds: mean ± standard deviation. One run: the figure (bootstr
         joined.extend(&table().rows().unwrap()[..2]).unwrap();
         assert_eq!(joined.len(), 8);
         assert_eq!(joined.rows().unwrap()[6], table().rows().unwrap()[0]);
-    }
-
-    #[test]
-    fn comparisons_have_a_row_per_test() {
-        let test = Comparison {
-            head: "abmil".into(),
-            seed: 2,
-            first: "a".into(),
-            second: "b".into(),
-            test: "delong".into(),
-            metric: "auc".into(),
-            class: Some("tumour".into()),
-            values: [Some(0.75), None],
-            p: Some(0.5),
-            n: 9,
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("comparisons.csv");
-        write_csv(&comparisons(&[test.clone(), Comparison { class: None, ..test }]).unwrap(), &path).unwrap();
-        let expected = "\
-head,seed,first,second,test,metric,class,value_first,value_second,p,n
-abmil,2,a,b,delong,auc,tumour,0.75,,0.5,9
-abmil,2,a,b,delong,auc,,0.75,,0.5,9
-";
-        assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
     }
 
     #[test]

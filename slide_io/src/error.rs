@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// No µm/px is known for the slide.
     #[error(
-        "{}: the file does not say how many µm a pixel covers. Give it with --mpp (for example --mpp 0.5), or in a column \
+        "{}: the file does not say (or not believably) how many µm a pixel covers. Give it with --mpp (for example --mpp 0.5), or in a column \
          `mpp` of the csv named by data.labels",
         path.display()
     )]

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use image::{ImageFormat, ImageReader, RgbImage};
 use turbojpeg::{Colorspace, Decompressor, PixelFormat};
-use walkdir::{DirEntry, WalkDir};
 
 use crate::error::{Error, Result};
+use crate::listing::{self, Kind};
 use crate::patch::{Patch, PatchKey, PatchSource};
 
 /// Largest image that is decoded: 268 million pixels, 800 MB.
@@ -42,24 +42,31 @@ impl ImageFolder {
     /// Lists the images under `root`, sorted by class and path. Nothing is decoded yet.
     ///
     /// # Errors
-    /// [`Error::Io`] if a folder cannot be listed; [`Error::Usage`] if there are no images, or images lie beside class folders.
+    /// [`Error::Io`] if the folder cannot be listed; [`Error::Usage`] if there is no such folder, no image in it, or images lie
+    /// beside class folders.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
+        if !root.is_dir() {
+            return Err(Error::Usage(format!("{}: there is no such folder of images", root.display())));
+        }
         let mut loose = Vec::new();
         let mut classes = Vec::new();
-        for entry in entries(root, 1)? {
-            match entry.file_type().is_dir() {
-                true => classes.push(entry.file_name().to_string_lossy().into_owned()),
-                false if is_image(&entry) => loose.push(key(root, &entry)),
-                false => {}
+        for (path, kind) in listing::below(root, 1)? {
+            match kind {
+                Kind::Folder => classes.push(listing::relative(root, &path)),
+                // A link to its own folder holds no other images.
+                Kind::Closed => {}
+                Kind::File | Kind::Dangling if is_image(&path) => loose.push(listing::relative(root, &path)),
+                Kind::File | Kind::Dangling => {}
             }
         }
         sort_names(&mut classes);
         let mut files = Vec::new();
         for (label, class) in classes.iter().enumerate() {
-            let images = entries(&root.join(class), usize::MAX)?;
-            let images = images.iter().filter(|entry| is_image(entry)).map(|entry| key(root, entry));
-            files.extend(images.map(|key| File { key, label: Some(label as u32) }));
+            files.extend(
+                images(&root.join(class))
+                    .map(|path| File { key: listing::relative(root, &path), label: Some(label as u32) }),
+            );
         }
         match (files.is_empty(), loose.is_empty()) {
             (true, true) => Err(Error::Usage(format!(
@@ -148,33 +155,21 @@ pub fn split_folders(root: &Path) -> Option<SplitFolders> {
     train.is_dir().then_some(SplitFolders { train, test })
 }
 
-/// Everything under `root` that is not hidden, sorted by path.
-fn entries(root: &Path, depth: usize) -> Result<Vec<DirEntry>> {
-    let hidden = |entry: &DirEntry| entry.depth() > 0 && entry.file_name().to_string_lossy().starts_with('.');
-    WalkDir::new(root)
-        .min_depth(1)
-        .max_depth(depth)
-        .follow_links(true)
-        .sort_by_file_name()
-        .into_iter()
-        .filter_entry(|entry| !hidden(entry))
-        .map(|entry| {
-            entry.map_err(|error| {
-                let path = error.path().unwrap_or(root).to_owned();
-                Error::io(path, std::io::Error::from(error))
-            })
-        })
-        .collect()
+/// The images in a class folder. A link to nothing and a folder that cannot be listed are among them, so that they are reported as
+/// any image that cannot be read.
+fn images(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = listing::below(folder, usize::MAX).unwrap_or_else(|_| vec![(folder.to_owned(), Kind::Closed)]);
+    let of_images = entries.into_iter().filter(|(path, kind)| match kind {
+        Kind::Folder => false,
+        Kind::File | Kind::Dangling => is_image(path),
+        Kind::Closed => true,
+    });
+    of_images.map(|(path, _)| path)
 }
 
-fn is_image(entry: &DirEntry) -> bool {
-    let extension = entry.path().extension().map(|e| e.to_string_lossy().to_lowercase());
-    entry.file_type().is_file() && matches!(extension.as_deref(), Some("jpg" | "jpeg" | "png"))
-}
-
-fn key(root: &Path, entry: &DirEntry) -> String {
-    let below = entry.path().strip_prefix(root).unwrap_or(entry.path());
-    below.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
+fn is_image(path: &Path) -> bool {
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+    matches!(extension.as_deref(), Some("jpg" | "jpeg" | "png"))
 }
 
 /// Sorts class names: as numbers if all of them are, as text otherwise.

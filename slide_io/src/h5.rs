@@ -101,7 +101,8 @@ impl Coordinates {
 impl Geometry {
     /// How to read these patches from a slide whose level 0 truly has `mpp` µm/px: the footprint in the file counts.
     pub fn spec(&self, mpp: Mpp) -> GridSpec {
-        let target = mpp.0 * self.side_level0 / f64::from(self.size);
+        // The grid's own scale again: without the last bits that the way over pixels has changed.
+        let target = (mpp.0 * self.side_level0 / f64::from(self.size) * 1e12).round() / 1e12;
         GridSpec { mpp: Mpp(target), size: self.size, stride: self.stride, min_tissue: self.min_tissue }
     }
 }

@@ -31,6 +31,7 @@ pub mod grid;
 pub mod h5;
 pub mod jpeg;
 pub mod label_mask;
+mod listing;
 pub mod manifest;
 pub mod mask;
 mod mask_file;

@@ -190,8 +190,7 @@ pub(super) fn features(
         })
     })?;
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    // Of several blocks CLS alone, whatever else the embedding holds.
-    let dim = if blocks == 1 { encoder.dim() } else { blocks * encoder.config.model.dim };
+    let dim = blocks * encoder.dim();
     let mut rows: Vec<(usize, &[f32])> =
         done.iter().flat_map(|(indices, values)| indices.iter().copied().zip(values.chunks_exact(dim))).collect();
     rows.sort_unstable_by_key(|(index, _)| *index);
@@ -325,7 +324,12 @@ impl SlideEmbedding<'_> {
                 embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect::<Vec<_>>()
             }
         };
-        failures.iter().for_each(|failure| progress.line(&format!("embed: {}: {}", failure.item, failure.reason)));
+        if let [first, more @ ..] = &failures[..] {
+            progress.line(&format!("embed: {}: {}", first.item, first.reason));
+            if !more.is_empty() {
+                progress.line(&format!("embed: {id}: {} more patches cannot be read, see failures.csv", more.len()));
+            }
+        }
         atomic_file::write(&failures_path, &serde_json::to_vec_pretty(&failures)?)?;
         Ok(failures)
     }

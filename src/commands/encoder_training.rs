@@ -93,12 +93,14 @@ impl Training<'_> {
         let last = training::last_metrics(&folder.join(METRICS));
         let loss = last["loss"].as_f64().map_or(String::new(), |loss| format!(", loss {loss:.4}"));
         let Watcher { progress: Steps { bar, shown, .. }, unreadable, .. } = watcher;
-        let seconds = bar.finish(&format!("{name}, {epochs} epochs of {} patches{loss}", source.len()));
+        let per_epoch = loader.steps_per_epoch() * batch;
+        let seconds = bar.finish(&format!("{name}, {epochs} epochs of {per_epoch} patches{loss}"));
         let event = if settings.gen_dino.is_some() { "gen_dino trained" } else { "pretrained" };
         let device = run.device.to_string();
         run.dir.log(event, json!({ "encoder": name, "seconds": seconds, "patches_shown": shown, "device": device }))?;
         let failures: Vec<Failure> = unusable.into_iter().chain(unreadable.failures).collect();
-        let summary = json!({ "encoder": encoder.hash, "patches": source.len(), "last": last });
+        let summary =
+            json!({ "encoder": encoder.hash, "patches": source.len(), "per_epoch": patches_per_epoch, "last": last });
         run.dir.finish(record, &StageRecord { header: header.clone(), failures: failures.clone(), summary })?;
         Ok(failures)
     }

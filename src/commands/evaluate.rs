@@ -1,6 +1,5 @@
 //! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
 
-mod comparison;
 mod copies;
 mod curves;
 pub(super) mod examples;
@@ -20,8 +19,8 @@ mod submission;
 mod usable;
 mod video;
 
-pub(super) use slides::check_folds;
 pub(crate) use slides::mil_config;
+pub(super) use slides::{COMPARISONS, SCORES, check_folds, exchanges};
 pub(super) use subjects::{Subject, folds, subjects};
 pub(super) use video::masks;
 
@@ -133,7 +132,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     let header = header(run, input, own.as_ref())?;
     let stem = run.dir.file(RESULTS)?;
     let mut earlier = Earlier::of(run, &header);
-    if earlier.tasks.contains(&Task::All) || earlier.tasks.contains(&task) {
+    if earlier.tasks.iter().any(|&done| covers(run, done, task)) {
         eprintln!("evaluate: up to date");
         return Ok(());
     }
@@ -206,6 +205,19 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     atomic_file::write(&run.dir.file(CURVES)?, &serde_json::to_vec(&scores.curves)?)?;
     let summary = json!({ "rows": scores.rows.len(), "tasks": tasks });
     run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
+}
+
+/// Whether `task` has been done with `done`: everything is what the settings ask for.
+fn covers(run: &Run, done: Task, task: Task) -> bool {
+    let in_all = match task {
+        Task::All | Task::Knn | Task::Slide => true,
+        Task::Linear => linear::asked(run, Task::All),
+        Task::Robustness => robustness::asked(run, Task::All),
+        Task::Fid => generation::has_bank(run),
+        // These keep records of their own.
+        Task::Video | Task::Retrieval | Task::Copies => false,
+    };
+    done == task || (done == Task::All && in_all)
 }
 
 /// Refuses a task that does not apply to the run's data or settings.

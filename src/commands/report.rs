@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use evaluation::table::{ResultRow, comparison_rows, read_parquet};
+use evaluation::comparison;
+use evaluation::table::{ResultRow, read_parquet};
 use image::RgbImage;
 use serde_json::Value;
 use slide_io::{atomic_file, h5, jpeg, quality};
@@ -70,7 +71,7 @@ fn stored<T: serde::de::DeserializeOwned>(path: &Path) -> Vec<T> {
 }
 
 fn comparisons(path: &Path) -> Vec<Comparison> {
-    read_parquet(path).and_then(|frame| comparison_rows(&frame)).unwrap_or_default()
+    read_parquet(path).and_then(|frame| comparison::read(&frame)).unwrap_or_default()
 }
 
 /// Every heatmap in the folder, those drawn by hand too, by name.
@@ -92,12 +93,14 @@ fn heatmaps(root: &Path) -> Vec<Figure> {
 
 fn subtitle(slides: &[TiledSlide], pretrained: Option<&Value>) -> String {
     let patches: usize = slides.iter().filter_map(|slide| slide.kept).sum();
-    let learnt = pretrained.and_then(|summary| summary["patches"].as_u64());
-    match (slides.len(), learnt) {
-        (0, Some(images)) => format!("An encoder learnt from {images} images without their labels"),
+    let count = |key: &str| pretrained.and_then(|summary| summary[key].as_u64());
+    let drawn = count("per_epoch").filter(|&drawn| Some(drawn) < count("patches") && drawn > 0);
+    let each = if drawn.is_some() { " an epoch" } else { "" };
+    match (slides.len(), drawn.or(count("patches"))) {
+        (0, Some(images)) => format!("An encoder learnt from {images} images{each} without their labels"),
         (0, None) => String::new(),
         (slides, Some(learnt)) => {
-            format!("{slides} slides, {patches} patches; an encoder learnt from {learnt} of them without labels")
+            format!("{slides} slides, {patches} patches; an encoder learnt from {learnt} of them{each} without labels")
         }
         (slides, None) => format!("{slides} slides, {patches} patches"),
     }

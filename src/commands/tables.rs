@@ -1,14 +1,18 @@
 //! `gensis report RUN RUN... --out FOLDER`: the tables that compare runs. One run alone gets its page.
 
+mod across;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
+use evaluation::comparison::{self, Comparison};
+use evaluation::scored::{self, Scored};
 use evaluation::summary::{self, RunResults, general_tables, latex, markdown, paper_tables};
-use evaluation::table::{ResultRow, ResultTable, comparison_rows, read_parquet, write_csv, write_parquet, write_runs};
+use evaluation::table::{ResultRow, ResultTable, read_parquet, write_csv, write_parquet, write_runs};
 use slide_io::atomic_file;
 
-use super::evaluate::RESULTS;
+use super::evaluate::{COMPARISONS, RESULTS, SCORES};
 use super::output::say;
 use super::{Outcome, report};
 use crate::cli::ReportArgs;
@@ -67,6 +71,9 @@ pub(super) fn report(args: &ReportArgs) -> Result<Outcome> {
 struct Read {
     experiment: Experiment,
     results: RunResults,
+    /// Its test slides' scores, and the classes.
+    scored: Vec<Scored>,
+    classes: Vec<String>,
 }
 
 fn tables(paths: &[PathBuf], out: &Path) -> Result<Outcome> {
@@ -83,6 +90,12 @@ fn tables(paths: &[PathBuf], out: &Path) -> Result<Outcome> {
     }
     ensure!(!runs.is_empty(), "none of these runs has results");
     tell_apart(&mut runs)?;
+    let across = across::compare_runs(&runs)?;
+    let within =
+        runs.iter().enumerate().flat_map(|(run, read)| read.results.comparisons.iter().map(move |test| (run, test)));
+    let tests: Vec<([usize; 2], Comparison)> =
+        within.map(|(run, test)| ([run; 2], test.clone())).chain(across.iter().cloned()).collect();
+    across.into_iter().for_each(|([first, _], test)| runs[first].results.comparisons.push(test));
     let results: Vec<RunResults> = runs.into_iter().map(|run| run.results).collect();
     let figures = summary::figures(&results);
     let grids: Vec<_> = paper_tables(&figures).into_iter().chain(general_tables(&figures)).collect();
@@ -101,6 +114,10 @@ fn tables(paths: &[PathBuf], out: &Path) -> Result<Outcome> {
     write_csv(&frame, &out.join("figures.csv"))?;
     let rows: Vec<_> = results.iter().map(|run| (run.run.as_str(), run.rows.as_slice())).collect();
     write_runs(&rows, &out.join("results"))?;
+    let of_runs = |(runs, test): ([usize; 2], Comparison)| (runs.map(|run| results[run].run.as_str()), test);
+    let frame = comparison::table_of_runs(&tests.into_iter().map(of_runs).collect::<Vec<_>>())?;
+    write_parquet(&frame, &out.join("comparisons.parquet"))?;
+    write_csv(&frame, &out.join("comparisons.csv"))?;
     say!("{text}")?;
     eprintln!("report: {} tables of {} runs in {}", grids.len(), results.len(), out.display());
     Ok(Outcome::of(failures))
@@ -110,9 +127,14 @@ fn read(path: &Path) -> Result<Read> {
     let experiment = RunDir::experiment(path)?;
     let rows = rows(path);
     ensure!(!rows.is_empty(), "it has no results: run `gensis evaluate`");
-    let tests = path.join("results/comparisons.parquet");
-    let comparisons = if tests.exists() { comparison_rows(&read_parquet(&tests)?)? } else { vec![] };
-    Ok(Read { experiment, results: RunResults { run: path.display().to_string(), rows, comparisons } })
+    let table = |stem: &str| {
+        let path = path.join(stem).with_extension("parquet");
+        path.exists().then(|| read_parquet(&path)).transpose()
+    };
+    let comparisons = table(COMPARISONS)?.map_or(Ok(vec![]), |frame| comparison::read(&frame))?;
+    let (scored, classes) = table(SCORES)?.map_or(Ok(Default::default()), |frame| scored::read(&frame))?;
+    let results = RunResults { run: path.display().to_string(), rows, comparisons };
+    Ok(Read { experiment, results, scored, classes })
 }
 
 /// The rows of every result table of a run: of the whole evaluation, and of benchmarks that keep one of their own.
@@ -167,7 +189,7 @@ fn tell_apart(runs: &mut [Read]) -> Result<()> {
             let told: Vec<String> = keys.iter().take(3).map(tell).collect();
             let more = if keys.len() > 3 { format!(", ... in {}", runs[place].results.run) } else { String::new() };
             let name = format!("{encoder} ({}{more})", told.join(", "));
-            rename(&mut runs[place].results, &data, &encoder, &name);
+            rename(&mut runs[place], &data, &encoder, &name);
         }
     }
     Ok(())
@@ -198,19 +220,15 @@ fn lookup(values: &toml::Value, key: &str) -> String {
     found.map_or("none".into(), |value| value.to_string().trim_matches('"').to_owned())
 }
 
-fn rename(results: &mut RunResults, data: &str, encoder: &str, name: &str) {
-    results
+fn rename(run: &mut Read, data: &str, encoder: &str, name: &str) {
+    run.results
         .rows
         .iter_mut()
         .filter(|row| row.data == data && row.encoder == encoder)
         .for_each(|row| row.encoder = name.into());
-    for test in &mut results.comparisons {
-        for side in [&mut test.first, &mut test.second] {
-            if side == encoder {
-                *side = name.to_owned();
-            }
-        }
-    }
+    let sides = run.results.comparisons.iter_mut().flat_map(|test| [&mut test.first, &mut test.second]);
+    let names = sides.chain(run.scored.iter_mut().map(|scored| &mut scored.encoder));
+    names.filter(|side| *side == encoder).for_each(|side| *side = name.to_owned());
 }
 
 #[cfg(test)]
@@ -229,7 +247,7 @@ mod tests {
             ..ResultRow::default()
         };
         let results = RunResults { run: name.into(), rows: vec![row("dino"), row("gen_dino")], comparisons: vec![] };
-        Read { experiment: Experiment::load(None, &settings).unwrap(), results }
+        Read { experiment: Experiment::load(None, &settings).unwrap(), results, scored: vec![], classes: vec![] }
     }
 
     fn encoders(runs: &[Read]) -> Vec<&str> {

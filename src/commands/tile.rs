@@ -114,8 +114,9 @@ pub(super) fn tile(run: &Run) -> Result<()> {
     let patches: usize = rows.iter().filter_map(|row| row.kept).sum();
     let reused = reused.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     progress.finish(&format!(
-        "{patches} patches of {} on {} slides ({reused} up to date), {} problem(s)",
+        "{patches} patches of {} on {} of {} slides ({reused} up to date), {} problem(s)",
         run.experiment.grid.mpp,
+        rows.iter().filter(|row| row.kept.is_some_and(|kept| kept > 0)).count(),
         rows.len(),
         failures.len()
     ));
@@ -123,6 +124,17 @@ pub(super) fn tile(run: &Run) -> Result<()> {
     rows.iter().flat_map(TiledSlide::dropped).for_each(|(reason, count)| *dropped.entry(reason).or_default() += count);
     if !dropped.is_empty() {
         eprintln!("tile: {}", quality::describe(&dropped));
+    }
+    let wanted = run.experiment.grid.mpp.0;
+    let coarse: Vec<&TiledSlide> = rows.iter().filter(|row| row.mpp.is_some_and(|mpp| mpp > 1.05 * wanted)).collect();
+    if let [first, ..] = coarse[..] {
+        let mpp = Mpp(first.mpp.unwrap_or_default());
+        eprintln!(
+            "tile: warning: {} slides hold no detail at {}: their patches are enlarged ({} has {mpp})",
+            coarse.len(),
+            run.experiment.grid.mpp,
+            first.id
+        );
     }
     write_cohort_table(&run.dir.file("cohort.csv")?, &rows)?;
     let header = json!({

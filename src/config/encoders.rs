@@ -145,16 +145,12 @@ impl ForeignEncoder {
         if self.preset.is_empty() {
             return Ok(None);
         }
-        let nearest = || {
-            let distance = |preset: &&Preset| strsim::damerau_levenshtein(preset.name, &self.preset);
-            PRESETS.iter().min_by_key(distance).map_or("", |preset| preset.name)
-        };
         let unknown = || {
-            format!(
-                "there is no preset \"{}\"; did you mean \"{}\"? `gensis config encoders` lists all",
-                self.preset,
-                nearest()
-            )
+            let likeness = |preset: &Preset| strsim::normalized_damerau_levenshtein(preset.name, &self.preset);
+            let nearest = PRESETS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+            let meant = nearest.filter(|preset| likeness(preset) > 0.3);
+            let meant = meant.map_or(String::new(), |preset| format!("; did you mean \"{}\"?", preset.name));
+            format!("there is no preset \"{}\"{meant} (`gensis config encoders` lists all)", self.preset)
         };
         preset(&self.preset).with_context(unknown).map(Some)
     }

@@ -28,13 +28,17 @@ impl Experiment {
     pub fn parse(text: &str, name: &str, settings: &[String]) -> Result<Self> {
         toml::from_str::<Self>(text).map_err(|error| anyhow!("{name}: {}", with_nearest_key(&error.to_string())))?;
         let mut table = toml::from_str::<Table>(text)?;
+        let of_file = table.clone();
         for setting in settings {
             apply(&mut table, setting).with_context(|| format!("--set {setting}"))?;
             Self::from_table(&table)
                 .map_err(|error| anyhow!("--set {setting}: {}", with_nearest_key(error.message())))?;
         }
         let experiment = Self::from_table(&table).map_err(|error| anyhow!(with_nearest_key(error.message())))?;
-        experiment.check()?;
+        experiment.check().map_err(|error| {
+            let in_file = !text.is_empty() && Self::from_table(&of_file).is_ok_and(|file| file.check().is_err());
+            if in_file { error.context(name.to_owned()) } else { error }
+        })?;
         Ok(experiment)
     }
 

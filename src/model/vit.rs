@@ -200,14 +200,14 @@ impl Vit {
         }
     }
 
-    /// CLS of the last `n` blocks, each passed through the final normalisation, beside each other, the last block's at the
-    /// end: `[B, 3, H, W] -> [B, n * D]`. The features of DINO's linear probe.
-    pub fn last_cls(&self, images: Tensor<4>, n: usize) -> Tensor<2> {
+    /// The embedding as each of the last `n` blocks gives it, beside each other, the last block's at the end: `[B, 3, H, W] ->
+    /// [B, n * embedding]`. Of networks that pool CLS, the features of DINO's linear probe.
+    pub fn last_embeddings(&self, images: Tensor<4>, n: usize) -> Tensor<2> {
         if n == 1 {
             return self.forward(images);
         }
-        let cls = |tokens: Tensor<3>| tokens.narrow(1, 0, 1).squeeze_dim(1);
-        Tensor::cat(self.intermediate(images, n).into_iter().map(cls).collect(), 1)
+        let pooled = self.last_blocks(images, n).into_iter().map(|x| self.pooled(x)).collect();
+        Tensor::cat(pooled, 1)
     }
 
     /// CLS and the patches of the last block, normalised: `[B, 3, H, W] -> [B, 1 + N, D]`.
@@ -218,12 +218,17 @@ impl Vit {
 
     /// CLS and the patches of the last `n` blocks, each passed through the final normalisation: `[B, 1 + N, D]` each.
     pub fn intermediate(&self, images: Tensor<4>, n: usize) -> Vec<Tensor<3>> {
+        self.last_blocks(images, n).into_iter().map(|x| self.normalised(x)).collect()
+    }
+
+    /// All tokens after each of the last `n` blocks, as they are.
+    fn last_blocks(&self, images: Tensor<4>, n: usize) -> Vec<Tensor<3>> {
         let mut x = self.embed(images);
         let mut outputs = Vec::new();
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(x, self.precision);
             if i + n >= self.blocks.len() {
-                outputs.push(self.normalised(x.clone()));
+                outputs.push(x.clone());
             }
         }
         outputs

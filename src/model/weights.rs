@@ -122,8 +122,8 @@ impl Encoder {
         self.embed_blocks(images, count, height, width, 1)
     }
 
-    /// As [`embed`](Self::embed), the CLS features of the last `blocks` blocks beside each other, the last block's at the
-    /// end: `[count, blocks * dim]`.
+    /// As [`embed`](Self::embed), the embedding as each of the last `blocks` blocks gives it beside each other, the last block's
+    /// at the end: `[count, blocks * dim]`.
     ///
     /// # Errors
     /// As [`embed`](Self::embed), and more blocks than the network has.
@@ -177,7 +177,7 @@ impl Encoder {
     fn features(&self, images: Vec<f32>, shape: [usize; 4], blocks: usize) -> Result<Vec<f32>> {
         let images = Tensor::from_data(TensorData::new(images, shape), &self.device);
         self.vit
-            .last_cls(images, blocks)
+            .last_embeddings(images, blocks)
             .try_into_vec_as::<f32>()
             .map_err(|e| anyhow!("the embedding could not be read: {e:?}"))
     }

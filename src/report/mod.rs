@@ -26,7 +26,8 @@ mod robustness;
 #[cfg(test)]
 mod tests;
 
-pub use evaluation::table::{Comparison, ResultRow};
+pub use evaluation::comparison::Comparison;
+pub use evaluation::table::ResultRow;
 use serde::{Deserialize, Serialize};
 
 /// Everything the report of a run shows.

@@ -123,7 +123,7 @@ impl Trainer {
         let on_cpu = lies_in_host_memory(device);
         ensure!(
             pretrain.precision == Precision::F32 || (!on_cpu && device.supports_dtype(DType::BF16)),
-            "pretrain.precision = \"bf16\" needs an accelerator that computes in bf16; use \"f32\" on {device:?}"
+            "pretrain.precision = \"bf16\" needs an accelerator that computes in bf16 (--device); use \"f32\" here"
         );
         ensure!(pretrain.batch > 0, "pretrain.batch = 0 trains nothing");
         for (key, size) in [("global_size", crops.global_size), ("local_size", crops.local_size)] {

@@ -25,12 +25,14 @@ fn the_run_goes_on_past_bad_slides_and_lists_them() {
     fs::write(cohort.slide("noise.svs"), noise).unwrap();
     fs::write(cohort.slide("text.tiff"), "slide,label\nnot,a slide\n".repeat(100)).unwrap();
     damaged(&cohort.slide("damaged.tiff"));
+    std::os::unix::fs::symlink("/nowhere", cohort.slide("gone.svs")).unwrap();
     write_slide(&cohort.slide("no-scale.tiff"), &section(90, false), None);
     write_slide(&cohort.slide("white.tiff"), &RgbImage::from_pixel(600, 600, Rgb([250, 250, 250])), Some(0.5));
     let strip = |x, _| if (200..1800).contains(&x) { Rgb([190, 90, 160]) } else { Rgb([245, 245, 245]) };
     write_slide(&cohort.slide("strip.tiff"), &RgbImage::from_fn(2000, 100, strip), Some(0.5));
     let reasons = BTreeMap::from([
         ("empty", "empty"),
+        ("gone", "No such file"),
         ("truncated", "damaged"),
         ("noise", ""),
         ("text", ""),

@@ -90,12 +90,17 @@ fn an_image_that_cannot_be_read_is_listed_and_the_run_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let [images, out] = ["images", "run"].map(|name| folder.path().join(name));
     draw(&images);
-    fs::write(images.join("train/dots/broken.png"), b"not a picture").unwrap();
+    let bad = ["dots/broken.png", "dots/gone.png"];
+    fs::write(images.join("train").join(bad[0]), b"not a picture").unwrap();
+    std::os::unix::fs::symlink("/nowhere", images.join("train").join(bad[1])).unwrap();
     run(&images, &out, &[]).with_code(3).saying(["failures.csv"]);
     let failed = failures(&out);
-    assert!(failed.iter().any(|(stage, item, _)| stage == "embed" && item == "dots/broken.png"), "{failed:?}");
-    assert!(failed.iter().all(|(_, item, reason)| item == "dots/broken.png" && !reason.is_empty()), "{failed:?}");
-    assert!(fs::read_to_string(out.join("report.html")).unwrap().contains("dots/broken.png"));
+    let report = fs::read_to_string(out.join("report.html")).unwrap();
+    for name in bad {
+        assert!(failed.iter().any(|(stage, item, _)| stage == "embed" && item == name), "{failed:?}");
+        assert!(report.contains(name));
+    }
+    assert!(failed.iter().all(|(_, item, reason)| bad.contains(&&item[..]) && !reason.is_empty()), "{failed:?}");
     let rows = table(&out.join("results/results.csv"));
     assert!(rows.iter().all(|row| row["n"] == "8"), "{rows:?}");
 }

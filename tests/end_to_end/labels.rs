@@ -112,6 +112,17 @@ fn more_folds_than_patients_of_a_class_are_refused() {
 }
 
 #[test]
+fn labels_that_are_all_alike_are_refused_before_anything_is_computed() {
+    let folder = tempfile::tempdir().unwrap();
+    let cohort = REFERENCE.cohort.copy(&folder.path().join("cohort"));
+    let rows: String = (0..SLIDES).map(|n| format!("{},dots\n", id(n))).collect();
+    cohort.write_labels(&format!("slide_id,label\n{rows}"));
+    let run = folder.path().join("run");
+    cohort.run(&run, &[]).with_error(["12 labelled slides are of class dots", "data.labels"]);
+    assert!(!run.join("pretrain").exists());
+}
+
+#[test]
 fn the_csv_may_give_the_scale() {
     let folder = tempfile::tempdir().unwrap();
     let cohort = REFERENCE.cohort.copy(&folder.path().join("cohort"));

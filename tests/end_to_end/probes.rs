@@ -106,7 +106,12 @@ fn what_cannot_be_probed_is_listed_and_the_rest_is_scored() {
     stage("knn", &settings).with_code(3).saying(["evaluate: up to date"]);
     // Not the figures of all tasks: they are computed anew.
     gensis(["evaluate", "--out", out.to_str().unwrap()]).with_code(0);
-    assert!(!rows(&out, "knn").is_empty());
+    assert!(!rows(&out, "knn").is_empty() && rows(&out, "linear").is_empty());
+    // Everything is what the settings ask for: probes that they leave out come beside it, and what a bank lacks is told.
+    gensis(["evaluate", "linear", "--out", out.to_str().unwrap()]).with_code(3);
+    assert!(!rows(&out, "knn").is_empty() && rows(&out, "linear") == linear);
+    gensis(["evaluate", "fid", "--out", out.to_str().unwrap()]).with_error(["run `gensis autoencoder` first"]);
+    assert!(!rows(&out, "knn").is_empty() && rows(&out, "linear") == linear);
 
     stage("linear", &["--set", "evaluate.linear.blocks=3"]).with_error(["evaluate.linear.blocks is 3", "2 blocks"]);
     stage("robustness", &[]).with_error(["evaluate.robustness.tissue=true"]);

@@ -16,8 +16,8 @@ fn runs_of_other_seeds_become_one_row_and_other_settings_another() {
     REFERENCE.cohort.run(Path::new(&out), &["--set", "seed=1"]).with_code(0);
     let ended = gensis(["report", &at("a"), &out, "--out", &at("tables")]).with_code(0);
     let names: Vec<String> = files(Path::new(&at("tables"))).into_keys().collect();
-    let expected = ["figures.csv", "figures.parquet", "results.csv", "results.parquet", "tables.md", "tables.tex"];
-    assert_eq!(names, expected);
+    let expected = ["comparisons", "figures", "results"].map(|name| [format!("{name}.csv"), format!("{name}.parquet")]);
+    assert_eq!(names, [expected.concat(), vec!["tables.md".into(), "tables.tex".into()]].concat());
     let text = fs::read_to_string(root.path().join("tables/tables.md")).unwrap();
     assert_eq!(ended.stdout, text);
     assert!(text.contains("## Table 9: Slide-level classification") && text.contains("| DINO |"), "{text}");
@@ -56,4 +56,42 @@ fn runs_of_other_seeds_become_one_row_and_other_settings_another() {
         .saying(["none", "is not a run folder"]);
     gensis(["report", &at("none"), &out]).with_error(["--out"]);
     gensis(["report", &out, &out, "--out", &at("twice")]).with_error(["given twice"]);
+}
+
+#[test]
+fn encoders_of_two_runs_are_compared_slide_by_slide() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    let [a, b] = ["a", "b"].map(at);
+    for run in [&a, &b] {
+        crate::folder::copy(&REFERENCE.run, Path::new(run));
+    }
+    let change = |setting: &str| gensis(["evaluate", "--out", &b, "--set", setting, "--update"]);
+    let report = |out: &str| gensis(["report", &a, &b, "--out", &at(out)]).with_code(0);
+    let tests = |out: &str| table(&root.path().join(out).join("comparisons.csv"));
+    report("same");
+    assert_eq!(tests("same"), [], "one encoder, repeated");
+
+    change("evaluate.slide.epochs=2").with_code(0);
+    report("apart");
+    let found = tests("apart");
+    let names = ["dino (evaluate.slide.epochs=3)", "dino (evaluate.slide.epochs=2)"];
+    let slides = table(&Path::new(&a).join("results/slide_scores.csv"));
+    assert!(found.iter().any(|test| test["metric"] == "macro_auc"));
+    for test in &found {
+        let of = ["first_run", "second_run", "first", "second"].map(|column| &test[column][..]);
+        assert_eq!(of, [&a, &b, names[0], names[1]]);
+        assert_eq!(test["n"], slides.len().to_string());
+        assert!(test["p"].is_empty() || test["p"].parse::<f64>().is_ok_and(|p| p > 0.0 && p <= 1.0), "{test:?}");
+    }
+    // A figure of a test is the one of the run.
+    let accuracy = found.iter().find(|test| test["metric"] == "accuracy").unwrap();
+    let right = slides.iter().filter(|slide| slide["label"] == slide["predicted"]).count() as f64;
+    let stored: f64 = accuracy["value_first"].parse().unwrap();
+    assert!((stored - right / slides.len() as f64).abs() < 1e-9, "{accuracy:?}");
+
+    // Two folds of so few slides leave a part without one class.
+    change("evaluate.slide.folds=2").with_code(3);
+    report("folds").saying(["no paired tests between", "was tested in another fold"]);
+    assert_eq!(tests("folds"), []);
 }

@@ -73,34 +73,6 @@ fn the_marked_patches_are_found() {
     assert!(gain > 2.0, "{gain}");
 }
 
-#[test]
-fn the_table_of_slides_has_a_row_per_test_slide() {
-    let source = cohort(18);
-    let folds = folds_of(&source, 3);
-    let (config, device) = (MilConfig { epochs: 1, ..small() }, Device::flex());
-    let validation = CrossValidation {
-        source: &source,
-        folds: &folds,
-        config: &config,
-        seeds: &[0, 1],
-        device: &device,
-        workers: 1,
-    };
-    let result = validation.scores(HeadKind::Abmil, |_| Ok(())).unwrap();
-    let classes = ["a", "b", "c"].map(str::to_owned);
-    let table = crate::table::slide_scores(&result, &classes).unwrap();
-    let names: Vec<String> = table.get_column_names().into_iter().map(|name| name.to_string()).collect();
-    assert_eq!(names, ["slide", "group", "head", "fold", "seed", "label", "predicted", "p_a", "p_b", "p_c"]);
-    assert_eq!(table.height(), 36);
-    let last = result.last().unwrap().scores.last().unwrap();
-    let text = |name: &str| table.column(name).unwrap().str().unwrap().get(35).map(str::to_owned);
-    assert_eq!(text("slide").as_deref(), Some(last.id.as_str()));
-    assert_eq!(text("head").as_deref(), Some("abmil"));
-    assert_eq!(text("label").as_deref(), Some(classes[last.label.unwrap() as usize].as_str()));
-    assert_eq!(table.column("p_c").unwrap().f32().unwrap().get(35), Some(last.probabilities[2]));
-    assert!(crate::table::slide_scores(&result, &classes[..2]).is_err());
-}
-
 /// Every head learns the task, has attention that sums to 1, and repeats bit for bit with more workers.
 #[test]
 fn every_head_learns() {

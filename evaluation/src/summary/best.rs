@@ -1,7 +1,8 @@
 //! Which figure is better than all others beyond chance.
 
 use super::{Figure, RunResults};
-use crate::table::{Comparison, lower_is_better};
+use crate::comparison::Comparison;
+use crate::table::lower_is_better;
 
 /// A difference counts below this p.
 const LEVEL: f64 = 0.05;

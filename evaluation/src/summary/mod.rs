@@ -25,8 +25,9 @@ pub use latex::latex;
 pub use layout::{Column, Entry, Grid, general_tables, paper_tables};
 pub use markdown::markdown;
 
+use crate::comparison::Comparison;
 use crate::error::Result;
-use crate::table::{Comparison, ResultRow};
+use crate::table::ResultRow;
 
 /// The results of one run. Encoders that are not the same in all runs must have different names.
 #[derive(Clone, Debug, Default)]

@@ -193,7 +193,15 @@ pub(super) fn header_text(path: &Path) -> Result<Option<String>> {
 fn open(path: &Path) -> Result<File> {
     // libhdf5's own messages do not tell a missing file from a damaged one.
     std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    File::open(path).map_err(|e| Error::bad(path, format!("no readable HDF5: {e}")))
+    File::open(path).map_err(|e| match e.to_string() {
+        locked if locked.contains("unable to lock file") => Error::io(
+            path,
+            std::io::Error::other(
+                "another program has locked it, or its file system has no locks: wait, or set HDF5_USE_FILE_LOCKING=FALSE",
+            ),
+        ),
+        other => Error::bad(path, format!("no readable HDF5: {other}")),
+    })
 }
 
 /// What is wrong with a file, in words.

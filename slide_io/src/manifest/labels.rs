@@ -63,6 +63,9 @@ pub(super) fn read(path: &Path, columns: &ColumnNames) -> Result<Vec<Row>> {
         ReaderBuilder::new().delimiter(separator.unwrap_or(b',')).trim(Trim::All).from_reader(text.as_bytes());
     let damaged = |error: csv::Error| Error::bad(path, error.to_string());
     let headers = reader.headers().map_err(damaged)?.clone();
+    if headers.iter().all(str::is_empty) {
+        return Err(Error::bad(path, "it is empty: the first line names the columns"));
+    }
     let places = Places::new(&headers, columns, path)?;
     let mut rows = Vec::new();
     for record in reader.records() {
@@ -101,6 +104,11 @@ impl Places {
                 ))
             })
         };
+        let used = [&columns.slide, &columns.label, &columns.group, &columns.split, &columns.mpp, &columns.stratum];
+        let twice = |name: &&&String| headers.iter().filter(|header| *header == name.as_str()).count() > 1;
+        if let Some(name) = used.iter().find(twice) {
+            return Err(Error::Usage(format!("{}: there are two columns {name:?}: rename one", path.display())));
+        }
         Ok(Self {
             slide: required("slide", &columns.slide)?,
             label: if columns.label.is_empty() { None } else { Some(required("label", &columns.label)?) },

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
-use walkdir::WalkDir;
 
 use crate::error::{Error, Result};
+use crate::listing::{self, Kind};
 
 /// Extensions of slides: what the readers of this crate open, and what other tools do, so that a slide nobody here can read
 /// is reported instead of passed over.
@@ -71,22 +71,17 @@ pub(super) fn slides(slides: &str) -> Result<Vec<Found>> {
     named(found)
 }
 
-/// The files under `folder` that `wanted` accepts, hidden ones aside: their paths, and the same below the folder.
+/// The files under `folder` that `wanted` accepts, hidden ones aside: their paths, and the same below the folder. Among them are
+/// links to nothing, and folders that cannot be listed in place of what they hold: no reader opens them, so that they are
+/// reported as any slide that cannot be read.
 fn walk(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec<(PathBuf, String)>> {
-    let mut found = Vec::new();
-    let hidden = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with('.');
-    let entries = WalkDir::new(folder).min_depth(1).follow_links(true).sort_by_file_name().into_iter();
-    for entry in entries.filter_entry(|entry| !hidden(entry.file_name())) {
-        let entry = entry.map_err(|error| {
-            let path = error.path().unwrap_or(folder).to_owned();
-            Error::io(path, std::io::Error::from(error))
-        })?;
-        if entry.file_type().is_file() && wanted(entry.path()) {
-            let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
-            let below = below.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
-            found.push((entry.into_path(), below));
-        }
-    }
+    let entries = listing::below(folder, usize::MAX)?.into_iter();
+    let of_slides = entries.filter(|(path, kind)| match kind {
+        Kind::Folder => false,
+        Kind::File | Kind::Dangling => wanted(path),
+        Kind::Closed => true,
+    });
+    let mut found: Vec<_> = of_slides.map(|(path, _)| (path.clone(), listing::relative(folder, &path))).collect();
     found.sort();
     Ok(found)
 }

@@ -148,6 +148,8 @@ fn wrong_csvs_are_errors_that_say_what_to_do() {
     assert!(message("slide_id,label,split\na,x,holdout\n").contains("neither train, val nor test"));
     assert!(message("slide_id,label\nq,x\nr,y\n").contains("none of its 2 rows"));
     assert!(message("slide_id,label\n").contains("no rows"));
+    assert!(message("").contains("it is empty"));
+    assert!(message("slide_id,label,label\na,x,y\n").contains("two columns \"label\""));
     assert!(message("slide_id,label\na\n").contains("labels.csv"));
     let study = Study::new(&["a.svs"], "");
     fs::write(study.0.path().join("labels.csv"), b"slide_id,label\na,\xff\xfe\n").unwrap();

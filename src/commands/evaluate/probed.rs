@@ -24,7 +24,7 @@ pub(super) struct Probed {
     /// Whether it is one of the run's own trained encoders.
     pub own: bool,
     pub encoder: Encoder,
-    /// CLS tokens beside each other in a row of features, the last block's at the end.
+    /// Embeddings beside each other in a row of features, the last block's at the end.
     pub blocks: usize,
     pub train: Features,
     pub test: Features,
@@ -89,7 +89,7 @@ impl Probed {
         Ok(Self { name: name.to_owned(), own: trained.is_some(), encoder, blocks, train, test })
     }
 
-    /// The last block's CLS features out of rows of several blocks.
+    /// The last block's embeddings, which are those of `embed`, out of rows of several blocks.
     pub fn last_block(&self, values: &[f32]) -> Vec<f32> {
         let dim = self.train.table.dim;
         values.chunks_exact(dim).flat_map(|row| &row[dim - dim / self.blocks..]).copied().collect()
@@ -112,20 +112,19 @@ fn block_features(
 ) -> Result<EmbeddingTable> {
     let path = run.dir.file(&format!("features/{name}-last{blocks}-{part}.parquet"))?;
     let mut header = sources::table_header(run, &encoder.hash, folder);
-    header["blocks"] = json!(blocks);
+    header["embeddings_of_blocks"] = json!(blocks);
     if is_current(&path, &header) {
         let table = EmbeddingTable::load(&path)?;
         failures.extend(left_out(folder, &table));
         return Ok(table);
     }
     let source = sources::images(run, folder)?;
-    let title = format!("{name}, {part}: CLS of {blocks} blocks");
+    let title = format!("{name}, {part}: {blocks} blocks");
     let all = (0..folder.len()).collect();
     let embedded = embedded(run, encoder, blocks, source, all, &run.experiment.embed, &title, failures)?;
     let table = EmbeddingTable {
         header,
-        // CLS alone, also of an encoder whose embedding has the patches' mean beside it.
-        dim: blocks * encoder.config.model.dim,
+        dim: blocks * encoder.dim(),
         keys: embedded.indices.iter().map(|&index| folder.key(index)).collect(),
         labels: embedded.indices.iter().map(|&index| folder.label(index)).collect(),
         classes: folder.classes().to_vec(),

@@ -2,18 +2,21 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use evaluation::bag::StreamedBags;
 use evaluation::bootstrap::Bootstrap;
+use evaluation::comparison::{self, Comparison};
 use evaluation::metric::Predictions;
 use evaluation::mil::{CrossValidation, FoldScores, HeadKind, MilConfig, SlideScore, score_all};
-use evaluation::table::{ResultRow, comparisons, slide_scores, write_csv, write_parquet};
+use evaluation::paired::Exchanges;
+use evaluation::scored::{self, Scored};
+use evaluation::table::{DataFrame, ResultRow, write_csv, write_parquet};
+
 use slide_io::{Cohort, SlideRecord};
 
-use super::comparison::{Scored, compare};
 use super::curves::curves;
 use super::foreign::foreign_features;
-use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, folder_name, remove_heads};
+use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, remove_heads};
 use super::subjects::{Subject, folds, subjects};
 use super::submission::{self, Entrant};
 use super::usable::{absent_classes, fault};
@@ -25,9 +28,10 @@ use crate::config::{Baseline, SlideLevel};
 use crate::device::{self, DeviceChoice};
 use crate::run_dir::{Failure, remove};
 
-/// The table of every test slide's scores, without extension; that of another encoder than the vanilla one has its name
-/// behind it.
-const SCORES: &str = "slide_scores";
+/// The table of every test slide's scores, below the run folder, without extension.
+pub(in crate::commands) const SCORES: &str = "results/slide_scores";
+/// The table of paired tests, likewise.
+pub(in crate::commands) const COMPARISONS: &str = "results/comparisons";
 
 /// Removes the scores of slides of an earlier evaluation, of whatever encoder, what was made of them, and the heads behind
 /// them.
@@ -37,7 +41,7 @@ pub(super) fn remove_scores(run: &Run) -> Result<()> {
     let files = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
     let of_slides = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        [SCORES, submission::NAME, "comparisons"].iter().any(|start| name.starts_with(start))
+        ["slide_scores", submission::NAME, "comparisons"].iter().any(|start| name.starts_with(start))
     };
     files.filter(of_slides).try_for_each(|path| remove(&path))
 }
@@ -47,7 +51,14 @@ pub(in crate::commands) fn check_folds(run: &Run) -> Result<()> {
     let settings = &run.experiment.evaluate.slide;
     if let Input::Slides(cohort) = Input::open(&run.experiment.data)? {
         let labelled: Vec<&SlideRecord> = cohort.slides.iter().filter(|slide| slide.label.is_some()).collect();
-        if !labelled.is_empty() {
+        if let [first, ..] = &labelled[..] {
+            let label = first.label_name.as_deref().unwrap_or_default();
+            ensure!(
+                labelled.iter().any(|slide| slide.label != first.label),
+                "all {} labelled slides are of class {label}, so that there is nothing to tell apart: correct data.labels, or \
+                 leave it empty to train without scores",
+                labelled.len()
+            );
             folds(settings, &subjects(&labelled, &[], settings.by_patient)?)?;
         }
     }
@@ -108,12 +119,34 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
         let encoders = std::mem::take(&mut scores.heads);
         HeadIndex { evaluation: evaluation.into(), classes: cohort.classes.clone(), encoders }.write(run)?;
     }
+    write_frame(run, SCORES, &scored::table(&scored, &cohort.classes)?)?;
     if settings.permutations > 0 && scored.iter().any(|other| other.encoder != scored[0].encoder) {
-        let table = comparisons(&compare(&scored, settings, &cohort.classes)?)?;
-        write_parquet(&table, &run.dir.file("results/comparisons.parquet")?)?;
-        write_csv(&table, &run.dir.file("results/comparisons.csv")?)?;
+        write_frame(run, COMPARISONS, &comparison::table(&compare(&scored, settings, &cohort.classes)?)?)?;
     }
     Ok(scores)
+}
+
+fn write_frame(run: &Run, stem: &str, frame: &DataFrame) -> Result<()> {
+    write_parquet(frame, &run.dir.file(&format!("{stem}.parquet"))?)?;
+    Ok(write_csv(frame, &run.dir.file(&format!("{stem}.csv"))?)?)
+}
+
+/// Paired tests of every pair of encoders under the same head and seed.
+fn compare(scored: &[Scored], settings: &SlideLevel, classes: &[String]) -> Result<Vec<Comparison>> {
+    let exchanges = exchanges(settings);
+    let mut found = Vec::new();
+    for (at, first) in scored.iter().enumerate() {
+        let same = |second: &&Scored| (&second.head, second.seed) == (&first.head, first.seed);
+        for second in scored[at + 1..].iter().filter(same) {
+            found.extend(comparison::compare(first, second, classes, &exchanges)?);
+        }
+    }
+    Ok(found)
+}
+
+/// How the settings ask for paired tests.
+pub(in crate::commands) fn exchanges(settings: &SlideLevel) -> Exchanges {
+    Exchanges { draws: settings.permutations, seed: settings.seeds[0] }
 }
 
 /// Features of slides, in files.
@@ -187,12 +220,6 @@ fn score_slides(
             heads,
             seeds: settings.seeds.clone(),
         });
-    }
-    if name != UNTRAINED_NAME {
-        let slides = slide_scores(&predicted, &cohort.classes)?;
-        let stem = if name == ENCODER_NAME { SCORES.to_owned() } else { format!("{SCORES}_{}", folder_name(name)) };
-        write_parquet(&slides, &run.dir.file(&format!("results/{stem}.parquet"))?)?;
-        write_csv(&slides, &run.dir.file(&format!("results/{stem}.csv"))?)?;
     }
     tabulate(run, cohort, stored, folds.len() == 1, &predicted, scores)
 }
@@ -309,9 +336,8 @@ fn tabulate(
             scores.rows.extend(rows_for(&base, prediction.seed, &prediction.scores, cohort, &bootstrap)?.0);
         }
         for &seed in &settings.seeds {
-            let slides: Vec<SlideScore> =
-                of_head().filter(|p| p.seed == seed).flat_map(|p| p.scores.iter().cloned()).collect();
-            let (rows, predictions) = rows_for(&base, seed, &slides, cohort, &bootstrap)?;
+            let of_seed = Scored::of(name, head.name(), seed, of_head().filter(|prediction| prediction.seed == seed));
+            let (rows, predictions) = rows_for(&base, seed, &of_seed.slides, cohort, &bootstrap)?;
             if !given {
                 scores.rows.extend(rows);
             }
@@ -320,7 +346,7 @@ fn tabulate(
                 scores.curves.push(curves(title.clone(), &predictions, &cohort.classes));
                 scores.confusions.push(confusion(title, &predictions, &cohort.classes));
             }
-            scored.push(Scored { encoder: name.clone(), head, seed, slides });
+            scored.push(of_seed);
         }
     }
     Ok(scored)

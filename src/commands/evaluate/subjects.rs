@@ -73,15 +73,8 @@ impl Subject {
     /// The patches of all its slides.
     pub fn load(&self) -> evaluation::Result<Bag> {
         let slide = |file: &PathBuf| -> evaluation::Result<Bag> {
-            let features = h5::read_features(file)?;
-            Ok(Bag {
-                id: self.id.clone(),
-                dim: features.dim,
-                features: features.values,
-                coords: features.coordinates.origins,
-                label: self.label,
-                group: self.group.clone(),
-            })
+            let bag = Bag::of(&self.id, h5::read_features(file)?);
+            Ok(Bag { label: self.label, group: self.group.clone(), ..bag })
         };
         let bags = self.files.iter().map(slide).collect::<evaluation::Result<Vec<_>>>()?;
         merge(bags)?.ok_or_else(|| Error::usage(format!("{} has no features", self.id)))

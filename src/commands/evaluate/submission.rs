@@ -131,15 +131,7 @@ impl Entrant<'_> {
             }
         }
         for (slide, file) in slides {
-            let features = h5::read_features(file)?;
-            let bag = Bag {
-                id: slide.id.clone(),
-                dim: features.dim,
-                features: features.values,
-                coords: features.coordinates.origins,
-                label: None,
-                group: slide.id.clone(),
-            };
+            let bag = Bag::of(&slide.id, h5::read_features(file)?);
             let mut mean = vec![0.0; self.cohort.classes.len()];
             for head in &heads {
                 let probabilities = head.probabilities(bag.clone())?;

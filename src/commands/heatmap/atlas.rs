@@ -148,7 +148,7 @@ impl Atlas {
         // A patient's slides are one bag, as the head was trained: the attention to one of them is a part of it.
         let (bag, before) = match subject {
             Some(subject) if subject.slides.len() > 1 => self.patient(subject, slide)?,
-            _ => (bag(features.clone(), slide), 0),
+            _ => (Bag::of(slide, features.clone()), 0),
         };
         let patches = features.coordinates.origins.len();
         let used: Vec<&StoredHead> =
@@ -230,7 +230,7 @@ impl Atlas {
     fn patient(&self, subject: &KeptSubject, slide: &str) -> Result<(Bag, usize)> {
         let (mut bags, mut before, mut found) = (Vec::new(), 0, false);
         for id in &subject.slides {
-            let bag = bag(self.features(&self.file(id))?, &subject.id);
+            let bag = Bag::of(&subject.id, self.features(&self.file(id))?);
             found |= id == slide;
             before += if found { 0 } else { bag.patches() };
             bags.push(bag);
@@ -250,17 +250,6 @@ fn uses(relation: Relation, fold: usize) -> bool {
 /// Adds the share of one of `n` to a mean.
 fn add(mean: &mut [f32], values: &[f32], n: usize) {
     mean.iter_mut().zip(values).for_each(|(mean, value)| *mean += value / n as f32);
-}
-
-fn bag(features: Features, id: &str) -> Bag {
-    Bag {
-        id: id.to_owned(),
-        dim: features.dim,
-        features: features.values,
-        coords: features.coordinates.origins,
-        label: None,
-        group: id.to_owned(),
-    }
 }
 
 /// At most `most` slides that are tested in a fold, in turn one of each class, in the order of the cohort.

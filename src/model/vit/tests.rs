@@ -61,9 +61,9 @@ fn cls_is_the_first_token_and_the_last_intermediate_output() {
     let to64 = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<_>>();
     // Computed alone, CLS is rounded differently.
     close(&to64(list(tokens.clone().narrow(1, 0, 1))), &to64(cls), 2e-6);
-    let both = list(vit.last_cls(x.clone(), 2));
+    let both = list(vit.last_embeddings(x.clone(), 2));
     assert_eq!(both.len(), 2 * 2 * 16);
-    assert_eq!(list(vit.last_cls(x.clone(), 1)), list(vit.forward(x.clone())));
+    assert_eq!(list(vit.last_embeddings(x.clone(), 1)), list(vit.forward(x.clone())));
     let outputs = vit.intermediate(x.clone(), 2);
     let cls_of = |block: usize, image: usize| list(outputs[block].clone().narrow(1, 0, 1))[image * 16..][..16].to_vec();
     assert_eq!(both, [cls_of(0, 0), cls_of(1, 0), cls_of(0, 1), cls_of(1, 1)].concat());
