@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use evaluation::fid::{Features, Gaussian, frechet_distance};
 use image::RgbImage;
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ use super::progress::Steps;
 use super::sources::{self, Input};
 use super::{Run, latents, training};
 use crate::config::{Diffusion, Sample};
-use crate::data::latents::Encoded;
+use crate::data::latents::{Encoded, LatentFile};
 use crate::device;
 use crate::model::diffusion::{DiffusionConfig, DiffusionModel};
 use crate::model::{Encoder, FirstStage};
@@ -27,6 +28,8 @@ use crate::train::{CHECKPOINT, METRICS};
 const STAGE: &str = "diffusion";
 /// Images of a sheet of samples, and samples of each.
 const SHEET: [usize; 2] = [8, 3];
+/// Training images that samples are held against, at most.
+const REAL: usize = 50_000;
 
 /// Trains the diffusion model, or continues where the run was stopped; with `must_resume`, only that.
 pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
@@ -54,9 +57,11 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
     let eyes =
         Eyes::new(stage.clone(), encoder.clone(), side as u32, &experiment.embed, &experiment.diffusion, &device);
     let latent = [stage.latent_channels(), side / stage.factor()];
-    let (file, failures) = latents::make(run, &source, eyes, &latents::header(run, &header, &stage, encoder.dim()))?;
+    let (file, failures) =
+        latents::make(run, &source, eyes.clone(), &latents::header(run, &header, &stage, encoder.dim()))?;
     let without = latents::without(&file, source.len())?;
     let examples = latents::some(&file, SHEET[0])?;
+    let judge = Judge::new(&file, eyes, experiment.diffusion.judged)?;
 
     let settings = Settings {
         seed: experiment.seed,
@@ -77,7 +82,7 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
     let Diffusion { epochs, batch, .. } = settings.diffusion;
     let progress = Steps::new(STAGE, epochs * loader.steps_per_epoch(), batch, "images");
     let image_side = latent[1] * stage.factor();
-    let mut watcher = Watcher { run, stage, examples, folder: folder.clone(), progress };
+    let mut watcher = Watcher { run, stage, examples, judge, folder: folder.clone(), progress };
     let model = train(&settings, &loader, &folder, resume, &device, &mut watcher)?;
 
     let last = training::last_metrics(&folder.join(METRICS));
@@ -98,6 +103,7 @@ pub(super) fn header(run: &Run, input: &Input, encoder: &str, autoencoder: &str)
         // How often to look does not change what is learnt.
         settings.remove("checkpoint_every");
         settings.remove("sample_every");
+        settings.remove("judged");
     }
     let header = json!({
         "stage": STAGE,
@@ -130,6 +136,7 @@ struct Watcher<'a> {
     run: &'a Run,
     stage: FirstStage,
     examples: Vec<Encoded>,
+    judge: Option<Judge>,
     folder: PathBuf,
     progress: Steps,
 }
@@ -140,7 +147,7 @@ impl Observer for Watcher<'_> {
     }
 
     /// Images as the autoencoder has them, and below each samples of its embedding.
-    fn sheet(&mut self, step: usize, model: &DiffusionModel) -> Result<()> {
+    fn sheet(&mut self, step: usize, model: &DiffusionModel) -> Result<Option<f64>> {
         let settings: &Sample = &self.run.experiment.sample;
         let device = device::open(self.run.device)?;
         let painter = Painter::new(model.clone(), self.stage.clone(), settings, &device)?;
@@ -153,7 +160,48 @@ impl Observer for Watcher<'_> {
             rows.push(painter.images(&self.examples.iter().map(wish).collect::<Vec<_>>())?);
         }
         let path = self.folder.join("samples").join(format!("step-{step:07}.png"));
-        write_png(&path, &sheet(&rows, 64))
+        write_png(&path, &sheet(&rows, 64))?;
+        let Some(judge) = &self.judge else { return Ok(None) };
+        let distance = judge.distance(&painter, settings.batch, self.run.experiment.seed)?;
+        self.progress.bar.line(&format!("{STAGE}: step {step}: Fréchet distance of samples {distance:.4}"));
+        Ok(Some(distance))
+    }
+}
+
+/// Embeddings of training images, and samples of them held against all of these.
+struct Judge {
+    eyes: Eyes,
+    wanted: Vec<Vec<f32>>,
+    real: Gaussian,
+    dim: usize,
+}
+
+impl Judge {
+    /// One that draws `samples`; none of fewer than two.
+    fn new(file: &LatentFile, eyes: Eyes, samples: usize) -> Result<Option<Self>> {
+        if samples < 2 || file.len() < 2 {
+            return Ok(None);
+        }
+        let embeddings = |count| -> Result<Vec<Vec<f32>>> {
+            Ok(latents::some(file, count)?.into_iter().map(|encoded| encoded.embedding).collect())
+        };
+        let dim = file.header().embedding;
+        let real = Gaussian::of(Features::new(&embeddings(REAL)?.concat(), dim)?)?;
+        Ok(Some(Self { eyes, wanted: embeddings(samples)?, real, dim }))
+    }
+
+    /// Fréchet distance of samples, each of another image's embedding, in the features of the encoder that conditions.
+    fn distance(&self, painter: &Painter, batch: usize, seed: u64) -> Result<f64> {
+        let mut drawn = Vec::with_capacity(self.wanted.len() * self.dim);
+        for (number, wanted) in self.wanted.chunks(batch.max(1)).enumerate() {
+            let wish = |(place, embedding): (usize, &Vec<f32>)| Wish {
+                embedding: Some(embedding.clone()),
+                seed: seed ^ ((number * batch + place) as u64) << 32,
+            };
+            let images = painter.images(&wanted.iter().enumerate().map(wish).collect::<Vec<_>>())?;
+            drawn.extend(self.eyes.look(&images)?);
+        }
+        Ok(frechet_distance(&self.real, &Gaussian::of(Features::new(&drawn, self.dim)?)?)?)
     }
 }
 

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::Run;
 use super::gen_dino;
@@ -47,10 +46,9 @@ impl Trained {
         let hash = sources::whole_digest(run, path);
         let unreadable = || format!("encoders.{name}.weights: cannot read {}", path.display());
         let weights = json!({ "sha256": hash.with_context(unreadable)?, "description": described.description()? });
-        let hash = Sha256::digest(weights.to_string().as_bytes());
         Ok(Self {
             name: name.to_owned(),
-            hash: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+            hash: sources::text_digest(&weights.to_string()),
             path: path.clone(),
             foreign: Some(Foreign { described: described.clone(), weights }),
         })

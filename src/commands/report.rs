@@ -222,7 +222,10 @@ fn training_curves(root: &Path) -> Vec<Chart> {
         ("held-out patches", "PSNR, dB", &[("PSNR", "psnr")]),
     ];
     charts.extend(curves("Autoencoder", &root.join("autoencoder").join(METRICS), &reconstruction));
-    let denoising = [("loss", "mean squared error of the noise", &[("loss", "loss")][..])];
+    let denoising = [
+        ("loss", "mean squared error of the prediction", &[("loss", "loss")][..]),
+        ("samples", "Fréchet distance", &[("samples to training images", "frechet_distance")]),
+    ];
     charts.extend(curves("Diffusion", &root.join("diffusion").join(METRICS), &denoising));
     let mut variants: Vec<_> =
         root.join("gen_dino").read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();

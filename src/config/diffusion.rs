@@ -37,6 +37,8 @@ pub struct Diffusion {
     pub checkpoint_every: usize,
     /// Draw a sheet of samples every this many steps (and at the end); 0 draws only the last.
     pub sample_every: usize,
+    /// Samples drawn at every sheet, whose Fréchet distance to the training images is recorded; fewer than 2: none.
+    pub judged: usize,
     /// Micro-batches whose gradients are summed, as `pretrain.replicas`.
     pub replicas: usize,
 }
@@ -154,6 +156,7 @@ impl Default for Diffusion {
             vflip: false,
             checkpoint_every: 0,
             sample_every: 5000,
+            judged: 0,
             replicas: 0,
         }
     }

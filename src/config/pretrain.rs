@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::presets::{IMAGENET_MEAN, IMAGENET_STD};
+
 /// DINO projection head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -81,8 +83,8 @@ impl Default for Crops {
             blur: [1.0, 0.1, 0.5],
             blur_sigma: [0.1, 2.0],
             solarize: 0.2,
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
+            mean: IMAGENET_MEAN,
+            std: IMAGENET_STD,
         }
     }
 }

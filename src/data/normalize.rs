@@ -34,16 +34,15 @@ impl Normalize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::presets::{IMAGENET_MEAN, IMAGENET_STD};
     use crate::data::golden::Golden;
     use image::Rgb;
-
-    const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
     #[test]
     fn every_byte_is_that_of_torchvision() {
         let ramp = RgbImage::from_fn(256, 1, |x, _| Rgb([x as u8; 3]));
         // The same f32 operations in the same order: equal to the last bit.
-        assert_eq!(Normalize::new(IMAGENET.0, IMAGENET.1).images(&[&ramp]), Golden::load().normalized_ramp());
+        assert_eq!(Normalize::new(IMAGENET_MEAN, IMAGENET_STD).images(&[&ramp]), Golden::load().normalized_ramp());
     }
 
     #[test]

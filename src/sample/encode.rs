@@ -93,6 +93,22 @@ impl Eyes {
         Ok(pieces.into_iter().flatten().collect())
     }
 
+    /// Embeddings of images, as `gensis embed` computes them: row-major.
+    ///
+    /// # Errors
+    /// As [`views`](Self::views) and [`encode`](Self::encode).
+    pub fn look(&self, images: &[RgbImage]) -> Result<Vec<f32>> {
+        let piece = |images: &[RgbImage]| -> Result<Vec<f32>> {
+            let view = |image: &RgbImage| crop::evaluation_view(image.clone(), self.embed.resize, self.embed.crop);
+            let views = images.iter().map(view).collect::<Result<Vec<_>>>()?;
+            self.embeddings(&views.iter().collect::<Vec<_>>())
+        };
+        if !lies_in_host_memory(&self.device) {
+            return piece(images);
+        }
+        Ok(images.par_chunks(PIECE).map(piece).collect::<Result<Vec<_>>>()?.concat())
+    }
+
     fn piece(&self, views: &[View]) -> Result<Vec<Encoded>> {
         let Some(first) = views.first() else { return Ok(vec![]) };
         let (width, height) = first.square.dimensions();

@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// Last parts of keys that may differ between a run and its continuation: they do not change what is computed. Weights are
 /// known by their hash, wherever they lie.
-const FREE: [&str; 4] = [".checkpoint_every", ".knn_every", ".sample_every", ".lpips_weights"];
+const FREE: [&str; 5] = [".checkpoint_every", ".knn_every", ".sample_every", ".judged", ".lpips_weights"];
 
 /// What a checkpoint has to agree with to be continued.
 #[derive(Clone, Debug)]

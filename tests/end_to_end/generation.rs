@@ -26,6 +26,7 @@ batch = 4
 warmup_steps = 2
 vflip = true
 sample_every = 3
+judged = 6
 
 [diffusion.unet]
 channels = 8
@@ -81,9 +82,17 @@ fn the_whole_chain_ends_with_both_encoders_and_killed_with_the_same_bytes() {
         assert!(row["value"].parse::<f64>().unwrap() >= 0.0 && row["n"] == "16", "{row:?}");
     }
     let report = fs::read_to_string(whole.join("report.html")).unwrap();
-    for text in ["Real, generated and interpolated patches", "Samples of the diffusion model", "Gen-DINO, full: loss"] {
+    let shown = [
+        "Real, generated and interpolated patches",
+        "Samples of the diffusion model",
+        "Gen-DINO, full: loss",
+        "Diffusion: samples",
+    ];
+    for text in shown {
         assert!(report.contains(text), "{text}");
     }
+    let metrics = fs::read_to_string(whole.join("diffusion/metrics.jsonl")).unwrap();
+    assert!(metrics.lines().filter(|line| line.contains("frechet_distance")).count() >= 2, "{metrics}");
     gensis(command(&whole)).with_code(0).saying([
         "diffusion: up to date",
         "augment: slerp: up to date",

@@ -20,6 +20,7 @@ use crate::commands::output::say;
 use crate::commands::progress::Progress;
 use crate::commands::sources::FORMAT;
 use crate::commands::{Outcome, Run, embed};
+use crate::config::presets::IMAGENET_STD;
 use crate::data::normalize::Normalize;
 use crate::device;
 use crate::model::Encoder;
@@ -27,7 +28,6 @@ use crate::run_dir::{Failure, StageRecord, as_stored};
 
 /// Normalisation of DINO's `eval_video_segmentation.py`: the first deviation is not the usual 0.229.
 const SCRIPTS_STD: [f32; 3] = [0.228, 0.224, 0.225];
-const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// The figures of every object and sequence, beside the result table.
 pub(super) const DETAILS: &str = "results/video_objects.csv";
 /// Memory for the attention of frames that are encoded side by side.

@@ -324,11 +324,20 @@ impl LatentLoader {
 pub trait Observer {
     /// After every step.
     fn step(&mut self, report: &StepReport);
-    /// Every `diffusion.sample_every` steps and at the end: time for a sheet of samples.
+    /// Every `diffusion.sample_every` steps and at the end: time for a sheet of samples. Returns the Fréchet distance of
+    /// samples to the training images, where it is asked for.
     ///
     /// # Errors
     /// Whatever stops the drawing stops the run.
-    fn sheet(&mut self, step: usize, model: &DiffusionModel) -> Result<()>;
+    fn sheet(&mut self, step: usize, model: &DiffusionModel) -> Result<Option<f64>>;
+}
+
+/// A line of the metrics file between steps.
+#[derive(Serialize)]
+struct Judged {
+    step: usize,
+    epoch: usize,
+    frechet_distance: f64,
 }
 
 /// Trains, or with `resume` continues from the folder's checkpoint if there is one, and returns the averaged model.
@@ -363,15 +372,18 @@ pub fn train(
             }
             step += 1;
             observer.step(&report);
+            // Before the checkpoint, so that a run stopped meanwhile draws again.
+            if (every(step, sample_every) || step == steps)
+                && let Some(frechet_distance) = observer.sheet(step, &trainer.model(step))?
+            {
+                metrics.write(&Judged { step: step - 1, epoch, frechet_distance })?;
+            }
             if every(step, checkpoint_every)
                 || (checkpoint_every == 0 && step.is_multiple_of(per_epoch))
                 || step == steps
             {
                 metrics.sync()?;
                 trainer.save(&path, step)?;
-            }
-            if every(step, sample_every) || step == steps {
-                observer.sheet(step, &trainer.model(step))?;
             }
         }
     }

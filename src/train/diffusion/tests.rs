@@ -95,9 +95,9 @@ impl Observer for Notes {
             std::panic::resume_unwind(Box::new("interrupted"));
         }
     }
-    fn sheet(&mut self, step: usize, _: &DiffusionModel) -> Result<()> {
+    fn sheet(&mut self, step: usize, _: &DiffusionModel) -> Result<Option<f64>> {
         self.sheets.push(step);
-        Ok(())
+        Ok(Some(1.0 / step as f64))
     }
 }
 
@@ -123,6 +123,10 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
         let bytes = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
         assert!(bytes(whole.path()) == bytes(parts.path()), "{name} differs");
     }
+    let text = std::fs::read_to_string(whole.path().join(METRICS)).unwrap();
+    let judged: Vec<&str> = text.lines().filter(|line| line.contains("frechet_distance")).collect();
+    assert_eq!(judged.len(), 2);
+    assert_eq!(judged[0], r#"{"step":2,"epoch":0,"frechet_distance":0.3333333333333333}"#);
     let loaded = DiffusionModel::load(&whole.path().join(MODEL), &Device::flex()).unwrap();
     assert_eq!((&loaded.hash, &loaded.config), (&model.hash, &model.config));
     let message = loaded.require("other encoder", "a").unwrap_err().to_string();
