@@ -96,6 +96,8 @@ pub struct Data {
     pub labels: PathBuf,
     /// Columns of that csv.
     pub columns: Columns,
+    /// The classes in their order; empty sorts them, as numbers if all of them are.
+    pub classes: Vec<String>,
     /// Whether rows of the csv without a slide, slides without a row or a label, and labelled slides without features are no
     /// failures.
     pub allow_missing: bool,
@@ -130,6 +132,7 @@ impl Default for Data {
             slides: String::new(),
             labels: PathBuf::new(),
             columns: Columns::default(),
+            classes: vec![],
             allow_missing: false,
             include: PathBuf::new(),
             exclude: vec![],
@@ -165,15 +168,8 @@ pub struct Columns {
 
 impl Default for Columns {
     fn default() -> Self {
-        // CLAM's names, the most common csv of the field.
-        Self {
-            slide: "slide_id".into(),
-            label: "label".into(),
-            group: "case_id".into(),
-            split: "split".into(),
-            mpp: "mpp".into(),
-            stratum: String::new(),
-        }
+        let slide_io::manifest::ColumnNames { slide, label, group, split, mpp, stratum } = Default::default();
+        Self { slide, label, group, split, mpp, stratum }
     }
 }
 

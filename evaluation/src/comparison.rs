@@ -99,14 +99,14 @@ pub fn read(frame: &DataFrame) -> Result<Vec<Comparison>> {
     Ok((0..frame.height()).map(row).collect())
 }
 
-/// Compares two encoders under one head on the slides that both have scored: DeLong's test for the area of each class, where no
+/// Compares two encoders under one head on the slides that both have scored in the same fold: DeLong's test for the area of each class, where no
 /// patient has several slides, and a permutation of whole patients for every metric.
 ///
 /// # Errors
 /// A slide without a label, or with two.
 pub fn compare(first: &Scored, second: &Scored, classes: &[String], exchanges: &Exchanges) -> Result<Vec<Comparison>> {
-    let of_second: BTreeMap<&str, &SlideScore> = second.slides.iter().map(|slide| (slide.id.as_str(), slide)).collect();
-    let both = first.slides.iter().filter_map(|slide| Some((slide, *of_second.get(slide.id.as_str())?)));
+    let of_second: BTreeMap<(&str, u32), &SlideScore> = second.tested().collect();
+    let both = first.tested().filter_map(|(place, slide)| Some((slide, *of_second.get(&place)?)));
     let (of_first, of_second): (Vec<&SlideScore>, Vec<&SlideScore>) = both.unzip();
     let (a, groups) = score_all(of_first, classes.len())?;
     let (b, _) = score_all(of_second, classes.len())?;

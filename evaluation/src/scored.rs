@@ -28,6 +28,11 @@ pub struct Scored {
 }
 
 impl Scored {
+    /// Its slides by their id and fold.
+    pub fn tested(&self) -> impl Iterator<Item = ((&str, u32), &SlideScore)> {
+        self.slides.iter().zip(&self.folds).map(|(slide, &fold)| ((slide.id.as_str(), fold), slide))
+    }
+
     /// Of one head and seed, from its folds.
     pub fn of<'a>(encoder: &str, head: &str, seed: u64, folds: impl IntoIterator<Item = &'a FoldScores>) -> Self {
         let (mut slides, mut of_fold) = (Vec::new(), Vec::new());

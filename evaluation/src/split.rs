@@ -6,7 +6,7 @@
 //! folds and validation parts.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,7 @@ impl<'a> Strata<'a> {
     }
 
     /// Spreads these strata evenly over the parts as well as the classes: one per item, such as a number for each pair of class
-    /// and hospital. A stratum may have fewer groups than there are folds; a class may not.
+    /// and hospital.
     pub fn spread(self, strata: &'a [u32]) -> Result<Self> {
         if strata.len() != self.labels.len() {
             return Err(Error::usage(format!("{} strata for {} labels", strata.len(), self.labels.len())));
@@ -65,14 +65,14 @@ impl<'a> Strata<'a> {
         Ok(Self { strata: Some(strata), ..self })
     }
 
-    /// `folds` folds: every item is in exactly one test part. Of the others, about the share `validation` (0 for
+    /// `folds` folds: every item is in exactly one test part. A class of fewer groups than folds is absent from some of them. Of the others, about the share `validation` (0 for
     /// none) is held out for choosing the model.
     pub fn k_fold(&self, folds: usize, validation: f64, seed: u64) -> Result<Vec<Fold>> {
         let all: Vec<usize> = (0..self.labels.len()).collect();
         if folds < 2 {
             return Err(Error::usage(format!("cross-validation takes 2 folds or more, not {folds}")));
         }
-        self.check_groups_per_class(&all, folds)?;
+        self.check_groups(folds)?;
         let part = self.deal(&all, &vec![1.0 / folds as f64; folds], seed, 0);
         (0..folds)
             .map(|fold| {
@@ -186,28 +186,16 @@ impl<'a> Strata<'a> {
         part
     }
 
-    fn check_groups_per_class(&self, items: &[usize], folds: usize) -> Result<()> {
-        let mut groups: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
-        items.iter().for_each(|&item| groups.entry(self.labels[item]).or_default().push(&self.groups[item]));
-        if groups.is_empty() {
-            return Err(Error::usage("no labelled slide to split"));
+    fn check_groups(&self, folds: usize) -> Result<()> {
+        let groups: BTreeSet<&String> = self.groups.iter().collect();
+        match groups.len() {
+            0 => Err(Error::usage("no labelled slide to split")),
+            count if count < folds => Err(Error::usage(format!(
+                "there are only {count} group(s) (patients, or slides where no group is given), fewer than the {folds} folds; \
+                 use at most {count} folds"
+            ))),
+            _ => Ok(()),
         }
-        for (class, mut names) in groups {
-            names.sort_unstable();
-            names.dedup();
-            if names.len() < folds {
-                let advice = match names.len() {
-                    1 => "leave the class out".to_owned(),
-                    groups => format!("use at most {groups} folds, or leave the class out"),
-                };
-                return Err(Error::usage(format!(
-                    "class {class} has only {} group(s) (patients, or slides where no group is given), fewer than the \
-                     {folds} folds; {advice}",
-                    names.len()
-                )));
-            }
-        }
-        Ok(())
     }
 
     fn check_no_leak(&self, parts: &[Option<Part>]) -> Result<()> {
@@ -228,8 +216,6 @@ impl<'a> Strata<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -257,15 +243,19 @@ mod tests {
     }
 
     #[test]
-    fn a_class_with_too_few_groups_is_named() {
-        let groups = names(&[0, 0, 1, 2, 3, 4]);
-        let strata = Strata::new(&[7, 7, 7, 1, 1, 1], &groups).unwrap();
-        let error = strata.k_fold(3, 0.0, 0).unwrap_err().to_string();
-        assert!(error.contains("class 7 has only 2 group(s)") && error.contains("at most 2 folds"), "{error}");
-        assert!(strata.k_fold(1, 0.0, 0).is_err());
-        assert!(strata.k_fold(2, 1.0, 0).is_err());
+    fn a_rare_class_is_absent_from_folds_and_too_few_groups_are_refused() {
+        let labels = [0, 0, 0, 0, 0, 1, 1];
+        for fold in Strata::new(&labels, &singles(7)).unwrap().k_fold(3, 0.0, 1).unwrap() {
+            check_fold(&fold, &singles(7), 7);
+            assert!(fold.test.iter().filter(|&&item| labels[item] == 1).count() <= 1);
+        }
+        let groups = names(&[0, 0, 0, 1, 1, 2, 2]);
+        let strata = Strata::new(&labels, &groups).unwrap();
+        assert!(strata.k_fold(1, 0.0, 0).is_err() && strata.k_fold(2, 1.0, 0).is_err());
         assert!(Strata::new(&[], &[]).unwrap().k_fold(2, 0.0, 0).is_err());
         assert!(Strata::new(&[1], &[]).is_err());
+        let error = strata.k_fold(4, 0.0, 1).unwrap_err().to_string();
+        assert!(error.contains("only 3 group(s)") && error.contains("at most 3 folds"), "{error}");
     }
 
     #[test]

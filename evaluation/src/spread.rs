@@ -1,5 +1,10 @@
 //! Several figures of one thing, as of folds, seeds or runs: their mean and how far they lie apart. All tables quote these.
 
+/// A figure with three digits behind the point; what rounds to nothing has no sign.
+pub fn three_digits(value: f64) -> String {
+    format!("{:.3}", (value * 1000.0).round() / 1000.0 + 0.0)
+}
+
 /// Mean and standard deviation of some figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {

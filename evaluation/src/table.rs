@@ -13,7 +13,7 @@ use crate::atomic_file;
 use crate::bootstrap::Interval;
 use crate::error::{Error, Result};
 use crate::metric::Metric;
-use crate::spread::Spread;
+use crate::spread::{Spread, three_digits};
 
 /// One figure.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -216,9 +216,11 @@ fn cell(rows: &[&ResultRow]) -> String {
     let values: Vec<f64> = rows.iter().filter_map(|row| row.value).collect();
     let Some(Spread { mean, deviation }) = Spread::of(&values) else { return "–".to_owned() };
     match (deviation, rows) {
-        (Some(deviation), _) => format!("{mean:.3} ± {deviation:.3}"),
-        (None, [ResultRow { low: Some(low), high: Some(high), .. }]) => format!("{mean:.3} ({low:.3}–{high:.3})"),
-        (None, _) => format!("{mean:.3}"),
+        (Some(deviation), _) => format!("{} ± {deviation:.3}", three_digits(mean)),
+        (None, [ResultRow { low: Some(low), high: Some(high), .. }]) => {
+            format!("{} ({}–{})", three_digits(mean), three_digits(*low), three_digits(*high))
+        }
+        (None, _) => three_digits(mean),
     }
 }
 

@@ -36,6 +36,14 @@ pub struct ColumnNames {
     pub stratum: String,
 }
 
+impl Default for ColumnNames {
+    /// CLAM's names, the most common csv of the field.
+    fn default() -> Self {
+        let [slide, label, group, split, mpp] = ["slide_id", "label", "case_id", "split", "mpp"].map(String::from);
+        Self { slide, label, group, split, mpp, stratum: String::new() }
+    }
+}
+
 /// The part of a study a slide belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -127,6 +135,27 @@ impl Cohort {
             });
         }
         Ok(cohort)
+    }
+
+    /// The same slides with their classes in the order of `classes`, where those that do not occur are left out.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a class that is not among them, or named twice.
+    pub fn with_classes(mut self, classes: &[String]) -> Result<Self> {
+        let rank = |name: &String| classes.iter().position(|class| class == name);
+        if let Some(other) = self.classes.iter().find(|name| rank(name).is_none()) {
+            return Err(Error::Usage(format!("there are slides of class {other:?}, which is not among {classes:?}")));
+        }
+        if let Some((_, twice)) = classes.iter().enumerate().find(|&(place, name)| rank(name) != Some(place)) {
+            return Err(Error::Usage(format!("class {twice:?} is named twice")));
+        }
+        self.classes.sort_by_key(rank);
+        for slide in &mut self.slides {
+            let name = slide.label_name.as_ref();
+            slide.label =
+                name.and_then(|name| self.classes.iter().position(|class| class == name)).map(|rank| rank as u32);
+        }
+        Ok(self)
     }
 
     /// The row of each slide, by the slide's position in `found`. Notes what is left over on either side.

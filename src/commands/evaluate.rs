@@ -6,6 +6,7 @@ pub(super) mod examples;
 mod features;
 mod foreign;
 mod generation;
+mod given_splits;
 pub(super) mod heads;
 mod imagenet;
 mod linear;
@@ -312,6 +313,13 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         "own_images": own_images::header(run),
         "untrained": own.map(|own| &own.summary["hashes"][UNTRAINED_NAME]),
     });
+    let splits = &run.experiment.evaluate.slide.splits;
+    if !splits.is_empty() {
+        header["splits"] = splits.iter().map(|file| json!(sources::digest(run, file))).collect();
+    }
+    if !run.experiment.data.classes.is_empty() {
+        header["classes"] = json!(run.experiment.data.classes);
+    }
     if let Some(shifted) = robustness::header(run) {
         header["shifted"] = shifted;
     }

@@ -136,6 +136,7 @@ fn provenance(root: &Path, experiment: &crate::config::Experiment, embedded: Opt
 fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
     let usual = results.iter().find(|row| row.head == "20-NN");
     let Some(shown) = usual.or(results.first()) else { return vec![] };
+    let by = format!("{} with {}", shown.encoder, shown.head);
     let names = [("accuracy", "Accuracy"), ("balanced_accuracy", "Balanced accuracy"), ("macro_auc", "Macro AUC")];
     let figure = |metric: &str, name: &str| {
         let of_metric = |row: &&ResultRow| {
@@ -150,11 +151,11 @@ fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
         let interval = match rows.as_slice() {
             [one] => match (one.low, one.high) {
                 (Some(low), Some(high)) => {
-                    format!("95 % interval {low:.3} to {high:.3}; {} test items, {}", one.n, one.head)
+                    format!("95 % interval {low:.3} to {high:.3}; {} test items, {by}", one.n)
                 }
-                _ => format!("{} test items, {}", one.n, one.head),
+                _ => format!("{} test items, {by}", one.n),
             },
-            several => format!("mean of {} folds and seeds, {}", several.len(), shown.head),
+            several => format!("mean of {} folds and seeds, {}", several.len(), by),
         };
         mean.is_finite().then(|| Highlight { name: name.into(), value: format!("{mean:.3}"), interval })
     };

@@ -66,7 +66,8 @@ pub(super) fn cohort(data: &Data) -> Result<Cohort> {
     };
     let csv = Some(data.labels.as_path()).filter(|path| !path.as_os_str().is_empty());
     let mpp = (data.mpp > 0.0).then_some(Mpp(data.mpp));
-    restricted(Cohort::load(&data.slides, csv, &columns, mpp)?, data)
+    let cohort = restricted(Cohort::load(&data.slides, csv, &columns, mpp)?, data)?;
+    if data.classes.is_empty() { Ok(cohort) } else { cohort.with_classes(&data.classes).context("data.classes") }
 }
 
 /// The cohort without the slides that `data.include` does not name or `data.exclude` does. A name without a slide is noted.

@@ -21,7 +21,7 @@ use crate::run_dir::RunDir;
 
 /// Settings in which runs may differ and still be repetitions of each other: seeds, places, what is only looked at, and how
 /// many figures are made of one training.
-const REPEATED: [&str; 31] = [
+const REPEATED: [&str; 36] = [
     "seed",
     "data.slides",
     "data.labels",
@@ -42,9 +42,14 @@ const REPEATED: [&str; 31] = [
     "evaluate.robustness.imagenet_v2",
     "evaluate.robustness.imagenet_c",
     "evaluate.fid.",
-    "evaluate.video.",
-    "evaluate.retrieval.",
-    "evaluate.copies.",
+    "evaluate.video.folder",
+    "evaluate.video.baselines",
+    "evaluate.retrieval.folder",
+    "evaluate.retrieval.baselines",
+    "evaluate.copies.folder",
+    "evaluate.copies.sets",
+    "evaluate.copies.distractors",
+    "evaluate.copies.baselines",
     "evaluate.slide.aggregators",
     "evaluate.slide.seeds",
     "evaluate.slide.permutations",
@@ -78,8 +83,10 @@ struct Read {
 
 fn tables(paths: &[PathBuf], out: &Path) -> Result<Outcome> {
     let (mut runs, mut failures) = (Vec::new(), 0);
-    for (place, path) in paths.iter().enumerate() {
-        ensure!(!paths[..place].contains(path), "{} is given twice: it would count twice", path.display());
+    let place = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+    for (number, path) in paths.iter().enumerate() {
+        let twice = paths[..number].iter().any(|other| place(other) == place(path));
+        ensure!(!twice, "{} is given twice: it would count twice", path.display());
         match read(path) {
             Ok(run) => runs.push(run),
             Err(error) => {
@@ -159,19 +166,20 @@ pub(super) fn rows(run: &Path) -> Vec<ResultRow> {
 /// averaged as if they were repetitions.
 fn tell_apart(runs: &mut [Read]) -> Result<()> {
     type Recipes = Vec<(usize, Vec<String>)>;
-    let mut recipes: BTreeMap<(String, String), Recipes> = BTreeMap::new();
+    let mut recipes: BTreeMap<[String; 3], Recipes> = BTreeMap::new();
     for (place, run) in runs.iter().enumerate() {
-        let mut places: Vec<(String, String)> =
-            run.results.rows.iter().map(|row| (row.data.clone(), row.encoder.clone())).collect();
+        let mut places: Vec<[String; 3]> =
+            run.results.rows.iter().map(|row| [row.task.clone(), row.data.clone(), row.encoder.clone()]).collect();
         places.sort();
         places.dedup();
-        for (data, encoder) in places {
-            let same = recipes.entry((data, encoder.clone())).or_default();
+        for key in places {
+            let [task, _, encoder] = &key;
+            let same = recipes.entry(key.clone()).or_default();
             let first = same.first().map_or(place, |(first, _)| *first);
-            same.push((place, differing(&runs[first].experiment, &run.experiment, &encoder)?));
+            same.push((place, differing(&runs[first].experiment, &run.experiment, encoder, task)?));
         }
     }
-    for ((data, encoder), runs_of) in recipes {
+    for ([task, data, encoder], runs_of) in recipes {
         // Every setting in which any of them differs from the first.
         let mut keys: Vec<String> = runs_of.iter().flat_map(|(_, keys)| keys.iter().cloned()).collect();
         keys.sort();
@@ -189,20 +197,32 @@ fn tell_apart(runs: &mut [Read]) -> Result<()> {
             let told: Vec<String> = keys.iter().take(3).map(tell).collect();
             let more = if keys.len() > 3 { format!(", ... in {}", runs[place].results.run) } else { String::new() };
             let name = format!("{encoder} ({}{more})", told.join(", "));
-            rename(&mut runs[place], &data, &encoder, &name);
+            rename(&mut runs[place], [&task, &data, &encoder], &name);
         }
     }
     Ok(())
 }
 
-/// Keys of the settings on which an encoder's figures depend and in which the two differ.
-fn differing(first: &Experiment, second: &Experiment, encoder: &str) -> Result<Vec<String>> {
+/// Keys of the settings on which an encoder's figures of a task depend and in which the two differ.
+fn differing(first: &Experiment, second: &Experiment, encoder: &str, task: &str) -> Result<Vec<String>> {
     let generative = encoder.starts_with("gen_dino");
     let own = generative || ["dino", "random", "pixels"].contains(&encoder);
     let counts = |key: &String| {
         let starts =
             |names: &[&str]| names.iter().any(|name| key == name || (name.ends_with('.') && key.starts_with(name)));
-        let idle = starts(&REPEATED) || (!generative && starts(&GENERATIVE)) || (own && starts(&ELSEWHERE));
+        let of_task = |section: &str| {
+            match task {
+                "copy_detection" => section == "copies",
+                // Its classifiers are a k-NN and a linear probe.
+                "robustness" => ["robustness", "knn", "linear"].contains(&section),
+                _ => section == task,
+            }
+        };
+        let section = key.strip_prefix("evaluate.").and_then(|rest| rest.split('.').next());
+        let idle = starts(&REPEATED)
+            || section.is_some_and(|section| !of_task(section))
+            || (!generative && starts(&GENERATIVE))
+            || (own && starts(&ELSEWHERE));
         !idle
     };
     let keys = first.differences(second)?.into_iter().filter_map(|line| Some(line.split_once(": ")?.0.to_owned()));
@@ -220,12 +240,15 @@ fn lookup(values: &toml::Value, key: &str) -> String {
     found.map_or("none".into(), |value| value.to_string().trim_matches('"').to_owned())
 }
 
-fn rename(run: &mut Read, data: &str, encoder: &str, name: &str) {
+fn rename(run: &mut Read, [task, data, encoder]: [&str; 3], name: &str) {
     run.results
         .rows
         .iter_mut()
-        .filter(|row| row.data == data && row.encoder == encoder)
+        .filter(|row| row.task == task && row.data == data && row.encoder == encoder)
         .for_each(|row| row.encoder = name.into());
+    if task != "slide" {
+        return;
+    }
     let sides = run.results.comparisons.iter_mut().flat_map(|test| [&mut test.first, &mut test.second]);
     let names = sides.chain(run.scored.iter_mut().map(|scored| &mut scored.encoder));
     names.filter(|side| *side == encoder).for_each(|side| *side = name.to_owned());
@@ -266,6 +289,15 @@ mod tests {
             encoders(&runs),
             ["dino", "gen_dino (gen_dino.disentangle=1.0)", "dino", "gen_dino (gen_dino.disentangle=0.5)"]
         );
+
+        // How another task is scored is nothing to slides; how it is scored matters to itself.
+        let mut runs = [run("a", &[]), run("b", &["evaluate.retrieval.image_size=96"])];
+        for run in &mut runs {
+            run.results.rows[1].task = "retrieval".into();
+        }
+        tell_apart(&mut runs).unwrap();
+        let names = encoders(&runs);
+        assert_eq!((names[0], names[2], names[3]), ("dino", "dino", "gen_dino (evaluate.retrieval.image_size=96)"));
 
         let mut runs = [run("a", &[]), run("b", &["pretrain.epochs=50"]), run("c", &["seed=3"])];
         tell_apart(&mut runs).unwrap();

@@ -72,8 +72,10 @@ impl Default for Knn {
 pub struct SlideLevel {
     /// Heads, each trained and scored: `mean`, `max`, `abmil`, `clam_sb`, `clam_mb`, `dsmil`, `transmil`.
     pub aggregators: Vec<HeadKind>,
-    /// Folds of the stratified, grouped cross-validation; ignored where the csv gives a split.
+    /// Folds of the stratified, grouped cross-validation; ignored where a split is given.
     pub folds: usize,
+    /// CLAM's `splits_<k>.csv`, one for each fold, instead of folds and of a split in the labels csv.
+    pub splits: Vec<PathBuf>,
     /// Share of the training part held out for model selection, per fold.
     pub validation: f64,
     /// Seeds; every seed gives a row.
@@ -142,6 +144,7 @@ impl Default for SlideLevel {
         Self {
             aggregators: vec![HeadKind::Abmil],
             folds: 5,
+            splits: vec![],
             validation: 0.2,
             seeds: vec![0],
             epochs: 40,

@@ -1,5 +1,7 @@
 //! Numbers as people read them: grouped thousands, no trailing noise, a proper minus sign.
 
+use evaluation::spread::three_digits;
+
 /// `46000` as `46 000`, with narrow no-break spaces.
 pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
@@ -17,7 +19,7 @@ pub fn grouped(value: u64) -> String {
 pub fn score(value: f64) -> String {
     match value {
         v if !v.is_finite() => "–".into(),
-        v if v.abs() < 100.0 => minus(&format!("{v:.3}")),
+        v if v.abs() < 100.0 => minus(&three_digits(v)),
         v => minus(&format!("{v:.1}")),
     }
 }

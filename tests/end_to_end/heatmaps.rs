@@ -60,6 +60,12 @@ fn slides_on_request_and_outside_the_cohort() {
     let heads = "evaluate.slide.aggregators=[\"mean\", \"abmil\", \"clam_mb\", \"dsmil\", \"transmil\"]";
     cohort.evaluate(&run, &["--set", "evaluate.slide.folds=3", "--set", heads]).with_code(0);
 
+    // A slide is known by its own file too: the heads that learnt from it are not asked.
+    let own = cohort.folder().join("s03.h5");
+    let by_file =
+        gensis(["heatmap", out, "--aggregator", "abmil", "--slides", own.to_str().unwrap()]).with_code(0).stdout;
+    assert!(by_file.contains("which has not seen the slide") && !by_file.contains("none of their parts"), "{by_file}");
+
     let outside = root.path().join("elsewhere.h5");
     cohort.features("other", &values(99, 1));
     fs::rename(cohort.folder().join("other.h5"), &outside).unwrap();

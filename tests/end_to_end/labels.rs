@@ -102,13 +102,15 @@ fn a_patient_in_two_parts_of_a_given_split_is_refused() {
 }
 
 #[test]
-fn more_folds_than_patients_of_a_class_are_refused() {
+fn more_folds_than_patients_are_refused_and_classes_of_few_patients_listed() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     crate::folder::copy(&REFERENCE.run, &run);
     let out = run.to_str().unwrap();
-    let ended = gensis(["evaluate", "--out", out, "--set", "evaluate.slide.folds=4", "--update"]);
-    ended.with_error(["4", "folds", "3"]);
+    let evaluate = |folds: &str| gensis(["evaluate", "--out", out, "--set", folds, "--update"]);
+    evaluate("evaluate.slide.folds=7").with_error(["only 6 group(s)", "at most 6 folds"]);
+    evaluate("evaluate.slide.folds=4").with_code(3).saying(["its test part has no slide of class"]);
+    assert!(!table(&run.join("results/results.csv")).is_empty());
 }
 
 #[test]

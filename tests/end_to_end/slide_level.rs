@@ -102,8 +102,8 @@ fn a_head_that_cannot_train_does_not_cost_the_others() {
     let names = names(12);
     let cohort = FeatureCohort::write(root.path(), &names, &csv(&names));
     let run = root.path().join("run");
-    // A class with fewer slides than folds is refused before anything is trained.
-    cohort.evaluate(&run, &["--set", "evaluate.slide.folds=7"]).with_error(["folds", "6 group(s)"]);
+    // Fewer slides than folds are refused before anything is trained.
+    cohort.evaluate(&run, &["--set", "evaluate.slide.folds=13"]).with_error(["folds", "12 group(s)"]);
     let other = FeatureCohort::write(&root.path().join("few"), &names[..3], "");
     let features = format!("evaluate.slide.features=[{:?}, {:?}]", cohort.folder(), other.folder());
     let ended =
@@ -112,4 +112,112 @@ fn a_head_that_cannot_train_does_not_cost_the_others() {
     let found = reasons(&run);
     assert!(found.iter().any(|(_, reason)| reason.contains("could not be scored")), "{found:?}");
     gensis(["report", run.to_str().unwrap()]).with_code(0);
+}
+
+/// Folders of which nothing can be read cost themselves, and so does a file its slide: the others stay in their folds.
+#[test]
+fn an_encoder_without_readable_features_leaves_the_others_their_rows() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(16);
+    let cohort = FeatureCohort::write(root.path(), &names, &csv(&names));
+    let [junk, fewer] = ["features_junk", "features_fewer"].map(|name| root.path().join(name));
+    crate::folder::copy(&cohort.folder(), &fewer);
+    fs::write(fewer.join("s04.h5"), b"no HDF5").unwrap();
+    fs::create_dir(&junk).unwrap();
+    fs::write(junk.join("s00.h5"), b"no HDF5").unwrap();
+    let run = root.path().join("run");
+    let folders = format!(
+        "evaluate.slide.features=['{}', '{}', '{}']",
+        cohort.folder().display(),
+        junk.display(),
+        fewer.display()
+    );
+    cohort.evaluate(&run, &["--set", &folders, "--set", "evaluate.slide.folds=3"]).with_code(3);
+    assert!(
+        reasons(&run).iter().any(|(item, reason)| item.ends_with("features_junk") && reason.contains("can be read"))
+    );
+    let scores = table(&run.join("results/slide_scores.csv"));
+    let encoders: std::collections::BTreeSet<&str> = scores.iter().map(|row| &row["encoder"][..]).collect();
+    assert_eq!(encoders.len(), 2, "{encoders:?}");
+    let fold = |encoder: &str, slide: &str| {
+        let row = scores.iter().find(|row| row["encoder"] == encoder && row["slide"] == slide);
+        row.map(|row| row["fold"].clone())
+    };
+    let [whole, less] = [encoders.iter().min_by_key(|name| name.len()), encoders.iter().max_by_key(|name| name.len())];
+    for (slide, _) in &names {
+        let less = fold(less.unwrap(), slide);
+        assert!(less.is_none() || less == fold(whole.unwrap(), slide), "{slide}");
+        assert_eq!(less.is_none(), slide == "s04");
+    }
+}
+
+/// CLAM's random splits: a slide may be tested in several, and in none.
+#[test]
+fn clams_splits_are_taken_as_they_are() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(12);
+    let cohort = FeatureCohort::write(root.path(), &names, &csv(&names));
+    let [one, two, three] = ["splits_0.csv", "splits_1.csv", "splits_2.csv"].map(|name| root.path().join(name));
+    fs::write(&one, ",train,val,test\n0,s00,s06,s08\n1,s01,s07,s09\n2,s02,,\n3,s03,,\n4,elsewhere,,\n").unwrap();
+    fs::write(&two, ",train,val,test\n0,s04,s06,s08\n1,s05,s07,s11\n2,s02,,\n3,s03,,\n").unwrap();
+    let splits = |files: &[&std::path::Path]| {
+        let files: Vec<String> = files.iter().map(|file| format!("'{}'", file.display())).collect();
+        format!("evaluate.slide.splits=[{}]", files.join(","))
+    };
+    let run = root.path().join("run");
+    cohort.evaluate(&run, &["--set", &splits(&[&one, &two])]).with_code(0);
+    let tested: Vec<(String, String)> = table(&run.join("results/slide_scores.csv"))
+        .into_iter()
+        .map(|row| (row["fold"].clone(), row["slide"].clone()))
+        .collect();
+    let expected = [("0", "s08"), ("0", "s09"), ("1", "s08"), ("1", "s11")];
+    assert_eq!(tested, expected.map(|(fold, slide)| (fold.to_owned(), slide.to_owned())));
+    let rows = table(&run.join("results/results.csv"));
+    assert!(rows.iter().all(|row| !row["fold"].is_empty() && row["n"] == "2"), "nothing is pooled: {rows:?}");
+
+    fs::write(&three, "train,val,test\ns00,s01,s02\ns03,,s00\n").unwrap();
+    cohort
+        .evaluate(&root.path().join("b"), &["--set", &splits(&[&one, &three])])
+        .with_error(["splits_2.csv", "s00 is in two"]);
+    fs::write(&three, "slide_id,label\ns00,1\n").unwrap();
+    cohort.evaluate(&root.path().join("c"), &["--set", &splits(&[&three])]).with_error(["no columns train and test"]);
+}
+
+/// A submission's columns, and the distances that quadratic kappa weighs, follow the order that is given.
+#[test]
+fn classes_may_have_an_order() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(12);
+    let rows: String =
+        names.iter().map(|(name, class)| format!("{name},{}\n", ["low", "high"][*class as usize])).collect();
+    let cohort = FeatureCohort::write(root.path(), &names, &format!("slide_id,label\n{rows}"));
+    let run = |out: &str, more: &[&str]| {
+        let out = root.path().join(out);
+        let submission = [
+            "--set",
+            "evaluate.slide.submission.slide=image",
+            "--set",
+            "evaluate.slide.submission.scores=['first', 'second']",
+        ];
+        let folds = ["--set", "evaluate.slide.folds=3"];
+        cohort.evaluate(&out, &[&submission[..], &folds, more].concat()).with_code(0);
+        let file = out
+            .join("results")
+            .read_dir()
+            .unwrap()
+            .flatten()
+            .find(|e| e.file_name().to_string_lossy().starts_with("submission"));
+        (table(&file.unwrap().path()), fs::read_to_string(out.join("results/slide_scores.csv")).unwrap())
+    };
+    let (_, sorted) = run("sorted", &[]);
+    let (table, ordered) = run("ordered", &["--set", "data.classes=['low', 'high']"]);
+    assert!(
+        sorted.lines().next().unwrap().ends_with("p_high,p_low")
+            && ordered.lines().next().unwrap().ends_with("p_low,p_high")
+    );
+    for row in table {
+        let likelier =
+            if row["first"].parse::<f64>().unwrap() > row["second"].parse().unwrap() { "low" } else { "high" };
+        assert_eq!(row["predicted_label"], likelier, "{row:?}");
+    }
 }

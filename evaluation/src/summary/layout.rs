@@ -2,6 +2,7 @@
 
 use super::paper::{TABLES, encoder};
 use super::{Cell, Figure, Over};
+use crate::spread::three_digits;
 use crate::table::lower_is_better;
 
 /// A table ready to be written.
@@ -50,7 +51,7 @@ impl Entry {
         let number = |value: f64| match percent {
             true => format!("{:.1}", 100.0 * value),
             false if value.abs() >= 100.0 => format!("{value:.1}"),
-            false => format!("{value:.3}"),
+            false => three_digits(value),
         };
         let spread = cell.sd.map(number);
         Some(Self { mean: number(cell.mean?), spread, over: cell.over, best, partly: cell.undefined > 0 })

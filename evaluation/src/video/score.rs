@@ -83,16 +83,14 @@ pub fn score_sequence(sequence: &Sequence, predictions: &Path) -> Result<Vec<Obj
         }
         let (truth, predicted) = (LabelMap::read(&truth.path)?, LabelMap::read(&path)?);
         if (truth.width(), truth.height()) != (predicted.width(), predicted.height()) {
-            return Err(Error::bad(
-                &path,
-                format!(
-                    "it has {} x {} px, the annotation {} x {}",
-                    predicted.width(),
-                    predicted.height(),
-                    truth.width(),
-                    truth.height()
-                ),
-            ));
+            return Err(Error::usage(format!(
+                "the mask {} has {} x {} px, and the annotation of this frame {} x {}: they must be of one size",
+                path.display(),
+                predicted.width(),
+                predicted.height(),
+                truth.width(),
+                truth.height()
+            )));
         }
         if !binary && predicted.objects() > objects {
             let what = format!("it shows object {}, but the annotations begin with {objects}", predicted.objects());
@@ -226,7 +224,7 @@ mod tests {
         square(3, 2).write(&ours.join("00001.png")).unwrap();
         assert!(score().unwrap_err().to_string().contains("object 3, but the annotations begin with 2"));
         LabelMap::new(2, 2, vec![0; 4]).unwrap().write(&ours.join("00001.png")).unwrap();
-        assert!(score().unwrap_err().to_string().contains("2 x 2 px, the annotation 16 x 12"));
+        assert!(score().unwrap_err().to_string().contains("2 x 2 px, and the annotation of this frame 16 x 12"));
         std::fs::remove_file(ours.join("00001.png")).unwrap();
         assert!(score().unwrap_err().to_string().contains("frame 00001 is missing"));
         write([0, 1, 2, 3].map(|i| square(255, i)), &truth);

@@ -104,6 +104,12 @@ impl Places {
                 ))
             })
         };
+        // A column that is named on purpose has to be there: patients must not end up on both sides of a fold unnoticed.
+        let usual = ColumnNames::default();
+        let optional = |key: &str, name: &str, usual: &str| match place(name) {
+            None if !name.is_empty() && name != usual => required(key, name).map(Some),
+            found => Ok(found),
+        };
         let used = [&columns.slide, &columns.label, &columns.group, &columns.split, &columns.mpp, &columns.stratum];
         let twice = |name: &&&String| headers.iter().filter(|header| *header == name.as_str()).count() > 1;
         if let Some(name) = used.iter().find(twice) {
@@ -111,12 +117,11 @@ impl Places {
         }
         Ok(Self {
             slide: required("slide", &columns.slide)?,
-            label: if columns.label.is_empty() { None } else { Some(required("label", &columns.label)?) },
-            group: place(&columns.group),
-            split: place(&columns.split),
-            mpp: place(&columns.mpp),
-            // Named on purpose, so it has to be there.
-            stratum: if columns.stratum.is_empty() { None } else { Some(required("stratum", &columns.stratum)?) },
+            label: optional("label", &columns.label, "")?,
+            group: optional("group", &columns.group, &usual.group)?,
+            split: optional("split", &columns.split, &usual.split)?,
+            mpp: optional("mpp", &columns.mpp, &usual.mpp)?,
+            stratum: optional("stratum", &columns.stratum, "")?,
         })
     }
 

@@ -3,8 +3,7 @@ use std::fs;
 use super::*;
 
 fn columns() -> ColumnNames {
-    let [slide, label, group, split, mpp] = ["slide_id", "label", "case_id", "split", "mpp"].map(String::from);
-    ColumnNames { slide, label, group, split, mpp, stratum: String::new() }
+    ColumnNames::default()
 }
 
 /// A folder `slides` with these (empty) files, and a csv beside it.
@@ -149,12 +148,34 @@ fn wrong_csvs_are_errors_that_say_what_to_do() {
     assert!(message("slide_id,label\nq,x\nr,y\n").contains("none of its 2 rows"));
     assert!(message("slide_id,label\n").contains("no rows"));
     assert!(message("").contains("it is empty"));
+    let named = |columns: ColumnNames| {
+        Study::new(&["a.svs"], "slide_id,label,patient\na,x,p\n").load_as("slides", &columns, None)
+    };
+    let group = |name: &str| ColumnNames { group: name.into(), ..ColumnNames::default() };
+    assert!(named(group("patient_id")).unwrap_err().to_string().contains("no column \"patient_id\""));
+    assert!(named(group("")).is_ok() && named(ColumnNames::default()).is_ok());
     assert!(message("slide_id,label,label\na,x,y\n").contains("two columns \"label\""));
     assert!(message("slide_id,label\na\n").contains("labels.csv"));
     let study = Study::new(&["a.svs"], "");
     fs::write(study.0.path().join("labels.csv"), b"slide_id,label\na,\xff\xfe\n").unwrap();
     assert!(study.message().contains("UTF-8"));
     assert!(study.load_as("slides", &self::columns(), Some(Mpp(f64::NAN))).is_err());
+}
+
+#[test]
+fn classes_may_be_given_an_order() {
+    let study = Study::new(&["a.svs", "b.svs", "c.svs"], "slide_id,label\na,low\nb,high\nc,low\n");
+    let ordered =
+        |names: &[&str]| study.load().unwrap().with_classes(&names.iter().map(|n| n.to_string()).collect::<Vec<_>>());
+    let labels = |cohort: &Cohort| cohort.slides.iter().map(|slide| slide.label).collect::<Vec<_>>();
+    assert_eq!(labels(&study.load().unwrap()), [Some(1), Some(0), Some(1)]);
+    let cohort = ordered(&["none", "low", "high"]).unwrap();
+    assert_eq!(
+        (labels(&cohort), &cohort.classes[..]),
+        (vec![Some(0), Some(1), Some(0)], &["low", "high"].map(String::from)[..])
+    );
+    assert!(ordered(&["low", "middle"]).unwrap_err().to_string().contains("class \"high\""));
+    assert!(ordered(&["low", "high", "low"]).unwrap_err().to_string().contains("named twice"));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use evaluation::copies::{Whitening, average_precisions, generalised_mean};
 use evaluation::table::ResultRow;
 use image::RgbImage;
@@ -21,6 +21,7 @@ use crate::data::normalize::Normalize;
 use crate::device;
 use crate::model::Encoder;
 use crate::model::random::keyed;
+use crate::run_dir::Failure;
 
 /// Characters of a file name that a copy shares with its original in Copydays.
 const SHARED: usize = 4;
@@ -45,7 +46,11 @@ fn copydays(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Res
         let name = item.rsplit('/').next().unwrap_or_default().to_owned();
         name.chars().take(SHARED).collect()
     };
-    for set in &run.experiment.evaluate.copies.sets {
+    let sets = &run.experiment.evaluate.copies.sets;
+    if let Some(set) = sets.iter().find(|set| !place.folder.join(set).is_dir()) {
+        bail!("evaluate.copies.sets: there is no folder {}", place.folder.join(set).display());
+    }
+    for set in sets {
         let copies = ImageFolder::open(place.folder.join(set))?;
         let queries = embedded(run, judged, &copies, &copies, found)?;
         let kept = &database.originals.kept;
@@ -54,6 +59,12 @@ fn copydays(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Res
             (0..kept.len()).filter(|place| start(&originals, kept[*place]) == name).collect()
         };
         let right: Vec<Vec<usize>> = queries.kept.iter().map(right).collect();
+        let lost = queries.kept.iter().zip(&right).filter(|(_, right)| right.is_empty());
+        found.failures.extend(lost.map(|(&query, _)| Failure {
+            stage: "copies".into(),
+            item: format!("{}, {set}/{}", judged.name, copies.key(query).item),
+            reason: format!("no readable original begins with {}: it is no query", start(&copies, query)),
+        }));
         let data = format!("{}/{set}", place.name);
         found.rows.extend(database.scores(run, judged, &data, queries.values, &right)?);
     }

@@ -1,7 +1,7 @@
 //! Features made elsewhere: folders of one HDF5 file a slide, as TRIDENT, CLAM or another run of gensis leave them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -36,6 +36,11 @@ pub(super) fn foreign_features(run: &Run, cohort: &Cohort) -> Result<Vec<Foreign
 }
 
 impl Foreign {
+    /// Where it is.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// What it holds, by content: scores of other files are made anew.
     pub(super) fn digest(&self, run: &Run) -> Value {
         self.files.iter().map(|(slide, file)| json!([slide, sources::digest(run, file)])).collect()

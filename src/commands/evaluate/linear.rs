@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use burn::tensor::Device;
 use evaluation::bootstrap::Bootstrap;
 use evaluation::linear::sgd::{self, SgdConfig, Trained};
@@ -14,7 +14,7 @@ use evaluation::table::ResultRow;
 use serde_json::{Value, json};
 use slide_io::{ImageFolder, PatchSource};
 
-use super::probed::{Probed, names};
+use super::probed::{Features, Probed, names};
 use super::{Own, Scores, bootstrap, confusion, data_name, rows_of};
 use crate::cli::Task;
 use crate::commands::progress::Progress;
@@ -222,7 +222,15 @@ fn few_shots(run: &Run, probed: &Probed, scores: &mut Scores) -> Result<()> {
     let device = device::open(run.device)?;
     let plain = Bootstrap { resamples: 0, ..bootstrap(run) };
     let few_shot = FewShot::new(&probed.train.rows()?);
+    let Features { table, labels } = &probed.train;
+    let images = |class: usize| labels.iter().filter(|&&label| label as usize == class).count();
     for &shots in shots {
+        let few = (0..table.classes.len()).find(|&class| images(class) < shots);
+        if let Some((name, count)) = few.map(|class| (&table.classes[class], images(class))) {
+            let error = anyhow!("class {name} has {count} training images of {shots}");
+            scores.failures.push(failed(&format!("{}, {shots}-shot", probed.name), &error));
+            continue;
+        }
         for draw in 0..*draws as u64 {
             let head = match few_shot.fit(shots, draw, run.experiment.seed, &device) {
                 Ok(head) => head,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use evaluation::bag::StreamedBags;
 use evaluation::bootstrap::Bootstrap;
 use evaluation::comparison::{self, Comparison};
@@ -17,7 +17,7 @@ use slide_io::{Cohort, SlideRecord};
 use super::curves::curves;
 use super::foreign::foreign_features;
 use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, remove_heads};
-use super::subjects::{Subject, folds, subjects};
+use super::subjects::{self, Subject, among, folds, subjects};
 use super::submission::{self, Entrant};
 use super::usable::{absent_classes, fault};
 use super::{Own, Scores, bootstrap, confusion, data_name, has_features, rows_of};
@@ -84,7 +84,7 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
     }
     let mut scored = Vec::new();
     // One encoder or head that cannot be scored should not cost the rows of the others.
-    let mut refused: Option<anyhow::Error> = None;
+    let (mut refused, mut unusable): (Option<anyhow::Error>, Option<anyhow::Error>) = (None, None);
     let mut score =
         |stored: &Stored, scores: &mut Scores| match score_slides(run, cohort, &labelled, stored, evaluation, scores) {
             Ok(found) => scored.extend(found),
@@ -108,11 +108,19 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
     }
     let mut names: Vec<String> = [ENCODER_NAME, UNTRAINED_NAME].iter().chain(&trained).map(|n| n.to_string()).collect();
     for foreign in foreign_features(run, cohort)? {
-        let stored = foreign.stored(&labelled, &names, &mut scores)?;
-        names.push(stored.name.clone());
-        score(&stored, &mut scores);
+        match foreign.stored(&labelled, &names, &mut scores) {
+            Ok(stored) => {
+                names.push(stored.name.clone());
+                score(&stored, &mut scores);
+            }
+            Err(error) => {
+                let folder = foreign.folder().display();
+                scores.failures.push(failure(&folder.to_string(), format!("it could not be scored: {error:#}")));
+                unusable.get_or_insert(error);
+            }
+        }
     }
-    if let (true, Some(error)) = (scored.is_empty(), refused) {
+    if let (true, Some(error)) = (scored.is_empty(), refused.or(unusable)) {
         return Err(error);
     }
     if !scores.heads.is_empty() {
@@ -177,7 +185,12 @@ fn score_slides(
     let settings = &run.experiment.evaluate.slide;
     let (slides, paths) = usable(run, labelled, stored, &mut scores.failures);
     let subjects = subjects(&slides, &paths, settings.by_patient)?;
-    let folds = folds(settings, &subjects)?;
+    // Dealt over all labelled slides, so that every encoder is tested on a slide in the same fold, whichever of them it lacks.
+    let all = subjects::subjects(labelled, &[], settings.by_patient)?;
+    let folds = among(&folds(settings, &all)?, &all, &subjects);
+    if let Some(fold) = folds.iter().position(|fold| fold.train.is_empty() || fold.test.is_empty()) {
+        bail!("fold {fold} has no slide to learn from or to test on that has usable features of {name}");
+    }
     for (item, reason) in absent_classes(&folds, &subjects, &cohort.classes) {
         scores.failures.push(failure(&format!("{name}, {item}"), reason));
     }
@@ -338,7 +351,11 @@ fn tabulate(
         for &seed in &settings.seeds {
             let of_seed = Scored::of(name, head.name(), seed, of_head().filter(|prediction| prediction.seed == seed));
             let (rows, predictions) = rows_for(&base, seed, &of_seed.slides, cohort, &bootstrap)?;
-            if !given {
+            // Of random splits a slide may be tested in several: there is nothing to pool.
+            let mut tested: Vec<&str> = of_seed.slides.iter().map(|slide| &slide.id[..]).collect();
+            tested.sort_unstable();
+            let once = tested.windows(2).all(|pair| pair[0] != pair[1]);
+            if !given && once {
                 scores.rows.extend(rows);
             }
             if name != UNTRAINED_NAME {

@@ -10,6 +10,7 @@ use evaluation::split::{Fold, Part, Strata};
 use slide_io::manifest::Split;
 use slide_io::{SlideRecord, h5};
 
+use super::given_splits;
 use crate::config::SlideLevel;
 
 /// A slide, or a patient.
@@ -102,16 +103,56 @@ pub(in crate::commands) fn folds(settings: &SlideLevel, subjects: &[Subject]) ->
     let parts: Vec<Option<Part>> = subjects.iter().map(|subject| subject.split.map(part)).collect();
     // The folds are those of the first seed: seeds differ in the head's training, not in what is tested.
     let seed = settings.seeds[0];
-    if parts.iter().any(Option::is_some) {
+    if !settings.splits.is_empty() {
+        given_splits::folds(&settings.splits, subjects, &strata, settings.validation, seed)
+    } else if parts.iter().any(Option::is_some) {
         Ok(vec![strata.given(&parts, settings.validation, seed)?])
     } else {
         Ok(strata.k_fold(settings.folds, settings.validation, seed)?)
     }
 }
 
+/// Folds of the subjects `all` as folds of those of them that are among `some`.
+pub(in crate::commands) fn among(folds: &[Fold], all: &[Subject], some: &[Subject]) -> Vec<Fold> {
+    let place: BTreeMap<&str, usize> =
+        some.iter().enumerate().map(|(place, subject)| (&subject.id[..], place)).collect();
+    let kept = |part: &[usize]| -> Vec<usize> {
+        let mut places: Vec<usize> =
+            part.iter().filter_map(|&subject| place.get(all[subject].id.as_str()).copied()).collect();
+        places.sort_unstable();
+        places
+    };
+    let fold = |Fold { train, validation, test }: &Fold| Fold {
+        train: kept(train),
+        validation: kept(validation),
+        test: kept(test),
+    };
+    folds.iter().map(fold).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slides_without_features_leave_the_others_in_their_folds() {
+        let slides: Vec<SlideRecord> = (0..12).map(|n| slide(&format!("s{n:02}"), None, n % 2, None)).collect();
+        let all = subjects(&slides.iter().collect::<Vec<_>>(), &[], false).unwrap();
+        let some: Vec<&SlideRecord> = slides.iter().filter(|slide| slide.id != "s03").collect();
+        let some = subjects(&some, &[], false).unwrap();
+        let settings = SlideLevel { folds: 3, ..SlideLevel::default() };
+        let dealt = folds(&settings, &all).unwrap();
+        let ids = |part: &[usize], of: &[Subject]| part.iter().map(|&n| of[n].id.clone()).collect::<Vec<_>>();
+        for (whole, less) in dealt.iter().zip(among(&dealt, &all, &some)) {
+            for (whole, less) in
+                [(&whole.train, &less.train), (&whole.validation, &less.validation), (&whole.test, &less.test)]
+            {
+                let mut expected = ids(whole, &all);
+                expected.retain(|id| id != "s03");
+                assert_eq!(ids(less, &some), expected);
+            }
+        }
+    }
 
     fn slide(id: &str, group: Option<&str>, label: u32, split: Option<Split>) -> SlideRecord {
         SlideRecord {

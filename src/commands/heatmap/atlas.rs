@@ -140,6 +140,7 @@ impl Atlas {
     /// # Errors
     /// A slide without features, features of another encoder or of another width, and numbers that are not finite.
     pub fn map(&self, slide: &str) -> Result<SlideMap> {
+        let slide = self.known_by(slide);
         let place = self.encoder.subjects.iter().position(|subject| subject.slides.iter().any(|id| id == slide));
         let subject = place.map(|place| &self.encoder.subjects[place]);
         let relation = place.map_or(Relation::Outside, |place| self.relation(place));
@@ -199,6 +200,13 @@ impl Atlas {
             Relation::Seen => format!("{mean} that {were} trained or chosen on the slide: no evidence"),
             Relation::Outside => format!("{mean} of all folds; the slide is in none of their parts"),
         }
+    }
+
+    /// The id of a slide whose own features file is given, or what is given.
+    fn known_by<'a>(&'a self, slide: &'a str) -> &'a str {
+        let Ok(given) = Path::new(slide).canonicalize() else { return slide };
+        let mut ids = self.encoder.subjects.iter().flat_map(|subject| &subject.slides);
+        ids.find(|id| self.file(id).canonicalize().is_ok_and(|file| file == given)).map_or(slide, String::as_str)
     }
 
     fn file(&self, slide: &str) -> PathBuf {

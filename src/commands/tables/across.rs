@@ -63,20 +63,16 @@ fn pairs<'a>(first: &'a Read, second: &'a Read) -> impl Iterator<Item = (&'a Sco
 
 /// Why the scores of the two are no pair.
 fn difference(first: &Scored, second: &Scored) -> Option<String> {
-    let of_second: BTreeMap<_, _> =
-        second.slides.iter().zip(&second.folds).map(|(slide, fold)| (slide.id.as_str(), (slide, *fold))).collect();
-    let both = first.slides.iter().zip(&first.folds).filter_map(|(slide, &fold)| {
-        let (other, other_fold) = of_second.get(slide.id.as_str())?;
-        Some((slide, *other, fold == *other_fold))
-    });
+    let of_second: BTreeMap<_, _> = second.tested().collect();
+    let known: BTreeSet<&str> = second.slides.iter().map(|slide| slide.id.as_str()).collect();
     let mut none = true;
-    for (slide, other, same_fold) in both {
+    for (place, slide) in first.tested().filter(|((id, _), _)| known.contains(id)) {
         none = false;
-        let differs = match () {
-            () if slide.label != other.label => "has another label",
-            () if slide.group != other.group => "is of another group",
-            () if !same_fold => "was tested in another fold",
-            () => continue,
+        let differs = match of_second.get(&place) {
+            None => "was tested in another fold",
+            Some(other) if slide.label != other.label => "has another label",
+            Some(other) if slide.group != other.group => "is of another group",
+            Some(_) => continue,
         };
         return Some(format!("{} {differs}", slide.id));
     }

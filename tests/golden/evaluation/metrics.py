@@ -1,4 +1,4 @@
-"""Reference numbers for evaluation/src/metric, from scikit-learn.
+"""Reference numbers for evaluation/src/metric, from scikit-learn; the calibration error beside torchmetrics' too.
 
     python3 tests/golden/evaluation/metrics.py        # writes metrics.json beside this file
 
@@ -12,6 +12,8 @@ import warnings
 
 import numpy as np
 import sklearn
+import torch
+import torchmetrics
 from sklearn import metrics
 
 warnings.filterwarnings("ignore")
@@ -26,7 +28,16 @@ def calibration_error(truth, predicted, probabilities):
         bin_ = (confidence > low) & (confidence <= high)
         if bin_.any():
             error += bin_.mean() * abs((predicted[bin_] == truth[bin_]).mean() - confidence[bin_].mean())
+    theirs = calibration_error_of_torchmetrics(probabilities, truth)
+    assert abs(error - theirs) < 1e-6, (error, theirs)
     return error
+
+
+def calibration_error_of_torchmetrics(probabilities, truth):
+    """In single precision, and with bins that hold their lower edge instead of the upper one."""
+    classes = probabilities.shape[1]
+    ece = torchmetrics.functional.classification.multiclass_calibration_error
+    return float(ece(torch.from_numpy(probabilities), torch.from_numpy(truth).long(), classes, n_bins=15, norm="l1"))
 
 
 def brier(truth, probabilities):

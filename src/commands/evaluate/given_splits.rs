@@ -1,0 +1,64 @@
+//! Splits that somebody else made, a file a fold: CLAM's `splits_<k>.csv`, with slides in the columns train, val and test.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use evaluation::split::{Fold, Part, Strata};
+
+use super::subjects::Subject;
+
+/// The columns and what they mean. Other columns, such as the number of the row, are passed over.
+const COLUMNS: [(&str, Part); 3] = [("train", Part::Train), ("val", Part::Val), ("test", Part::Test)];
+
+/// A fold of every file. Slides that are no subjects, and subjects that a file leaves out, are in no part. Where a file has no
+/// slides to choose by, about the share `validation` of its training slides is held out.
+///
+/// # Errors
+/// A file that cannot be read, names no subject, or has a group in two parts.
+pub(super) fn folds(
+    files: &[PathBuf],
+    subjects: &[Subject],
+    strata: &Strata,
+    validation: f64,
+    seed: u64,
+) -> Result<Vec<Fold>> {
+    let of_slide: BTreeMap<&str, usize> = subjects
+        .iter()
+        .enumerate()
+        .flat_map(|(place, subject)| subject.slides.iter().map(move |slide| (&slide[..], place)))
+        .collect();
+    let fold = |file: &PathBuf| -> Result<Fold> {
+        let parts = parts(file, &of_slide, subjects)?;
+        Ok(strata.given(&parts, validation, seed)?)
+    };
+    files.iter().map(|file| fold(file).with_context(|| format!("evaluate.slide.splits: {}", file.display()))).collect()
+}
+
+fn parts(file: &Path, of_slide: &BTreeMap<&str, usize>, subjects: &[Subject]) -> Result<Vec<Option<Part>>> {
+    let mut table = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_path(file)?;
+    let headers = table.headers()?.clone();
+    let place = |name: &str| headers.iter().position(|header| header == name);
+    let columns: Vec<(usize, Part)> = COLUMNS.iter().filter_map(|(name, part)| Some((place(name)?, *part))).collect();
+    ensure!(
+        place("train").is_some() && place("test").is_some(),
+        "there are no columns train and test, as in CLAM's splits_<k>.csv; it has {}",
+        headers.iter().collect::<Vec<_>>().join(", ")
+    );
+    let mut parts: Vec<Option<Part>> = vec![None; subjects.len()];
+    for row in table.records() {
+        let row = row?;
+        for (column, part) in &columns {
+            let name = row.get(*column).filter(|name| !name.is_empty());
+            let Some(&subject) = name.and_then(|name| of_slide.get(name)) else { continue };
+            match parts[subject].replace(*part) {
+                Some(other) if other != *part => {
+                    bail!("{} is in two parts ({other:?} and {part:?})", subjects[subject].id)
+                }
+                _ => {}
+            }
+        }
+    }
+    ensure!(parts.iter().any(Option::is_some), "none of its slides is one of this cohort");
+    Ok(parts)
+}
