@@ -158,12 +158,25 @@ fn public_layouts_are_read_and_attacks_are_not() {
     let easy = rows.iter().find(|row| row["head"] == "easy" && row["metric"] == "map").unwrap();
     assert_eq!(&easy["value"], "1.0", "an image is the nearest to itself");
 
+    // Another data set, with its own settings, comes beside it.
+    let paris = folder.path().join("paris");
+    crate::folder::copy(&oxford, &paris);
+    let theirs = [&format!("evaluate.retrieval.folder={paris:?}")[..], "evaluate.retrieval.image_size=48"];
+    evaluate(&out, "retrieval", &theirs).with_code(0);
+    let of = |name: &str| -> Vec<_> {
+        table(&out.join("results/retrieval.csv")).into_iter().filter(|row| row["data"] == name).collect()
+    };
+    assert_eq!((of("oxford"), of("paris").len()), (rows, 12));
+    evaluate(&out, "retrieval", &settings).with_code(0).saying(["retrieval: up to date"]);
+
     fs::remove_file(oxford.join("gnd_own.json")).unwrap();
     fs::write(oxford.join("gnd_own.pkl"), b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.").unwrap();
     evaluate(&out, "retrieval", &settings).with_error(["posix.system", "not read"]);
+    assert_eq!((of("oxford").len(), of("paris").len()), (0, 12));
     // Beside the others it is a failure of its own.
     evaluate(&out, "all", &settings).with_code(3);
     assert!(failures(&out).iter().any(|(stage, _, reason)| stage == "retrieval" && reason.contains("posix.system")));
     let rows = table(&out.join("results/results.csv"));
-    assert!(rows.iter().any(|row| row["task"] == "knn") && rows.iter().all(|row| row["task"] != "retrieval"));
+    assert!(rows.iter().any(|row| row["task"] == "knn"));
+    assert!(rows.iter().filter(|row| row["task"] == "retrieval").all(|row| row["data"] == "paris"));
 }

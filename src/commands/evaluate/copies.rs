@@ -28,12 +28,13 @@ const SHARED: usize = 4;
 
 /// Scores an encoder on the copies in a place, or on copies made of its images.
 pub(super) fn copies(run: &Run, judged: &Judged, place: &Place, found: &mut Found) -> Result<()> {
+    let before = found.rows.len();
     if place.own.is_none() && place.folder.join("original").is_dir() {
         copydays(run, judged, place, found)?;
     } else {
         attacked(run, judged, place, found)?;
     }
-    ensure!(!found.rows.is_empty(), "there is no copy to find in {}", place.folder.display());
+    ensure!(found.rows.len() > before, "there is no copy to find in {}", place.folder.display());
     Ok(())
 }
 

@@ -40,6 +40,36 @@ pub(super) struct Found {
     pub failures: Vec<Failure>,
     /// Of videos: encoders with the figures of every object.
     pub objects: Vec<(String, Vec<ObjectScores>)>,
+    /// What rows of other data sets, scored before by the same encoders, depend on.
+    pub beside: Vec<Value>,
+}
+
+impl Found {
+    /// What an earlier run of the benchmark found on other data sets than `name` by the same encoders: Oxford's figures stay when
+    /// Paris is asked for with its own settings.
+    fn beside(run: &Run, benchmark: Benchmark, name: &str, trained: &[Trained]) -> Self {
+        let read = || -> Option<Self> {
+            let record = run.dir.record(benchmark.stage())?;
+            let known: Vec<Value> = serde_json::from_value(record.summary["beside"].clone()).unwrap_or_default();
+            let mut beside: Vec<Value> = known.into_iter().chain([record.header]).collect();
+            beside.retain(|header| header["encoders"] == as_stored(&encoders(trained)));
+            // A video's figures have details beside them that are written whole.
+            let same = benchmark != Benchmark::Video && !beside.is_empty();
+            let path = run.dir.root().join(format!("results/{}.parquet", benchmark.stage()));
+            let mut rows = if same { ResultTable::read(&path).ok()?.rows().ok()? } else { vec![] };
+            rows.retain(|row| !is_of(&row.data, name));
+            let name = |header: &Value| header["name"].as_str().unwrap_or_default().to_owned();
+            rows.retain(|row| beside.iter().any(|header| is_of(&row.data, &name(header))));
+            beside.retain(|header| rows.iter().any(|row| is_of(&row.data, &name(header))));
+            Some(Self { rows, beside, ..Self::default() })
+        };
+        read().unwrap_or_default()
+    }
+}
+
+/// Whether a row's data set is the one called `name`, or a part of it: copies are of `<name>/<set>` or `<name>:<attack>`.
+fn is_of(data: &str, name: &str) -> bool {
+    data.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '+']))
 }
 
 /// Where its images are.
@@ -159,10 +189,13 @@ pub(super) fn rows(run: &Run, task: Task, input: &Input, trained: Option<&[Train
     for benchmark in Benchmark::asked(run, task) {
         match scored(run, benchmark, input, trained) {
             Err(error) if task == Task::All => {
+                let folder = benchmark.named_folder(run);
+                let kept = Found::beside(run, benchmark, &name_of(folder), trained.unwrap_or_default());
                 forget(run, benchmark)?;
-                let item = benchmark.named_folder(run).display().to_string();
+                let item = folder.display().to_string();
                 let failure = Failure { stage: benchmark.stage().into(), item, reason: format!("{error:#}") };
-                finish(run, benchmark, Value::Null, Found { rows: vec![], failures: vec![failure], objects: vec![] })?;
+                rows.extend(kept.rows.iter().cloned());
+                finish(run, benchmark, Value::Null, Found { failures: vec![failure], ..kept })?;
             }
             scored => rows.extend(scored?),
         }
@@ -175,14 +208,35 @@ fn scored(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trai
     let place = benchmark.place(run, input)?;
     let header = benchmark_header(run, benchmark, &place, trained)?;
     let path = run.dir.file(&format!("results/{}.parquet", benchmark.stage()))?;
-    if run.dir.current(benchmark.stage(), &header).is_some()
+    let stored = as_stored(&header);
+    let beside = |record: &StageRecord| record.summary["beside"].as_array().is_some_and(|all| all.contains(&stored));
+    if run.dir.record(benchmark.stage()).is_some_and(|record| record.header == stored || beside(&record))
         && let Ok(table) = ResultTable::read(&path)
     {
         eprintln!("{}: up to date", benchmark.stage());
         return Ok(table.rows()?);
     }
+    let beside = Found::beside(run, benchmark, &place.name, trained);
     forget(run, benchmark)?;
-    let mut found = Found::default();
+    let mut found = Found { rows: beside.rows.clone(), beside: beside.beside.clone(), ..Found::default() };
+    match judge(run, benchmark, &place, trained, &mut found) {
+        Err(error) => {
+            // What other data sets gave stays.
+            if let Some(header) = beside.beside.last() {
+                finish(run, benchmark, header.clone(), beside)?;
+            }
+            Err(error)
+        }
+        Ok(()) => {
+            let rows = found.rows.clone();
+            finish(run, benchmark, header, found)?;
+            Ok(rows)
+        }
+    }
+}
+
+/// Adds what a benchmark gives at a place, for every encoder.
+fn judge(run: &Run, benchmark: Benchmark, place: &Place, trained: &[Trained], found: &mut Found) -> Result<()> {
     let device = device::open(run.device)?;
     let untrained = benchmark.baselines(run).contains(&Baseline::Random);
     // One encoder in memory at a time.
@@ -192,14 +246,12 @@ fn scored(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trai
             None => Judged { name: UNTRAINED_NAME.into(), encoder: embed::untrained(run)? },
         };
         match benchmark {
-            Benchmark::Video => video::video(run, &judged, &place, &mut found)?,
-            Benchmark::Retrieval => retrieval::retrieval(run, &judged, &place, &mut found)?,
-            Benchmark::Copies => copies::copies(run, &judged, &place, &mut found)?,
+            Benchmark::Video => video::video(run, &judged, place, found)?,
+            Benchmark::Retrieval => retrieval::retrieval(run, &judged, place, found)?,
+            Benchmark::Copies => copies::copies(run, &judged, place, found)?,
         }
     }
-    let rows = found.rows.clone();
-    finish(run, benchmark, header, found)?;
-    Ok(rows)
+    Ok(())
 }
 
 /// Removes what benchmarks that are no longer asked for made of encoders that are no longer these, or failed to make.
@@ -234,7 +286,7 @@ pub(super) fn forget(run: &Run, benchmark: Benchmark) -> Result<()> {
 
 /// Writes the tables and the record of a benchmark.
 pub(super) fn finish(run: &Run, benchmark: Benchmark, header: Value, found: Found) -> Result<()> {
-    let Found { rows, failures, objects } = found;
+    let Found { rows, failures, objects, beside } = found;
     for failure in &failures {
         eprintln!("{}: {}: {}", benchmark.stage(), failure.item, failure.reason);
     }
@@ -244,7 +296,7 @@ pub(super) fn finish(run: &Run, benchmark: Benchmark, header: Value, found: Foun
     if !objects.is_empty() {
         write_csv(&score::table(&objects)?, &run.dir.file(video::DETAILS)?)?;
     }
-    let summary = json!({ "rows": rows.len() });
+    let summary = json!({ "rows": rows.len(), "beside": beside });
     run.dir.finish(benchmark.stage(), &StageRecord { header, failures, summary })
 }
 
@@ -271,9 +323,9 @@ fn benchmark_header(run: &Run, benchmark: Benchmark, place: &Place, trained: &[T
         "encoders": encoders(trained),
         "untrained": untrained.then(|| json!([run.experiment.model, crops.mean, crops.std])),
         "data": folders.map(fingerprint).collect::<Result<Vec<_>>>()?,
+        "name": place.name,
     });
     if place.own.is_some() {
-        header["name"] = json!(place.name);
         header = sources::with_stain(run, header);
     }
     Ok(header)
