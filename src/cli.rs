@@ -362,6 +362,10 @@ pub struct DoctorArgs {
     /// Images per step of the self-test.
     #[arg(long, default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub batch: usize,
+    /// Another gensis binary whose self-test runs after this one's and stands beside it: one built with kernel fusion and one
+    /// without.
+    #[arg(long, value_name = "BINARY", requires = "selftest")]
+    pub beside: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

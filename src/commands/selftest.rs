@@ -2,9 +2,12 @@
 //!
 //! Needs no data and no other file. `scripts/selftest_peer.py` times the same step in PyTorch.
 
-use anyhow::{Result, bail};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Outcome;
 use super::output::say_line;
@@ -18,9 +21,9 @@ const EVERY: usize = 50;
 /// Growth of memory between the second reading and the last that still counts as flat.
 const GROWTH: f64 = 1.05;
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Selftest {
-    version: &'static str,
+    version: String,
     device: String,
     /// Kernel fusion is chosen when building (cargo feature `fusion`).
     fusion: bool,
@@ -28,7 +31,7 @@ struct Selftest {
     readings: Vec<Reading>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Pass,
@@ -40,7 +43,7 @@ enum Verdict {
 }
 
 /// One line of the table.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Line {
     what: String,
     result: String,
@@ -48,7 +51,7 @@ struct Line {
 }
 
 /// Rate and memory after some steps.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Reading {
     precision: Precision,
     step: usize,
@@ -58,6 +61,26 @@ struct Reading {
 }
 
 pub(super) fn selftest(args: &DoctorArgs) -> Result<Outcome> {
+    let own = judge(args)?;
+    let other = args.beside.as_ref().map(|binary| judged_by(binary, args)).transpose()?;
+    match (&other, args.json) {
+        (None, true) => say_line!("{}", serde_json::to_string_pretty(&own)?)?,
+        (Some(other), true) => say_line!("{}", serde_json::to_string_pretty(&[&own, other])?)?,
+        (other, false) => print(&own, other.as_ref())?,
+    }
+    let lines: Vec<&Line> = own.lines.iter().chain(other.iter().flat_map(|other| &other.lines)).collect();
+    let count = |verdict| lines.iter().filter(|line| line.verdict == verdict).count();
+    let (failed, unknown) = (count(Verdict::Fail), count(Verdict::Unknown));
+    if unknown > 0 {
+        eprintln!("warning: {unknown} line(s) of the self-test could not be judged on {}", own.device);
+    }
+    if failed > 0 {
+        bail!("{failed} line(s) of the self-test failed on {}", own.device);
+    }
+    Ok(Outcome::Done)
+}
+
+fn judge(args: &DoctorArgs) -> Result<Selftest> {
     let device = device::open(args.compute.device)?;
     let mut lines = golden("network", golden_forward(&device));
     lines.extend(golden("encoders of others", golden_encoders(&device)));
@@ -69,27 +92,26 @@ pub(super) fn selftest(args: &DoctorArgs) -> Result<Outcome> {
             lines.extend(train(&device, args, precision, &mut readings));
         }
     }
-    let selftest = Selftest {
-        version: env!("CARGO_PKG_VERSION"),
+    Ok(Selftest {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         device: args.compute.device.to_string(),
         fusion: cfg!(feature = "fusion"),
         lines,
         readings,
-    };
-    if args.json {
-        say_line!("{}", serde_json::to_string_pretty(&selftest)?)?;
-    } else {
-        print(&selftest)?;
-    }
-    let count = |verdict| selftest.lines.iter().filter(|line| line.verdict == verdict).count();
-    let (failed, unknown) = (count(Verdict::Fail), count(Verdict::Unknown));
-    if unknown > 0 {
-        eprintln!("warning: {unknown} line(s) of the self-test could not be judged on {}", selftest.device);
-    }
-    if failed > 0 {
-        bail!("{failed} line(s) of the self-test failed on {}", selftest.device);
-    }
-    Ok(Outcome::Done)
+    })
+}
+
+/// The self-test of another binary on the same device.
+fn judged_by(binary: &Path, args: &DoctorArgs) -> Result<Selftest> {
+    let numbers = [args.steps, args.batch, args.compute.threads].map(|number| number.to_string());
+    let output = Command::new(binary)
+        .args(["doctor", "--selftest", "--json", "--device", &args.compute.device.to_string()])
+        .args(["--steps", &numbers[0], "--batch", &numbers[1], "--threads", &numbers[2]])
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("--beside {}", binary.display()))?;
+    // Failing lines are in the table too, and its own message is on standard error.
+    serde_json::from_slice(&output.stdout).with_context(|| format!("--beside {} gave no self-test", binary.display()))
 }
 
 /// Golden comparisons: every failing one, or the worst of those that pass.
@@ -190,17 +212,46 @@ fn failed(what: &str, error: &anyhow::Error) -> Line {
     Line { what: what.to_owned(), result: format!("{error:#}"), verdict: Verdict::Fail }
 }
 
-fn print(selftest: &Selftest) -> Result<()> {
-    let fusion = if selftest.fusion { "on" } else { "off" };
-    say_line!("gensis {} self-test on {}, kernel fusion {fusion} in this build", selftest.version, selftest.device)?;
-    for line in &selftest.lines {
-        let verdict = match line.verdict {
-            Verdict::Pass => "pass",
-            Verdict::Fail => "FAIL",
-            Verdict::Skipped => "skipped",
-            Verdict::Unknown => "unknown",
-        };
-        say_line!("  {verdict:<7}  {}: {}", line.what, line.result)?;
+fn print(own: &Selftest, other: Option<&Selftest>) -> Result<()> {
+    let fusion = |selftest: &Selftest| if selftest.fusion { "on" } else { "off" };
+    match other {
+        None => say_line!(
+            "gensis {} self-test on {}, kernel fusion {} in this build",
+            own.version,
+            own.device,
+            fusion(own)
+        )?,
+        Some(other) => {
+            let (ours, theirs) = (fusion(own), fusion(other));
+            say_line!(
+                "gensis {} and {} self-test on {}, kernel fusion {ours} | {theirs}",
+                own.version,
+                other.version,
+                own.device
+            )?;
+        }
+    }
+    let verdict = |line: &Line| match line.verdict {
+        Verdict::Pass => "pass",
+        Verdict::Fail => "FAIL",
+        Verdict::Skipped => "skipped",
+        Verdict::Unknown => "unknown",
+    };
+    let Some(other) = other else {
+        for line in &own.lines {
+            say_line!("  {:<7}  {}: {}", verdict(line), line.what, line.result)?;
+        }
+        return Ok(());
+    };
+    // Lines of one name in their order: each name may have several.
+    let mut theirs: Vec<&Line> = other.lines.iter().collect();
+    for line in &own.lines {
+        let same = theirs.iter().position(|their| their.what == line.what).map(|place| theirs.remove(place));
+        let (judged, result) = same.map_or(("", "-"), |same| (verdict(same), &same.result[..]));
+        say_line!("  {:<7}  {judged:<7}  {}: {} | {result}", verdict(line), line.what, line.result)?;
+    }
+    for line in theirs {
+        say_line!("  {:<7}  {:<7}  {}: - | {}", "", verdict(line), line.what, line.result)?;
     }
     Ok(())
 }

@@ -211,4 +211,12 @@ fn doctor_tells_what_is_there_and_proves_the_numbers() {
         serde_json::from_str(&gensis(["doctor", "--selftest", "--steps", "0", "--json"]).with_code(0).stdout).unwrap();
     let lines = json["lines"].as_array().unwrap();
     assert!(lines.len() >= 2 && lines.iter().all(|line| line["verdict"] == "pass"), "{json}");
+    // Another binary, here the same one, beside it in one table.
+    let beside = ["doctor", "--selftest", "--steps", "0", "--beside", env!("CARGO_BIN_EXE_gensis")];
+    let table = gensis(beside).with_code(0).stdout;
+    let both = table.lines().filter(|line| line.split_whitespace().take(2).eq(["pass", "pass"])).count();
+    assert_eq!((both, table.lines().count()), (lines.len(), lines.len() + 1), "{table}");
+    let all: Value = serde_json::from_str(&gensis([&beside[..], &["--json"]].concat()).with_code(0).stdout).unwrap();
+    assert_eq!((&all[0], &all[1]), (&json, &json));
+    gensis(["doctor", "--selftest", "--steps", "0", "--beside", "/nowhere"]).with_error(["--beside /nowhere"]);
 }
