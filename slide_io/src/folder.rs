@@ -63,10 +63,11 @@ impl ImageFolder {
         sort_names(&mut classes);
         let mut files = Vec::new();
         for (label, class) in classes.iter().enumerate() {
-            files.extend(
-                images(&root.join(class))
-                    .map(|path| File { key: listing::relative(root, &path), label: Some(label as u32) }),
-            );
+            // One that cannot be listed is reported as an image that cannot be read.
+            let folder = root.join(class);
+            let images = listing::files(&folder, is_image).unwrap_or_else(|_| vec![folder]);
+            let file = |path: PathBuf| File { key: listing::relative(root, &path), label: Some(label as u32) };
+            files.extend(images.into_iter().map(file));
         }
         match (files.is_empty(), loose.is_empty()) {
             (true, true) => Err(Error::Usage(format!(
@@ -153,18 +154,6 @@ pub fn split_folders(root: &Path) -> Option<SplitFolders> {
     let test =
         ["test", "val", "valid", "validation"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir())?;
     train.is_dir().then_some(SplitFolders { train, test })
-}
-
-/// The images in a class folder. A link to nothing and a folder that cannot be listed are among them, so that they are reported as
-/// any image that cannot be read.
-fn images(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = listing::below(folder, usize::MAX).unwrap_or_else(|_| vec![(folder.to_owned(), Kind::Closed)]);
-    let of_images = entries.into_iter().filter(|(path, kind)| match kind {
-        Kind::Folder => false,
-        Kind::File | Kind::Dangling => is_image(path),
-        Kind::Closed => true,
-    });
-    of_images.map(|(path, _)| path)
 }
 
 fn is_image(path: &Path) -> bool {

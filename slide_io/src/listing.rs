@@ -29,13 +29,12 @@ pub(crate) fn below(root: &Path, depth: usize) -> Result<Vec<(PathBuf, Kind)>> {
     for entry in entries.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.path())) {
         match entry {
             Ok(entry) if entry.depth() == 0 => {}
-            Ok(entry) => {
-                let kind = if entry.file_type().is_dir() { Kind::Folder } else { Kind::File };
-                found.push((entry.into_path(), kind));
-            }
+            // A pipe or a device is nothing to read.
+            Ok(entry) if entry.file_type().is_dir() => found.push((entry.into_path(), Kind::Folder)),
+            Ok(entry) if entry.file_type().is_file() => found.push((entry.into_path(), Kind::File)),
+            Ok(_) => {}
             Err(error) => {
                 let path = error.path().unwrap_or(root).to_owned();
-                // A folder is entered one level above what lies in it.
                 if error.depth() == 0 || path == root {
                     let why =
                         error.into_io_error().unwrap_or_else(|| std::io::Error::other("a link to a folder around it"));
@@ -50,6 +49,20 @@ pub(crate) fn below(root: &Path, depth: usize) -> Result<Vec<(PathBuf, Kind)>> {
         }
     }
     Ok(found)
+}
+
+/// The files anywhere below `folder` that `wanted` accepts. A link to nothing, and a folder that cannot be listed, stand among them
+/// for what they should hold: nothing opens them, so that they are reported as any file that cannot be read.
+///
+/// # Errors
+/// As [`below`].
+pub(crate) fn files(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
+    let kept = |(path, kind): (PathBuf, Kind)| match kind {
+        Kind::Folder => None,
+        Kind::File | Kind::Dangling => wanted(&path).then_some(path),
+        Kind::Closed => Some(path),
+    };
+    Ok(below(folder, usize::MAX)?.into_iter().filter_map(kept).collect())
 }
 
 /// A path below `root`, with `/` on every system.
@@ -81,6 +94,9 @@ mod tests {
             [("b.svs", Kind::Dangling), ("sub", Kind::Folder), ("sub/a.svs", Kind::File), ("sub/loop", Kind::Closed)];
         assert_eq!(names, expected.map(|(name, kind)| (name.to_owned(), kind)));
         assert_eq!(below(root, 1).unwrap().len(), 2);
+        let slides = files(root, |path| path.extension().is_some_and(|extension| extension == "svs")).unwrap();
+        let slides: Vec<String> = slides.iter().map(|path| relative(root, path)).collect();
+        assert_eq!(slides, ["b.svs", "sub/a.svs", "sub/loop"]);
         assert!(matches!(below(&root.join("none"), 1), Err(Error::Io { .. })));
     }
 }

@@ -162,7 +162,7 @@ impl Observer for Watcher<'_> {
         let path = self.folder.join("samples").join(format!("step-{step:07}.png"));
         write_png(&path, &sheet(&rows, 64))?;
         let Some(judge) = &self.judge else { return Ok(None) };
-        let distance = judge.distance(&painter, settings.batch, self.run.experiment.seed)?;
+        let distance = judge.distance(&painter, self.run.experiment.seed)?;
         self.progress.bar.line(&format!("{STAGE}: step {step}: Fréchet distance of samples {distance:.4}"));
         Ok(Some(distance))
     }
@@ -191,16 +191,13 @@ impl Judge {
     }
 
     /// Fréchet distance of samples, each of another image's embedding, in the features of the encoder that conditions.
-    fn distance(&self, painter: &Painter, batch: usize, seed: u64) -> Result<f64> {
-        let mut drawn = Vec::with_capacity(self.wanted.len() * self.dim);
-        for (number, wanted) in self.wanted.chunks(batch.max(1)).enumerate() {
-            let wish = |(place, embedding): (usize, &Vec<f32>)| Wish {
-                embedding: Some(embedding.clone()),
-                seed: seed ^ ((number * batch + place) as u64) << 32,
-            };
-            let images = painter.images(&wanted.iter().enumerate().map(wish).collect::<Vec<_>>())?;
-            drawn.extend(self.eyes.look(&images)?);
-        }
+    fn distance(&self, painter: &Painter, seed: u64) -> Result<f64> {
+        let wish = |(number, embedding): (usize, &Vec<f32>)| Wish {
+            embedding: Some(embedding.clone()),
+            seed: seed ^ ((number as u64) << 32),
+        };
+        let images = painter.images(&self.wanted.iter().enumerate().map(wish).collect::<Vec<_>>())?;
+        let drawn = self.eyes.look(&images)?;
         Ok(frechet_distance(&self.real, &Gaussian::of(Features::new(&drawn, self.dim)?)?)?)
     }
 }

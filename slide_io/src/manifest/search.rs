@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::error::{Error, Result};
-use crate::listing::{self, Kind};
+use crate::listing;
 
 /// Extensions of slides: what the readers of this crate open, and what other tools do, so that a slide nobody here can read
 /// is reported instead of passed over.
@@ -71,17 +71,10 @@ pub(super) fn slides(slides: &str) -> Result<Vec<Found>> {
     named(found)
 }
 
-/// The files under `folder` that `wanted` accepts, hidden ones aside: their paths, and the same below the folder. Among them are
-/// links to nothing, and folders that cannot be listed in place of what they hold: no reader opens them, so that they are
-/// reported as any slide that cannot be read.
+/// The files under `folder` that `wanted` accepts, hidden ones aside: their paths, and the same below the folder.
 fn walk(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec<(PathBuf, String)>> {
-    let entries = listing::below(folder, usize::MAX)?.into_iter();
-    let of_slides = entries.filter(|(path, kind)| match kind {
-        Kind::Folder => false,
-        Kind::File | Kind::Dangling => wanted(path),
-        Kind::Closed => true,
-    });
-    let mut found: Vec<_> = of_slides.map(|(path, _)| (path.clone(), listing::relative(folder, &path))).collect();
+    let files = listing::files(folder, wanted)?.into_iter();
+    let mut found: Vec<_> = files.map(|path| (path.clone(), listing::relative(folder, &path))).collect();
     found.sort();
     Ok(found)
 }

@@ -50,8 +50,10 @@ impl Found {
     fn beside(run: &Run, benchmark: Benchmark, name: &str, trained: &[Trained]) -> Self {
         let read = || -> Option<Self> {
             let record = run.dir.record(benchmark.stage())?;
-            let known: Vec<Value> = serde_json::from_value(record.summary["beside"].clone()).unwrap_or_default();
-            let mut beside: Vec<Value> = known.into_iter().chain([record.header]).collect();
+            let mut beside: Vec<Value> = serde_json::from_value(record.summary["beside"].clone()).unwrap_or_default();
+            if !beside.contains(&record.header) {
+                beside.push(record.header);
+            }
             beside.retain(|header| header["encoders"] == as_stored(&encoders(trained)));
             // A video's figures have details beside them that are written whole.
             let same = benchmark != Benchmark::Video && !beside.is_empty();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use evaluation::bag::StreamedBags;
 use evaluation::bootstrap::Bootstrap;
 use evaluation::comparison::{self, Comparison};
@@ -17,7 +17,7 @@ use slide_io::{Cohort, SlideRecord};
 use super::curves::curves;
 use super::foreign::foreign_features;
 use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, remove_heads};
-use super::subjects::{self, Subject, among, folds, subjects};
+use super::subjects::{Subject, among, folds, subjects};
 use super::submission::{self, Entrant};
 use super::usable::{absent_classes, fault};
 use super::{Own, Scores, bootstrap, confusion, data_name, has_features, rows_of};
@@ -184,12 +184,22 @@ fn score_slides(
     let Stored { name, dim, hash, .. } = stored;
     let settings = &run.experiment.evaluate.slide;
     let (slides, paths) = usable(run, labelled, stored, &mut scores.failures);
+    let all = subjects(labelled, &[], settings.by_patient)?;
     let subjects = subjects(&slides, &paths, settings.by_patient)?;
     // Dealt over all labelled slides, so that every encoder is tested on a slide in the same fold, whichever of them it lacks.
-    let all = subjects::subjects(labelled, &[], settings.by_patient)?;
-    let folds = among(&folds(settings, &all)?, &all, &subjects);
-    if let Some(fold) = folds.iter().position(|fold| fold.train.is_empty() || fold.test.is_empty()) {
-        bail!("fold {fold} has no slide to learn from or to test on that has usable features of {name}");
+    let dealt = folds(settings, &all)?;
+    let folds = among(&dealt, &all, &subjects);
+    for (number, (dealt, fold)) in dealt.iter().zip(&folds).enumerate() {
+        for (part, before, left) in [
+            ("train", &dealt.train, &fold.train),
+            ("validation", &dealt.validation, &fold.validation),
+            ("test", &dealt.test, &fold.test),
+        ] {
+            ensure!(
+                left.is_empty() <= before.is_empty(),
+                "no slide of fold {number}'s {part} part has usable features"
+            );
+        }
     }
     for (item, reason) in absent_classes(&folds, &subjects, &cohort.classes) {
         scores.failures.push(failure(&format!("{name}, {item}"), reason));
