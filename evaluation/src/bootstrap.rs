@@ -46,6 +46,10 @@ impl Bootstrap {
     /// The value and interval of each of `metrics`. Where `groups` (patients) are given, whole groups are drawn with
     /// replacement, as many as there are; otherwise single items. The resamples are the same for every metric and
     /// depend on nothing but the seed. A single group or item tells nothing of others, and has no interval.
+    ///
+    /// The expected calibration error is a sum of absolute gaps, which the noise of a resample only widens: its resamples lie
+    /// higher than the figure itself, often all of them. Its interval is moved by the difference of their mean to the figure
+    /// (the bootstrap's estimate of that bias; Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 10).
     pub fn intervals(
         &self,
         predictions: &Predictions,
@@ -66,7 +70,14 @@ impl Bootstrap {
             .collect();
         let interval = |(at, &metric): (usize, &Metric)| {
             let values: Vec<f64> = drawn.iter().filter_map(|resample| resample[at]).collect();
-            Interval { skipped: resamples - values.len(), ..self.interval(predictions.value(metric), values) }
+            let (value, skipped) = (predictions.value(metric), resamples - values.len());
+            let bias = match (metric, value) {
+                (Metric::Ece, Some(value)) => values.iter().sum::<f64>() / values.len().max(1) as f64 - value,
+                _ => 0.0,
+            };
+            let interval = self.interval(value, values);
+            let moved = |end: Option<f64>| end.map(|end| if bias == 0.0 { end } else { (end - bias).clamp(0.0, 1.0) });
+            Interval { low: moved(interval.low), high: moved(interval.high), skipped, ..interval }
         };
         Ok(metrics.iter().enumerate().map(interval).collect())
     }
@@ -171,6 +182,19 @@ mod tests {
         assert_eq!(interval.value, Some(0.8));
         assert!((interval.low.unwrap() - (0.8 - half)).abs() < 0.1 * half, "{interval:?}");
         assert!((interval.high.unwrap() - (0.8 + half)).abs() < 0.1 * half, "{interval:?}");
+    }
+
+    /// Scores that are right as often as they say: no resample has as small an error as all items, which the interval of the
+    /// resamples themselves would leave out.
+    #[test]
+    fn the_interval_of_a_calibration_error_holds_it() {
+        let items = || (0..200).map(|i| (0.55 + 0.1 * f64::from(i % 4), i / 4));
+        let scores = items().flat_map(|(p, _)| [1.0 - p as f32, p as f32]).collect();
+        let labels = items().map(|(p, turn)| u32::from((f64::from(turn) * p).fract() < p)).collect();
+        let predictions = Predictions::new(labels, scores, 2).unwrap();
+        let found = Bootstrap::default().intervals(&predictions, None, &[Metric::Ece]).unwrap()[0];
+        let (value, low, high) = (found.value.unwrap(), found.low.unwrap(), found.high.unwrap());
+        assert!(low <= value && value <= high && high - low > 0.02, "{found:?}");
     }
 
     /// Items of one patient stand or fall together: with 100 groups of 4 the interval is as that of 100 items, twice as

@@ -8,6 +8,7 @@ use std::path::Path;
 
 pub use polars::prelude::DataFrame;
 use polars::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::atomic_file;
 use crate::bootstrap::Interval;
@@ -16,7 +17,7 @@ use crate::metric::Metric;
 use crate::spread::{Spread, three_digits};
 
 /// One figure.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ResultRow {
     /// What was asked: `knn` or `slide`, for example.
     pub task: String,

@@ -9,17 +9,20 @@ mod generation;
 mod given_splits;
 pub(super) mod heads;
 mod imagenet;
+mod kept;
 mod linear;
 mod own_images;
 mod probed;
 mod retrieval;
 mod robustness;
+mod shifted_slides;
 mod slides;
 mod subjects;
 mod submission;
 mod usable;
 mod video;
 
+pub(super) use kept::sections;
 pub(crate) use slides::mil_config;
 pub(super) use slides::{COMPARISONS, SCORES, check_folds, exchanges};
 pub(super) use subjects::{Subject, folds, subjects};
@@ -31,6 +34,7 @@ use evaluation::embeddings::EmbeddingTable;
 use evaluation::knn::{KnnConfig, classify};
 use evaluation::metric::{Metric, Predictions};
 use evaluation::table::{ResultRow, ResultTable};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slide_io::{ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 
@@ -53,12 +57,13 @@ const CONFUSIONS: &str = "results/confusion.json";
 const CURVES: &str = "results/curves.json";
 
 /// What a benchmark gives.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 struct Scores {
     rows: Vec<ResultRow>,
     confusions: Vec<Confusion>,
     curves: Vec<RankingCurves>,
     failures: Vec<Failure>,
+    #[serde(skip)]
     heads: Vec<heads::EncoderHeads>,
 }
 
@@ -74,36 +79,6 @@ impl Scores {
                 self.failures.push(failure);
             }
         }
-    }
-}
-
-/// What one task after another gave with the same settings and embeddings: another of them is added to it.
-#[derive(Default)]
-struct Earlier {
-    tasks: Vec<Task>,
-    scores: Scores,
-}
-
-impl Earlier {
-    /// Nothing where anything that the figures depend on has changed, or a file of them is gone.
-    fn of(run: &Run, header: &Value) -> Self {
-        let read = || -> Option<Self> {
-            let record = run.dir.current("evaluate", header)?;
-            let tasks: Vec<Task> = serde_json::from_value(record.summary["tasks"].clone()).ok()?;
-            let root = run.dir.root();
-            let table = root.join(RESULTS).with_extension("parquet");
-            let rows =
-                if record.summary["rows"] == 0 { vec![] } else { ResultTable::read(&table).ok()?.rows().ok()? };
-            let scores = Scores {
-                rows,
-                confusions: serde_json::from_slice(&std::fs::read(root.join(CONFUSIONS)).ok()?).ok()?,
-                curves: serde_json::from_slice(&std::fs::read(root.join(CURVES)).ok()?).ok()?,
-                failures: record.failures,
-                heads: vec![],
-            };
-            Some(Self { tasks, scores })
-        };
-        read().unwrap_or_default()
     }
 }
 
@@ -130,95 +105,120 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         return only_own_images(run, task, input, trained.as_deref());
     }
     let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
+    let encoders = own.as_ref().map(|own| &own.encoders[..]);
     let header = header(run, input, own.as_ref())?;
-    let stem = run.dir.file(RESULTS)?;
-    let mut earlier = Earlier::of(run, &header);
-    if earlier.tasks.iter().any(|&done| covers(run, done, task)) {
+    let missing = |task: &Task| kept::kept(run, &header, *task).is_none();
+    let todo: Vec<Task> = wanted(run, input, own.is_some(), task).into_iter().filter(missing).collect();
+    let mut asked: Vec<Task> = match run.dir.current("evaluate", &header) {
+        Some(record) => serde_json::from_value(record.summary["tasks"].clone()).unwrap_or_default(),
+        None => vec![],
+    };
+    if todo.is_empty() && (asked.contains(&task) || (task != Task::All && asked.contains(&Task::All))) {
         eprintln!("evaluate: up to date");
         return Ok(());
     }
-    if task == Task::All {
-        earlier = Earlier::default();
+    // Figures of other settings, or of nobody knows which, must not stand beside these settings if this fails.
+    let unknown = asked.is_empty() && run.dir.root().join(RESULTS).with_extension("csv").exists();
+    if kept::forget_outdated(run, &header)? || unknown {
+        gather(run, &header, &[], own_images::current(run, input, encoders))?;
     }
-    if earlier.tasks.is_empty() {
-        // Figures of other settings must not stand beside these settings if this fails.
-        run.dir.forget("evaluate")?;
-        for extension in ["parquet", "csv", "md"] {
-            remove(&stem.with_extension(extension))?;
+    let mut fitted = linear::Heads::new();
+    for one in todo {
+        let scores = match score(run, one, input, own.as_ref(), &header, &mut fitted) {
+            // What the data allow goes on without what the settings ask for beside it.
+            Err(error) if task == Task::All && !matches!(one, Task::Knn | Task::Slide) => {
+                let item = if one == Task::Fid { "the bank's images" } else { "robustness and probes" };
+                let failures = vec![slides::failure(item, format!("{error:#}"))];
+                Scores { failures, ..Scores::default() }
+            }
+            scores => scores?,
+        };
+        if scores.rows.is_empty() && !scores.failures.is_empty() && task != Task::All {
+            scores.failures.iter().for_each(|failure| eprintln!("evaluate: {}: {}", failure.item, failure.reason));
+            bail!("nothing could be scored, for the reasons above");
         }
-        for file in [CONFUSIONS, CURVES, linear::RECORD] {
-            remove(&run.dir.root().join(file))?;
-        }
+        kept::keep(run, &header, one, scores)?;
     }
-    if matches!(task, Task::All | Task::Slide) {
-        slides::remove_scores(run)?;
-    }
-    let mut scores = match (input, task) {
-        (Input::Images(images), Task::All | Task::Knn) => {
-            knn(run, images, own.as_ref().map_or(&[], |own| &own.encoders))?
-        }
-        (Input::Slides(cohort), Task::All | Task::Slide) => {
-            slides::slide_level(run, cohort, own.as_ref(), &heads::evaluation_digest(&header))?
-        }
-        _ => Scores::default(),
+    asked.push(task);
+    let own_rows = match task {
+        // Their failures are in records of their own.
+        Task::All => own_images::rows(run, task, input, encoders)?,
+        _ => own_images::current(run, input, encoders),
     };
-    if let (Input::Images(images), Some(own)) = (input, own.as_ref()) {
-        let mut heads = linear::Heads::new();
-        if linear::asked(run, task) {
-            let (linear, fitted) = linear::linear(run, images, own)?;
-            scores.add(linear);
-            heads = fitted;
-        }
-        if robustness::asked(run, task) {
-            scores.add(robustness::robustness(run, images, own, &heads)?);
-        }
-    }
-    if task == Task::Fid || (task == Task::All && generation::has_bank(run)) {
-        match generation::generation(run, input) {
-            Err(error) if task == Task::All => scores.failures.push(Failure {
-                stage: "evaluate".into(),
-                item: "the bank's images".into(),
-                reason: format!("{error:#}"),
-            }),
-            generated => scores.add(generated?),
-        }
-    }
-    // Their failures are in records of their own.
-    scores.rows.extend(own_images::rows(run, task, input, own.as_ref().map(|own| &own.encoders[..]))?);
-    let Earlier { mut tasks, scores: mut all } = earlier;
-    tasks.push(task);
-    all.add(scores);
-    let scores = all;
+    let scores = gather(run, &header, &asked, own_rows)?;
     for failure in &scores.failures {
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
+    match scores.rows.is_empty() {
+        true => eprintln!("evaluate: no labelled test items, so there is nothing to score"),
+        false => say!("{}", ResultTable::new(&scores.rows)?.markdown()?)?,
+    }
+    Ok(())
+}
+
+/// The benchmarks that a task consists of: itself, or what the data allow and the settings ask for.
+fn wanted(run: &Run, input: &Input, own: bool, task: Task) -> Vec<Task> {
+    let images = matches!(input, Input::Images(_));
+    let asked = |one: &Task| match one {
+        Task::Knn => images,
+        Task::Slide => !images,
+        Task::Linear => images && own && linear::asked(run, task),
+        Task::Robustness => own && robustness::asked(run, input),
+        Task::Fid => generation::has_bank(run),
+        _ => false,
+    };
+    match task {
+        Task::All => kept::TASKS.into_iter().filter(asked).collect(),
+        task => vec![task],
+    }
+}
+
+/// What one benchmark gives. `fitted` are linear heads that one leaves to the next.
+fn score(
+    run: &Run,
+    task: Task,
+    input: &Input,
+    own: Option<&Own>,
+    header: &Value,
+    fitted: &mut linear::Heads,
+) -> Result<Scores> {
+    let required = || own.context("there is no encoder of this run: run `gensis pretrain` first");
+    Ok(match (task, input) {
+        (Task::Knn, Input::Images(images)) => knn(run, images, own.map_or(&[], |own| &own.encoders))?,
+        (Task::Slide, Input::Slides(cohort)) => {
+            slides::slide_level(run, cohort, own, &heads::evaluation_digest(header))?
+        }
+        (Task::Linear, Input::Images(images)) => {
+            let (scores, heads) = linear::linear(run, images, required()?)?;
+            *fitted = heads;
+            scores
+        }
+        (Task::Robustness, Input::Images(images)) => robustness::robustness(run, images, required()?, fitted)?,
+        (Task::Robustness, Input::Slides(cohort)) => shifted_slides::shifted_slides(run, cohort, required()?, header)?,
+        (Task::Fid, _) => generation::generation(run, input)?,
+        _ => Scores::default(),
+    })
+}
+
+/// Writes the tables and the record from what every benchmark gave with these settings, and `own_rows`. `asked` are the tasks
+/// that were asked for and are done.
+fn gather(run: &Run, header: &Value, asked: &[Task], own_rows: Vec<ResultRow>) -> Result<Scores> {
+    let mut scores = Scores::default();
+    kept::TASKS.into_iter().filter_map(|task| kept::kept(run, header, task)).for_each(|kept| scores.add(kept));
+    scores.rows.extend(own_rows);
     // From here on the files may hold more than an earlier record says.
     run.dir.forget("evaluate")?;
-    if scores.rows.is_empty() {
-        ensure!(scores.failures.is_empty() || task == Task::All, "nothing could be scored, for the reasons above");
-        eprintln!("evaluate: no labelled test items, so there is nothing to score");
-    } else {
-        let table = ResultTable::new(&scores.rows)?;
-        table.write(&stem)?;
-        say!("{}", table.markdown()?)?;
+    let stem = run.dir.file(RESULTS)?;
+    match scores.rows.is_empty() {
+        true => ["parquet", "csv", "md"].iter().try_for_each(|kind| remove(&stem.with_extension(kind)))?,
+        false => ResultTable::new(&scores.rows)?.write(&stem)?,
     }
     atomic_file::write(&run.dir.file(CONFUSIONS)?, &serde_json::to_vec_pretty(&scores.confusions)?)?;
     atomic_file::write(&run.dir.file(CURVES)?, &serde_json::to_vec(&scores.curves)?)?;
-    let summary = json!({ "rows": scores.rows.len(), "tasks": tasks });
-    run.dir.finish("evaluate", &StageRecord { header, failures: scores.failures, summary })
-}
-
-/// Whether `task` has been done with `done`: everything is what the settings ask for.
-fn covers(run: &Run, done: Task, task: Task) -> bool {
-    let in_all = match task {
-        Task::All | Task::Knn | Task::Slide => true,
-        Task::Linear => linear::asked(run, Task::All),
-        Task::Robustness => robustness::asked(run, Task::All),
-        Task::Fid => generation::has_bank(run),
-        // These keep records of their own.
-        Task::Video | Task::Retrieval | Task::Copies => false,
-    };
-    done == task || (done == Task::All && in_all)
+    let summary = json!({ "rows": scores.rows.len(), "tasks": asked });
+    let (header, failures) = (header.clone(), scores.failures.clone());
+    run.dir.finish("evaluate", &StageRecord { header, failures, summary })?;
+    Ok(scores)
 }
 
 /// Refuses a task that does not apply to the run's data or settings.
@@ -227,9 +227,10 @@ fn check_task(run: &Run, task: Task, input: &Input) -> Result<()> {
     match (input, task) {
         (_, Task::Video | Task::Retrieval | Task::Copies) => Ok(()),
         (Input::Images(_), Task::Slide) => bail!("image folders have no slides to score"),
-        (Input::Slides(_), Task::Knn | Task::Linear | Task::Robustness) => {
+        (Input::Slides(_), Task::Knn | Task::Linear) => {
             bail!("the patches of slides have no labels of their own: `gensis evaluate slide` scores the slides")
         }
+        (Input::Slides(_), Task::Robustness) => shifted_slides::check(&evaluate.robustness),
         (Input::Slides(cohort), _) => submission::check(&evaluate.slide.submission, &cohort.classes),
         (Input::Images(_), Task::Robustness) => robustness::check(&evaluate.robustness),
         (Input::Images(_), _) => Ok(()),

@@ -13,7 +13,8 @@ use slide_io::manifest::{ColumnNames, Problem, Split};
 use slide_io::pack::{self, PackedPatches, PackedSlide};
 use slide_io::stain::{Method, Normalized, Target};
 use slide_io::{
-    Cohort, Error, GridSpec, ImageFolder, Mpp, PatchSource, SlidePatches, SlideRecord, folder, h5, label_mask, regions,
+    Cohort, Error, GridSpec, ImageFolder, Mpp, PatchSource, Point, SlidePatches, SlideRecord, folder, h5, label_mask,
+    regions,
 };
 
 use super::{Run, encoders};
@@ -353,6 +354,16 @@ pub(super) fn table_header(run: &Run, encoder: &str, folder: &ImageFolder) -> Va
 /// # Errors
 /// Coordinates that were made with other settings, or of another file.
 pub(super) fn slide_patches(run: &Run, slides: &[&SlideRecord], classes: &[String]) -> Result<SlidePatches> {
+    some_patches(run, slides, classes, |_, origins| origins)
+}
+
+/// As [`slide_patches`], of those positions that `choose` takes of a slide's.
+pub(super) fn some_patches(
+    run: &Run,
+    slides: &[&SlideRecord],
+    classes: &[String],
+    choose: impl Fn(&str, Vec<Point>) -> Vec<Point>,
+) -> Result<SlidePatches> {
     let mut grids = Vec::new();
     for slide in slides {
         let path = coordinates_path(run, &slide.id);
@@ -375,7 +386,7 @@ pub(super) fn slide_patches(run: &Run, slides: &[&SlideRecord], classes: &[Strin
             mpp,
             label: slide.label,
             spec: grid_spec(run, geometry, mpp),
-            origins: coordinates.origins,
+            origins: choose(&slide.id, coordinates.origins),
         });
     }
     let patches = SlidePatches::new(grids, classes.to_vec())?;

@@ -1,5 +1,7 @@
 //! `gensis tile`: for every slide its tissue, its grid at an exact µm/px, a coordinates file, and a picture of both.
 
+mod sheet;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -25,7 +27,7 @@ use super::sources::{
     self, Input, coordinates_header, coordinates_path, given_coordinates, label_mask, pack_path, roi,
 };
 use crate::data::prefetch::panic_message;
-use crate::run_dir::{Failure, StageRecord, remove};
+use crate::run_dir::{Failure, StageRecord, as_stored, remove};
 
 /// What the cohort table says about a slide.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -81,6 +83,7 @@ pub(super) fn tile(run: &Run) -> Result<()> {
         eprintln!("tile: image folders need no tiling");
         return Ok(());
     };
+    let before = run.dir.record("tile").map(|record| record.summary);
     run.dir.forget("tile")?;
     let progress = Progress::new("tile", cohort.slides.len() as u64, "slides");
     let reused = Mutex::new(0usize);
@@ -137,13 +140,17 @@ pub(super) fn tile(run: &Run) -> Result<()> {
         );
     }
     write_cohort_table(&run.dir.file("cohort.csv")?, &rows)?;
+    let summary = serde_json::to_value(&rows)?;
+    if before.as_ref() != Some(&as_stored(&summary)) || !sheet::is_there(run, rows.len()) {
+        sheet::write(run, &rows)?;
+    }
     let header = json!({
         "grid": run.experiment.grid,
         "tissue": run.experiment.tissue,
         "quality": run.experiment.quality,
         "data": run.experiment.data,
     });
-    run.dir.finish("tile", &StageRecord { header, failures, summary: serde_json::to_value(&rows)? })
+    run.dir.finish("tile", &StageRecord { header, failures, summary })
 }
 
 /// One slide; the flag says that nothing had to be done. A slide that cannot be cut is a row with its reason; an error

@@ -98,8 +98,12 @@ impl Linear {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Robustness {
-    /// Whether the test images themselves are changed as other laboratories and scanners would.
+    /// Whether the test images, or slides, themselves are changed as other laboratories and scanners would.
     pub tissue: bool,
+    /// Test slides that are changed, evenly over the classes; 0 takes all.
+    pub slides: usize,
+    /// Patches of each of them; 0 takes all.
+    pub patches: usize,
     /// The changes.
     pub shifts: Vec<Shift>,
     /// Neighbours of the k-NN classifier; 0 leaves it out.
@@ -120,6 +124,8 @@ impl Default for Robustness {
     fn default() -> Self {
         Self {
             tissue: false,
+            slides: 60,
+            patches: 256,
             shifts: Shift::ALL.to_vec(),
             // DINO's usual choice.
             k: 20,

@@ -12,8 +12,8 @@
 //! | brightness | times or over 1.1, 1.2, 1.35, 1.5, 1.75 | drawn |
 //! | scale | µm/px times or over 1.1, 1.2, 1.35, 1.5, 1.75, same size in pixels | drawn |
 //!
-//! What is drawn belongs to the image and the shift, not to the severity: a curve over the severities shows the same
-//! images going the same way.
+//! What is drawn belongs to the image (of slides: to the slide, whose patches one laboratory made) and the shift, not to the
+//! severity: a curve over the severities shows the same images going the same way.
 
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ impl Shift {
         }
     }
 
-    /// Changes `image`, which is number `index` of its source, at `severity` (1 to [`SEVERITIES`]). `view` is the short
+    /// Changes `image`, which is of number `index` (itself, or its slide), at `severity` (1 to [`SEVERITIES`]). `view` is the short
     /// side that the encoder's transform resizes to, px; 0 where it does not.
     ///
     /// # Errors
@@ -164,7 +164,11 @@ impl PatchSource for Shifted {
 
     fn read(&self, index: usize) -> slide_io::Result<Patch> {
         let mut patch = self.source.read(index)?;
-        let shifted = self.shift.apply(patch.image, self.severity, self.view, self.seed, index);
+        let number = match self.slide_ends() {
+            [] => index,
+            ends => ends.partition_point(|&end| end <= index),
+        };
+        let shifted = self.shift.apply(patch.image, self.severity, self.view, self.seed, number);
         patch.image = shifted.map_err(|error| {
             slide_io::Error::unsupported(
                 &patch.key.item,

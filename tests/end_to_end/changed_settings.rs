@@ -67,6 +67,58 @@ fn an_update_redoes_only_what_its_settings_touch() {
     assert_same(&results(&run), &before);
 }
 
+/// Slides as other laboratories would show them, asked of the heads that are there.
+#[test]
+fn shifted_slides_come_beside_the_figures_of_the_slides() {
+    let (_folder, run) = finished();
+    let out = run.to_str().unwrap();
+    let robustness = |more: &[&str]| gensis(["evaluate", "robustness", "--out", out].iter().chain(more));
+    robustness(&[]).with_error(["evaluate.robustness.tissue=true"]);
+    let before = results(&run);
+    let settings = [
+        "evaluate.robustness.tissue=true",
+        "evaluate.robustness.shifts=[\"brightness\", \"jpeg\"]",
+        "evaluate.robustness.slides=8",
+        "evaluate.robustness.patches=6",
+    ];
+    let settings: Vec<&str> = settings.into_iter().flat_map(|setting| ["--set", setting]).chain(["--update"]).collect();
+    robustness(&settings).with_code(0);
+    let after = results(&run);
+    for kept in ["heads/", "heatmap/", "results/slide_scores", "stages/evaluate/slide"] {
+        assert_same(&below(&after, kept), &below(&before, kept));
+    }
+    let rows = table(&run.join("results/results.csv"));
+    let slides = rows.iter().filter(|row| row["task"] == "slide").count();
+    assert_eq!(slides, 4 * 9, "three folds and their pool stay");
+    let of = |metric: &str| -> Vec<(String, f64)> {
+        let found =
+            |row: &&std::collections::BTreeMap<String, String>| row["task"] == "robustness" && row["metric"] == metric;
+        rows.iter().filter(found).map(|row| (row["head"].clone(), row["value"].parse().unwrap())).collect()
+    };
+    let heads = |points: &[(String, f64)]| points.iter().map(|point| point.0.clone()).collect::<Vec<_>>();
+    let (accuracy, cosine) = (of("abmil_accuracy"), of("cosine"));
+    assert_eq!(accuracy[0].0, "clean@0");
+    assert_eq!(heads(&accuracy[1..]), heads(&cosine));
+    assert_eq!(accuracy.len(), 1 + 2 * 6 + 1);
+    assert_eq!(heads(&of("abmil_macro_auc")), heads(&accuracy));
+    let value = |points: &[(String, f64)], head: &str| points.iter().find(|point| point.0 == head).unwrap().1;
+    for shift in ["brightness", "jpeg"] {
+        let [least, most] = [1, 5].map(|severity| value(&cosine, &format!("{shift}@{severity}")));
+        assert!(most < least && least < 1.0, "{shift}: {cosine:?}");
+    }
+    let n: Vec<&str> =
+        rows.iter().filter(|row| row["metric"] == "abmil_accuracy").map(|row| row["n"].as_str()).collect();
+    assert!(n.iter().all(|n| *n == "8"), "{n:?}");
+    // Nothing is left for everything, which these settings are part of now.
+    gensis(["evaluate", "--out", out]).with_code(0);
+    assert_same(&below(&results(&run), "results/"), &below(&after, "results/"));
+    // Without the heads there is nobody to ask.
+    let forgotten = ["--set", "evaluate.slide.keep_heads=false", "--update"];
+    robustness(&forgotten).with_error(["holds no trained heads"]);
+    gensis(["evaluate", "--out", out]).with_code(3).saying(["holds no trained heads"]);
+    assert!(table(&run.join("results/results.csv")).iter().any(|row| row["task"] == "slide"));
+}
+
 #[test]
 fn the_untrained_network_can_be_scored_beside_the_trained_one() {
     let (_folder, run) = finished();

@@ -47,6 +47,10 @@ fn a_run_leaves_what_the_next_program_needs() {
         }
     }
 
+    let sheet = slide_io::folder::read_image(&run.join("cohort_sheet/page_001.jpg")).unwrap();
+    assert_eq!(sheet.dimensions(), (6 * 296 + 8, 2 * 328 + 8), "twelve slides in two rows");
+    assert!(!run.join("cohort_sheet/page_002.jpg").exists());
+
     let metrics = fs::read_to_string(run.join("pretrain/metrics.jsonl")).unwrap();
     let metrics: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let losses: Vec<f64> = metrics.iter().filter_map(|line| line["loss"].as_f64()).collect();

@@ -20,7 +20,8 @@ use crate::run_dir::{read_record, remove_folder};
 
 /// The folder of the heads in a run folder.
 const FOLDER: &str = "heads";
-const INDEX: &str = "index.json";
+/// What says whose they are, below the run folder.
+pub(super) const INDEX: &str = "heads/index.json";
 
 /// Which heads a run folder holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -134,7 +135,7 @@ pub(in crate::commands) fn folder_name(encoder: &str) -> String {
 impl HeadIndex {
     /// Writes the index: from now on the heads count.
     pub fn write(&self, run: &Run) -> Result<()> {
-        let path = run.dir.file(&format!("{FOLDER}/{INDEX}"))?;
+        let path = run.dir.file(INDEX)?;
         Ok(atomic_file::write(&path, &serde_json::to_vec(self)?)?)
     }
 
@@ -143,7 +144,13 @@ impl HeadIndex {
     /// # Errors
     /// No heads, or heads of another evaluation than the one whose results lie there.
     pub fn read(root: &Path) -> Result<Self> {
-        let path = root.join(FOLDER).join(INDEX);
+        let header = read_record(root, "evaluate").map(|record| record.header).unwrap_or_default();
+        Self::of_evaluation(root, &header)
+    }
+
+    /// As [`read`](Self::read), of the evaluation with this header.
+    pub fn of_evaluation(root: &Path, header: &serde_json::Value) -> Result<Self> {
+        let path = root.join(INDEX);
         let missing = || {
             format!(
                 "{} holds no trained heads: run `gensis evaluate slide` with evaluate.slide.keep_heads",
@@ -153,9 +160,11 @@ impl HeadIndex {
         let text = std::fs::read(&path).with_context(missing)?;
         let index: Self =
             serde_json::from_slice(&text).with_context(|| format!("{} is damaged: evaluate again", path.display()))?;
-        let current =
-            read_record(root, "evaluate").is_some_and(|record| evaluation_digest(&record.header) == index.evaluation);
-        ensure!(current, "the heads in {} are not those of its last evaluation: evaluate again", root.display());
+        ensure!(
+            evaluation_digest(header) == index.evaluation,
+            "the heads in {} are not those of its last evaluation: evaluate again",
+            root.display()
+        );
         Ok(index)
     }
 

@@ -67,7 +67,9 @@ pub(super) fn linear(run: &Run, images: &ImageSets, own: &Own) -> Result<(Scores
         }
         few_shots(run, &probed, &mut scores)?;
     }
-    slide_io::atomic_file::write(&run.dir.file(RECORD)?, &serde_json::to_vec_pretty(&records)?)?;
+    if !records.is_empty() {
+        slide_io::atomic_file::write(&run.dir.file(RECORD)?, &serde_json::to_vec_pretty(&records)?)?;
+    }
     Ok((scores, heads))
 }
 

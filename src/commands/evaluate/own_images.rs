@@ -209,14 +209,9 @@ fn scored(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trai
     let trained = trained.context("there is no encoder of this run: run `gensis pretrain` first")?;
     let place = benchmark.place(run, input)?;
     let header = benchmark_header(run, benchmark, &place, trained)?;
-    let path = run.dir.file(&format!("results/{}.parquet", benchmark.stage()))?;
-    let stored = as_stored(&header);
-    let beside = |record: &StageRecord| record.summary["beside"].as_array().is_some_and(|all| all.contains(&stored));
-    if run.dir.record(benchmark.stage()).is_some_and(|record| record.header == stored || beside(&record))
-        && let Ok(table) = ResultTable::read(&path)
-    {
+    if let Some(rows) = stored(run, benchmark, &header) {
         eprintln!("{}: up to date", benchmark.stage());
-        return Ok(table.rows()?);
+        return Ok(rows);
     }
     let beside = Found::beside(run, benchmark, &place.name, trained);
     forget(run, benchmark)?;
@@ -235,6 +230,26 @@ fn scored(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trai
             Ok(rows)
         }
     }
+}
+
+/// The table of a benchmark with this header.
+fn stored(run: &Run, benchmark: Benchmark, header: &Value) -> Option<Vec<ResultRow>> {
+    let (record, header) = (run.dir.record(benchmark.stage())?, as_stored(header));
+    let beside = || record.summary["beside"].as_array().is_some_and(|all| all.contains(&header));
+    if record.header != header && !beside() {
+        return None;
+    }
+    let path = run.dir.root().join(format!("results/{}.parquet", benchmark.stage()));
+    ResultTable::read(&path).ok()?.rows().ok()
+}
+
+/// Rows of those benchmarks that the settings ask for and that are current.
+pub(super) fn current(run: &Run, input: &Input, trained: Option<&[Trained]>) -> Vec<ResultRow> {
+    let rows = |benchmark: Benchmark| {
+        let header = benchmark_header(run, benchmark, &benchmark.place(run, input).ok()?, trained?).ok()?;
+        stored(run, benchmark, &header)
+    };
+    Benchmark::asked(run, Task::All).into_iter().filter_map(rows).flatten().collect()
 }
 
 /// Adds what a benchmark gives at a place, for every encoder.

@@ -19,16 +19,19 @@ use slide_io::{ImageFolder, PatchSource};
 use super::linear::{self, Heads, failed, labelled_test};
 use super::probed::{Probed, embedded, names};
 use super::{Own, Scores, bootstrap, data_name, imagenet};
-use crate::cli::Task;
 use crate::commands::Run;
-use crate::commands::sources::{self, ImageSets};
+use crate::commands::sources::{self, ImageSets, Input};
 use crate::config::Robustness;
 use crate::data::shift::{SEVERITIES, Shift, Shifted};
 use crate::device;
 
-/// Whether `task` includes this one.
-pub(super) fn asked(run: &Run, task: Task) -> bool {
-    task == Task::Robustness || (task == Task::All && run.experiment.evaluate.robustness.enabled())
+/// Whether the settings ask for it: of slides for the changes of tissue.
+pub(super) fn asked(run: &Run, input: &Input) -> bool {
+    let settings = &run.experiment.evaluate.robustness;
+    match input {
+        Input::Images(_) => settings.enabled(),
+        Input::Slides(_) => settings.tissue,
+    }
 }
 
 /// What the figures depend on beside settings and encoders: the data sets. None where nothing is asked for.
@@ -223,7 +226,7 @@ pub(super) fn means(base: &ResultRow, rows: &[ResultRow]) -> Vec<ResultRow> {
 }
 
 /// Mean cosine of the rows of two matrices with rows of `dim` numbers.
-fn mean_cosine(a: &[f32], b: &[f32], dim: usize) -> f64 {
+pub(super) fn mean_cosine(a: &[f32], b: &[f32], dim: usize) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let cosine = |(a, b): (&[f32], &[f32])| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(1e-12);
     let rows = a.len() / dim;

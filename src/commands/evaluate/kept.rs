@@ -1,0 +1,139 @@
+//! What each benchmark of a run gave, kept apart, so that a change of settings costs the figures that depend on it and no
+//! others: `stages/evaluate/<task>.json`, written when the benchmark is done. The result table is gathered from them.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use slide_io::atomic_file;
+
+use super::{Scores, heads, linear, slides};
+use crate::cli::Task;
+use crate::commands::Run;
+use crate::run_dir::{as_stored, remove};
+
+/// The benchmarks on the run's own embeddings, in the order of the table. The others keep records of their own.
+pub(super) const TASKS: [Task; 5] = [Task::Knn, Task::Slide, Task::Linear, Task::Robustness, Task::Fid];
+
+/// Parts of an evaluation's header that only some benchmarks depend on.
+const OF_SOME: [&str; 6] = ["settings", "foreign", "splits", "bank", "own_images", "shifted"];
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    /// Everything the figures depend on.
+    inputs: Value,
+    scores: Scores,
+    /// Files that were written beside it, below the run folder: without them it does not count.
+    files: Vec<String>,
+}
+
+/// What a benchmark gave with the header `header` of the evaluation; none where it was not asked for, or with other settings.
+pub(super) fn kept(run: &Run, header: &Value, task: Task) -> Option<Scores> {
+    let text = std::fs::read(path(run, task)).ok()?;
+    let kept: Kept = serde_json::from_slice(&text).ok()?;
+    let whole = kept.files.iter().all(|file| run.dir.root().join(file).exists());
+    (whole && kept.inputs == as_stored(&inputs(header, task))).then_some(kept.scores)
+}
+
+/// Keeps what a benchmark gave.
+pub(super) fn keep(run: &Run, header: &Value, task: Task, scores: Scores) -> Result<()> {
+    let files = match task {
+        Task::Slide => vec![format!("{}.parquet", slides::SCORES), heads::INDEX.to_owned()],
+        Task::Linear => vec![linear::RECORD.to_owned()],
+        _ => vec![],
+    };
+    let files = files.into_iter().filter(|file| run.dir.root().join(file).exists()).collect();
+    let kept = Kept { inputs: inputs(header, task), scores, files };
+    run.dir.file("stages/evaluate/.")?;
+    Ok(atomic_file::write(&path(run, task), &serde_json::to_vec(&kept)?)?)
+}
+
+/// Removes what benchmarks gave with other settings or embeddings; whether there was any.
+pub(super) fn forget_outdated(run: &Run, header: &Value) -> Result<bool> {
+    let mut any = false;
+    for task in TASKS.into_iter().filter(|&task| kept(run, header, task).is_none()) {
+        any |= path(run, task).exists();
+        remove(&path(run, task))?;
+        match task {
+            Task::Slide => slides::remove_scores(run)?,
+            Task::Linear => remove(&run.dir.root().join(linear::RECORD))?,
+            _ => {}
+        }
+    }
+    Ok(any)
+}
+
+fn path(run: &Run, task: Task) -> PathBuf {
+    run.dir.root().join(format!("stages/evaluate/{}.json", name(task)))
+}
+
+/// In files and result rows.
+fn name(task: Task) -> String {
+    json!(task).as_str().unwrap_or_default().to_owned()
+}
+
+/// The sections of `[evaluate]` that the figures of a task depend on, by its name in result rows.
+pub(in crate::commands) fn sections(task: &str) -> &[&str] {
+    match task {
+        "linear" => &["linear", "knn"], // whose baselines are probed too
+        // Its classifiers are a k-NN and a linear probe, or the heads of slides.
+        "robustness" => &["robustness", "knn", "linear", "slide"],
+        "copy_detection" => &["copies"],
+        "knn" => &["knn"],
+        "slide" => &["slide"],
+        "fid" => &["fid"],
+        "retrieval" => &["retrieval"],
+        "video" => &["video"],
+        _ => &[],
+    }
+}
+
+/// What of an evaluation's header the figures of a task depend on.
+fn inputs(header: &Value, task: Task) -> Value {
+    let (task, mut inputs) = (name(task), header.clone());
+    if let Some(parts) = inputs.as_object_mut() {
+        parts.retain(|key, _| !OF_SOME.contains(&key.as_str()));
+    }
+    let of_task: &[&str] = match &task[..] {
+        "slide" => &["foreign", "splits"],
+        "robustness" => &["foreign", "splits", "shifted"],
+        "fid" => &["bank"],
+        _ => &[],
+    };
+    for key in of_task.iter().filter(|key| header.get(**key).is_some()) {
+        inputs[*key] = header[*key].clone();
+    }
+    let settings = &header["settings"];
+    inputs["settings"] =
+        sections(&task).iter().map(|&section| (section.to_owned(), settings[section].clone())).collect();
+    // The intervals of all of them.
+    inputs["bootstrap"] = settings["slide"]["bootstrap"].clone();
+    inputs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_depends_on_its_own_settings_and_on_what_all_share() {
+        let header = json!({
+            "stage": "evaluate", "seed": 0, "items": [1], "bank": "a", "splits": ["b"], "own_images": [],
+            "settings": { "knn": { "k": [1] }, "linear": { "epochs": 1 }, "slide": { "bootstrap": 9, "folds": 5 }, "fid": {} },
+        });
+        let changed = |pointer: &str| -> Vec<Task> {
+            let mut other = header.clone();
+            *other.pointer_mut(pointer).unwrap() = json!("other");
+            TASKS.into_iter().filter(|&task| inputs(&header, task) != inputs(&other, task)).collect()
+        };
+        assert_eq!(changed("/items"), TASKS);
+        assert_eq!(changed("/settings/slide/bootstrap"), TASKS);
+        assert_eq!(changed("/settings/slide/folds"), [Task::Slide, Task::Robustness]);
+        assert_eq!(changed("/settings/linear/epochs"), [Task::Linear, Task::Robustness]);
+        assert_eq!(changed("/settings/knn/k"), [Task::Knn, Task::Linear, Task::Robustness]);
+        assert_eq!(changed("/bank"), [Task::Fid]);
+        assert_eq!(changed("/splits"), [Task::Slide, Task::Robustness]);
+        assert_eq!(changed("/own_images"), []);
+    }
+}
