@@ -215,7 +215,9 @@ fn writes_that_fail_late_are_told_and_lose_nothing() {
         }
         if stage == "evaluate" {
             // Otherwise they would be taken for figures of other settings, and written first without them.
-            ["results", "stages/evaluate"].map(|folder| std::fs::remove_dir_all(run.join(folder)).unwrap());
+            for folder in ["results", "stages/evaluate"] {
+                std::fs::remove_dir_all(run.join(folder)).unwrap();
+            }
         }
         std::fs::remove_file(run.join("report.html")).unwrap();
         gensis_with_small_files(size as u64 / 512 - 1, &command).with_error([name]);
