@@ -35,7 +35,7 @@ const GREY: Rgb<u8> = Rgb([232; 3]);
 pub struct Cell {
     /// Its picture; none where it could not be read.
     pub picture: Option<RgbImage>,
-    /// What stands below it, a line each; lines that are too long are cut in their middle.
+    /// Its name, and what is to be said of it; cut in their middle and at their end where they are too long.
     pub words: [String; 2],
     /// Whether something is wrong with it: the words are red.
     pub marked: bool,
@@ -64,10 +64,10 @@ fn draw(page: &mut RgbImage, (x, y): (u32, u32), cell: &Cell) -> Result<()> {
     let (left, top) = (x + (PICTURE - picture.width()) / 2, y + (PICTURE - picture.height()) / 2);
     image::imageops::replace(page, &picture, i64::from(left), i64::from(top));
     let colour = if cell.marked { RED } else { BLACK };
-    for (line, words) in (0u32..).zip(&cell.words) {
-        let words = cut(words, (PICTURE / LETTER) as usize);
-        write(page, (x, y + PICTURE + MARGIN / 2 + line * LINE), &words, colour);
-    }
+    let (letters, top) = ((PICTURE / LETTER) as usize, y + PICTURE + MARGIN / 2);
+    let [name, told] = &cell.words;
+    write(page, (x, top), &cut(name, letters, letters / 2), colour);
+    write(page, (x, top + LINE), &cut(told, letters, 0), colour);
     Ok(())
 }
 
@@ -79,14 +79,14 @@ fn fitted(picture: &RgbImage) -> Result<RgbImage> {
     resample(picture, (0.0, 0.0), (width, height), Size::new(side(width), side(height)), FilterType::Bilinear)
 }
 
-/// `words` in at most `most` letters: of a name both ends tell it from others.
-fn cut(words: &str, most: usize) -> String {
+/// `words` in at most `most` letters, of which `end` are the last ones where something is cut: of a name both ends tell it from
+/// others.
+fn cut(words: &str, most: usize, end: usize) -> String {
     let letters: Vec<char> = words.chars().collect();
     if letters.len() <= most {
         return words.to_owned();
     }
-    let kept = most.saturating_sub(2);
-    let (start, end) = (kept.div_ceil(2), kept / 2);
+    let start = most.saturating_sub(2 + end);
     letters[..start].iter().chain(&['.', '.']).chain(&letters[letters.len() - end..]).collect()
 }
 
@@ -121,9 +121,9 @@ mod tests {
         // The letter a once in each colour.
         let ink = BASIC_FONTS.get('a').unwrap().iter().map(|row| row.count_ones()).sum::<u32>();
         assert_eq!((count(BLACK), count(RED)), (ink, ink));
-        assert_eq!(cut("TCGA-CR-7395-01A", 16), "TCGA-CR-7395-01A");
-        assert_eq!(cut("TCGA-CR-7395-01A", 9), "TCGA..01A");
-        assert_eq!(cut("é☃", 1), "..");
+        assert_eq!(cut("TCGA-CR-7395-01A", 16, 8), "TCGA-CR-7395-01A");
+        assert_eq!(cut("TCGA-CR-7395-01A", 9, 3), "TCGA..01A");
+        assert_eq!(cut("no patch: dark", 10, 0), "no patch..");
     }
 
     #[test]

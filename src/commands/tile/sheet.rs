@@ -37,7 +37,11 @@ fn file(run: &Run, page: usize) -> PathBuf {
 
 fn cell(run: &Run, row: &TiledSlide) -> Result<Cell> {
     let [_, grid] = picture_paths(run, &row.id)?;
+    // Of an error that begins with the file, the rest: the name stands above it.
     let wrong = row.failure.as_ref().or(row.problem.as_ref());
+    let wrong = wrong.map(|wrong| {
+        wrong.split_once(": ").filter(|(start, _)| start.contains(&row.id)).map_or(&wrong[..], |(_, rest)| rest)
+    });
     let label = row.label.iter().map(|label| format!(", {label}")).collect::<String>();
     let dropped: usize =
         row.dropped().iter().filter(|(reason, _)| **reason != slide_io::DropReason::Background).map(|(_, n)| n).sum();
@@ -45,7 +49,7 @@ fn cell(run: &Run, row: &TiledSlide) -> Result<Cell> {
     let told = format!("{} patches{dropped}{label}", row.kept.unwrap_or(0));
     Ok(Cell {
         picture: read_image(&grid).ok(),
-        words: [row.id.clone(), wrong.cloned().unwrap_or(told)],
+        words: [row.id.clone(), wrong.map_or(told, str::to_owned)],
         marked: wrong.is_some(),
     })
 }
