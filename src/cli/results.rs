@@ -23,7 +23,7 @@ pub struct EvaluateArgs {
 }
 
 /// Benchmarks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Task {
     /// What the data allow (k-NN of images, slide-level heads, distances of a bank) and what the settings ask for.
@@ -32,7 +32,8 @@ pub enum Task {
     Knn,
     /// Linear and few-shot probes on image folders.
     Linear,
-    /// k-NN and a linear probe on shifted images: changes of tissue, ImageNet-A, -R, -Sketch, -V2, -C.
+    /// k-NN and a linear probe on shifted images (changes of tissue, ImageNet-A, -R, -Sketch, -V2, -C); the trained heads on
+    /// shifted slides.
     Robustness,
     /// Slide-level classification.
     Slide,

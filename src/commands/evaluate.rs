@@ -22,11 +22,12 @@ mod submission;
 mod usable;
 mod video;
 
-pub(super) use kept::sections;
 pub(crate) use slides::mil_config;
 pub(super) use slides::{COMPARISONS, SCORES, check_folds, exchanges};
 pub(super) use subjects::{Subject, folds, subjects};
 pub(super) use video::masks;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use evaluation::bootstrap::Bootstrap;
@@ -113,23 +114,29 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         Some(record) => serde_json::from_value(record.summary["tasks"].clone()).unwrap_or_default(),
         None => vec![],
     };
-    if todo.is_empty() && (asked.contains(&task) || (task != Task::All && asked.contains(&Task::All))) {
+    let covered = asked.contains(&task) || (task != Task::All && asked.contains(&Task::All));
+    if todo.is_empty() && covered && has_tables(run) {
         eprintln!("evaluate: up to date");
         return Ok(());
     }
     // Figures of other settings, or of nobody knows which, must not stand beside these settings if this fails.
     let unknown = asked.is_empty() && run.dir.root().join(RESULTS).with_extension("csv").exists();
     if kept::forget_outdated(run, &header)? || unknown {
-        gather(run, &header, &[], own_images::current(run, input, encoders))?;
+        gather(run, &header, &[], own_images::current(run, input, encoders), vec![])?;
     }
     let mut fitted = linear::Heads::new();
+    let mut lost = Vec::new();
     for one in todo {
         let scores = match score(run, one, input, own.as_ref(), &header, &mut fitted) {
-            // What the data allow goes on without what the settings ask for beside it.
+            // What the data allow goes on without what the settings ask for beside it, which is tried again the next time.
             Err(error) if task == Task::All && !matches!(one, Task::Knn | Task::Slide) => {
-                let item = if one == Task::Fid { "the bank's images" } else { "robustness and probes" };
-                let failures = vec![slides::failure(item, format!("{error:#}"))];
-                Scores { failures, ..Scores::default() }
+                let item = match one {
+                    Task::Fid => "the bank's images",
+                    Task::Linear => "linear probes",
+                    _ => "robustness",
+                };
+                lost.push(slides::failure(item, format!("{error:#}")));
+                continue;
             }
             scores => scores?,
         };
@@ -140,12 +147,14 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         kept::keep(run, &header, one, scores)?;
     }
     asked.push(task);
+    asked.sort_unstable();
+    asked.dedup();
     let own_rows = match task {
         // Their failures are in records of their own.
         Task::All => own_images::rows(run, task, input, encoders)?,
         _ => own_images::current(run, input, encoders),
     };
-    let scores = gather(run, &header, &asked, own_rows)?;
+    let scores = gather(run, &header, &asked, own_rows, lost)?;
     for failure in &scores.failures {
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
@@ -200,12 +209,21 @@ fn score(
     })
 }
 
+/// Whether the tables that the record names are there.
+fn has_tables(run: &Run) -> bool {
+    let there = |file: PathBuf| run.dir.root().join(file).exists();
+    let tables = || ["parquet", "csv", "md"].iter().all(|kind| there(Path::new(RESULTS).with_extension(kind)));
+    let rows = run.dir.record("evaluate").is_some_and(|record| record.summary["rows"] != 0);
+    [CONFUSIONS, CURVES].iter().all(|file| there(file.into())) && (!rows || tables())
+}
+
 /// Writes the tables and the record from what every benchmark gave with these settings, and `own_rows`. `asked` are the tasks
-/// that were asked for and are done.
-fn gather(run: &Run, header: &Value, asked: &[Task], own_rows: Vec<ResultRow>) -> Result<Scores> {
+/// that were asked for, `lost` what of them could not be done.
+fn gather(run: &Run, header: &Value, asked: &[Task], own_rows: Vec<ResultRow>, lost: Vec<Failure>) -> Result<Scores> {
     let mut scores = Scores::default();
     kept::TASKS.into_iter().filter_map(|task| kept::kept(run, header, task)).for_each(|kept| scores.add(kept));
     scores.rows.extend(own_rows);
+    scores.failures.extend(lost);
     // From here on the files may hold more than an earlier record says.
     run.dir.forget("evaluate")?;
     let stem = run.dir.file(RESULTS)?;
@@ -303,6 +321,10 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
     };
     let mut header = json!({
         "stage": "evaluate",
+        "of": match input {
+            Input::Slides(_) => "slides",
+            Input::Images(_) => "images",
+        },
         "format": sources::FORMAT,
         "data": data_name(run),
         "settings": evaluate,

@@ -12,7 +12,7 @@ use evaluation::summary::{self, RunResults, general_tables, latex, markdown, pap
 use evaluation::table::{ResultRow, ResultTable, read_parquet, write_csv, write_parquet, write_runs};
 use slide_io::atomic_file;
 
-use super::evaluate::{COMPARISONS, RESULTS, SCORES, sections};
+use super::evaluate::{COMPARISONS, RESULTS, SCORES};
 use super::output::say;
 use super::{Outcome, report};
 use crate::cli::ReportArgs;
@@ -210,7 +210,13 @@ fn differing(first: &Experiment, second: &Experiment, encoder: &str, task: &str)
     let counts = |key: &String| {
         let starts =
             |names: &[&str]| names.iter().any(|name| key == name || (name.ends_with('.') && key.starts_with(name)));
-        let of_task = |section: &str| sections(task).contains(&section);
+        let of_task = |section: &str| match task {
+            "copy_detection" => section == "copies",
+            // Its classifiers are the heads of the slides, or a k-NN and a linear probe.
+            "robustness" if !first.data.slides.is_empty() => ["robustness", "slide"].contains(&section),
+            "robustness" => ["robustness", "knn", "linear"].contains(&section),
+            _ => section == task,
+        };
         let section = key.strip_prefix("evaluate.").and_then(|rest| rest.split('.').next());
         let idle = starts(&REPEATED)
             || section.is_some_and(|section| !of_task(section))

@@ -141,7 +141,7 @@ pub(super) fn tile(run: &Run) -> Result<()> {
     }
     write_cohort_table(&run.dir.file("cohort.csv")?, &rows)?;
     let summary = serde_json::to_value(&rows)?;
-    if before.as_ref() != Some(&as_stored(&summary)) || !sheet::is_there(run, rows.len()) {
+    if reused < rows.len() || before != Some(as_stored(&summary)) || !sheet::is_there(run, rows.len()) {
         sheet::write(run, &rows)?;
     }
     let header = json!({

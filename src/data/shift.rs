@@ -21,6 +21,7 @@ use anyhow::Result;
 use image::RgbImage;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use slide_io::jpeg::{self, ColorModel};
 use slide_io::{Patch, PatchKey, PatchSource};
 
@@ -166,7 +167,8 @@ impl PatchSource for Shifted {
         let mut patch = self.source.read(index)?;
         let number = match self.slide_ends() {
             [] => index,
-            ends => ends.partition_point(|&end| end <= index),
+            // By its name: whichever other slides there are.
+            _ => Sha256::digest(&patch.key.item)[..4].iter().fold(0, |number, &byte| number << 8 | usize::from(byte)),
         };
         let shifted = self.shift.apply(patch.image, self.severity, self.view, self.seed, number);
         patch.image = shifted.map_err(|error| {

@@ -117,8 +117,14 @@ fn the_same_command_again_does_nothing() {
     let ready = again.stderr.matches("(12 up to date)").count();
     assert_eq!(ready, 2, "tile and embed have nothing to do:\n{}", again.stderr);
     assert_same(&results(&run), &results(&reference.run));
+    // But for what somebody has removed.
+    for lost in ["results/results.csv", "results/slide_scores.csv", "cohort_sheet/page_001.jpg"] {
+        fs::remove_file(run.join(lost)).unwrap();
+    }
+    reference.cohort.run(&run, &[]).with_code(0);
+    assert_same(&results(&run), &results(&reference.run));
     let log = fs::read_to_string(run.join("log.jsonl")).unwrap();
-    assert_eq!(log.lines().filter(|line| line.contains("\"event\":\"started\"")).count(), 2);
+    assert_eq!(log.lines().filter(|line| line.contains("\"event\":\"started\"")).count(), 3);
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! What each benchmark of a run gave, kept apart, so that a change of settings costs the figures that depend on it and no
 //! others: `stages/evaluate/<task>.json`, written when the benchmark is done. The result table is gathered from them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slide_io::atomic_file;
 
-use super::{Scores, heads, linear, slides};
+use super::{Scores, linear, slides};
 use crate::cli::Task;
 use crate::commands::Run;
 use crate::run_dir::{as_stored, remove};
@@ -38,12 +38,7 @@ pub(super) fn kept(run: &Run, header: &Value, task: Task) -> Option<Scores> {
 
 /// Keeps what a benchmark gave.
 pub(super) fn keep(run: &Run, header: &Value, task: Task, scores: Scores) -> Result<()> {
-    let files = match task {
-        Task::Slide => vec![format!("{}.parquet", slides::SCORES), heads::INDEX.to_owned()],
-        Task::Linear => vec![linear::RECORD.to_owned()],
-        _ => vec![],
-    };
-    let files = files.into_iter().filter(|file| run.dir.root().join(file).exists()).collect();
+    let files = files(run, task);
     let kept = Kept { inputs: inputs(header, task), scores, files };
     run.dir.file("stages/evaluate/.")?;
     Ok(atomic_file::write(&path(run, task), &serde_json::to_vec(&kept)?)?)
@@ -73,43 +68,63 @@ fn name(task: Task) -> String {
     json!(task).as_str().unwrap_or_default().to_owned()
 }
 
-/// The sections of `[evaluate]` that the figures of a task depend on, by its name in result rows.
-pub(in crate::commands) fn sections(task: &str) -> &[&str] {
-    match task {
-        "linear" => &["linear", "knn"], // whose baselines are probed too
-        // Its classifiers are a k-NN and a linear probe, or the heads of slides.
-        "robustness" => &["robustness", "knn", "linear", "slide"],
-        "copy_detection" => &["copies"],
-        "knn" => &["knn"],
-        "slide" => &["slide"],
-        "fid" => &["fid"],
-        "retrieval" => &["retrieval"],
-        "video" => &["video"],
+/// The settings of `[evaluate]` that the figures of a task depend on, as JSON pointers.
+fn settings_of(task: Task, slides: bool) -> &'static [&'static str] {
+    match (task, slides) {
+        (Task::Knn, _) => &["/knn"],
+        (Task::Slide, _) => &["/slide"],
+        // Whose baselines are probed too.
+        (Task::Linear, _) => &["/linear", "/knn/baselines"],
+        (Task::Robustness, true) => &["/robustness", "/slide"],
+        (Task::Robustness, false) => &["/robustness", "/linear", "/knn/baselines", "/knn/temperature"],
+        (Task::Fid, _) => &["/fid"],
         _ => &[],
     }
 }
 
 /// What of an evaluation's header the figures of a task depend on.
 fn inputs(header: &Value, task: Task) -> Value {
-    let (task, mut inputs) = (name(task), header.clone());
+    let mut inputs = header.clone();
     if let Some(parts) = inputs.as_object_mut() {
         parts.retain(|key, _| !OF_SOME.contains(&key.as_str()));
     }
-    let of_task: &[&str] = match &task[..] {
-        "slide" => &["foreign", "splits"],
-        "robustness" => &["foreign", "splits", "shifted"],
-        "fid" => &["bank"],
+    let of_task: &[&str] = match task {
+        Task::Slide => &["foreign", "splits"],
+        Task::Robustness => &["foreign", "splits", "shifted"],
+        Task::Fid => &["bank"],
         _ => &[],
     };
     for key in of_task.iter().filter(|key| header.get(**key).is_some()) {
         inputs[*key] = header[*key].clone();
     }
     let settings = &header["settings"];
-    inputs["settings"] =
-        sections(&task).iter().map(|&section| (section.to_owned(), settings[section].clone())).collect();
+    let of_settings = settings_of(task, header["of"] == "slides").iter();
+    inputs["settings"] = of_settings.map(|&place| (place.to_owned(), json!(settings.pointer(place)))).collect();
     // The intervals of all of them.
     inputs["bootstrap"] = settings["slide"]["bootstrap"].clone();
     inputs
+}
+
+/// Files that a benchmark wrote beside its figures, below the run folder.
+fn files(run: &Run, task: Task) -> Vec<String> {
+    let starts: &[&str] = match task {
+        Task::Slide => &["results/slide_scores", "results/comparisons", "results/submission", "heads/"],
+        Task::Linear => &[linear::RECORD],
+        Task::Fid => &["results/fid_reference"],
+        _ => &[],
+    };
+    let root = run.dir.root();
+    let entries = ["results", "heads"].into_iter().flat_map(|folder| below(&root.join(folder)));
+    let names = entries.filter_map(|path| Some(path.strip_prefix(root).ok()?.to_string_lossy().into_owned()));
+    let mut files: Vec<String> = names.filter(|name| starts.iter().any(|start| name.starts_with(start))).collect();
+    files.sort_unstable();
+    files
+}
+
+/// All files below a folder.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let entries = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { below(&path) } else { vec![path] }).collect()
 }
 
 #[cfg(test)]
@@ -120,18 +135,23 @@ mod tests {
     fn a_task_depends_on_its_own_settings_and_on_what_all_share() {
         let header = json!({
             "stage": "evaluate", "seed": 0, "items": [1], "bank": "a", "splits": ["b"], "own_images": [],
-            "settings": { "knn": { "k": [1] }, "linear": { "epochs": 1 }, "slide": { "bootstrap": 9, "folds": 5 }, "fid": {} },
+            "settings": { "knn": { "k": [1], "baselines": [] }, "linear": { "epochs": 1 }, "slide": { "bootstrap": 9, "folds": 5 }, "fid": {} },
         });
-        let changed = |pointer: &str| -> Vec<Task> {
+        let changed_of = |of: &str, pointer: &str| -> Vec<Task> {
+            let mut header = header.clone();
+            header["of"] = json!(of);
             let mut other = header.clone();
             *other.pointer_mut(pointer).unwrap() = json!("other");
             TASKS.into_iter().filter(|&task| inputs(&header, task) != inputs(&other, task)).collect()
         };
+        let changed = |pointer: &str| changed_of("images", pointer);
         assert_eq!(changed("/items"), TASKS);
         assert_eq!(changed("/settings/slide/bootstrap"), TASKS);
-        assert_eq!(changed("/settings/slide/folds"), [Task::Slide, Task::Robustness]);
+        assert_eq!(changed("/settings/slide/folds"), [Task::Slide]);
+        assert_eq!(changed_of("slides", "/settings/slide/folds"), [Task::Slide, Task::Robustness]);
+        assert_eq!(changed("/settings/knn/baselines"), [Task::Knn, Task::Linear, Task::Robustness]);
         assert_eq!(changed("/settings/linear/epochs"), [Task::Linear, Task::Robustness]);
-        assert_eq!(changed("/settings/knn/k"), [Task::Knn, Task::Linear, Task::Robustness]);
+        assert_eq!(changed("/settings/knn/k"), [Task::Knn]);
         assert_eq!(changed("/bank"), [Task::Fid]);
         assert_eq!(changed("/splits"), [Task::Slide, Task::Robustness]);
         assert_eq!(changed("/own_images"), []);

@@ -246,7 +246,12 @@ fn stored(run: &Run, benchmark: Benchmark, header: &Value) -> Option<Vec<ResultR
 /// Rows of those benchmarks that the settings ask for and that are current.
 pub(super) fn current(run: &Run, input: &Input, trained: Option<&[Trained]>) -> Vec<ResultRow> {
     let rows = |benchmark: Benchmark| {
-        let header = benchmark_header(run, benchmark, &benchmark.place(run, input).ok()?, trained?).ok()?;
+        let trained = trained?;
+        if run.dir.record(benchmark.stage())?.header.is_null() {
+            // It failed; other data sets have theirs.
+            return Some(Found::beside(run, benchmark, &name_of(benchmark.named_folder(run)), trained).rows);
+        }
+        let header = benchmark_header(run, benchmark, &benchmark.place(run, input).ok()?, trained).ok()?;
         stored(run, benchmark, &header)
     };
     Benchmark::asked(run, Task::All).into_iter().filter_map(rows).flatten().collect()

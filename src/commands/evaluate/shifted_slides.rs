@@ -20,6 +20,7 @@ use slide_io::{Cohort, PatchSource, Point, SlidePatches, SlideRecord};
 use super::heads::{EncoderHeads, HeadIndex, HeadPlace};
 use super::probed::embedded;
 use super::robustness::{mean_cosine, means};
+use super::slides::failure;
 use super::{Own, Scores, bootstrap, data_name};
 use crate::commands::Run;
 use crate::commands::sources;
@@ -43,18 +44,31 @@ pub(super) fn check(settings: &Robustness) -> Result<()> {
 
 /// Rows of every encoder of this run whose heads were kept by the evaluation with the header `header`.
 pub(super) fn shifted_slides(run: &Run, cohort: &Cohort, own: &Own, header: &Value) -> Result<Scores> {
+    let mut scores = Scores::default();
+    if cohort.slides.iter().all(|slide| slide.label.is_none()) {
+        return Ok(scores);
+    }
     let index = HeadIndex::of_evaluation(run.dir.root(), header)?;
     let device = device::open(run.device)?;
-    let mut scores = Scores::default();
+    let mut refused = None;
     for trained in &own.encoders {
         let heads = index.encoders.iter().find(|heads| heads.name == trained.name && heads.hash == trained.hash);
         // An encoder without heads has its reason among the failures of the slides.
         let Some(heads) = heads else { continue };
-        let encoder = trained.load(&device)?;
         let subjects = tested(heads, run.experiment.evaluate.robustness.slides);
-        Asked::open(run, cohort, &index, heads, subjects, &encoder, &device)?.score(&mut scores)?;
+        let score = || -> Result<()> {
+            let encoder = trained.load(&device)?;
+            Asked::open(run, cohort, &index, heads, subjects, &encoder, &device)?.score(&mut scores)
+        };
+        if let Err(error) = score() {
+            scores.failures.push(failure(&format!("{}, shifted slides", trained.name), format!("{error:#}")));
+            refused.get_or_insert(error);
+        }
     }
-    Ok(scores)
+    match refused {
+        Some(error) if scores.rows.is_empty() => Err(error),
+        _ => Ok(scores),
+    }
 }
 
 /// At most `most` subjects with the first fold that tests each, in turn one of every class; 0 takes all.
@@ -73,6 +87,7 @@ fn tested(heads: &EncoderHeads, most: usize) -> Vec<(usize, usize)> {
 /// The slides that are asked about, and the heads of one encoder.
 struct Asked<'a> {
     run: &'a Run,
+    cohort: &'a Cohort,
     index: &'a HeadIndex,
     heads: &'a EncoderHeads,
     encoder: &'a Encoder,
@@ -113,7 +128,7 @@ impl<'a> Asked<'a> {
                 }
             }
         }
-        Ok(Self { run, index, heads, encoder, subjects, patches, order, loaded })
+        Ok(Self { run, cohort, index, heads, encoder, subjects, patches, order, loaded })
     }
 
     /// Rows of the slides as they are and with every shift at every severity.
@@ -135,7 +150,7 @@ impl<'a> Asked<'a> {
                 let (after, before) =
                     (values(both().map(|pair| pair.0).collect()), values(both().map(|pair| pair.1).collect()));
                 let cosine = mean_cosine(&after, &before, self.encoder.dim());
-                let base = self.base(&head, self.run.experiment.seed, both().count());
+                let base = self.base(&head, self.run.experiment.seed, self.subjects.len());
                 of_shift.push(ResultRow { metric: "cosine".into(), value: Some(cosine), ..base });
             }
             scores.rows.extend(of_shift.iter().cloned());
@@ -218,6 +233,8 @@ impl<'a> Asked<'a> {
     /// The patches of a subject; none where none could be read.
     fn bag(&self, subject: usize, embedded: &BTreeMap<usize, Vec<f32>>) -> Result<Option<Bag>> {
         let subject = &self.heads.subjects[subject];
+        let record = self.cohort.slides.iter().find(|slide| subject.slides.contains(&slide.id));
+        let patient = record.and_then(|slide| slide.group.clone()).unwrap_or_else(|| subject.id.clone());
         let of_slide = |id: &String| -> Option<Bag> {
             let slide = self.patches.slides().iter().position(|slide| slide.id == *id)?;
             let there: Vec<usize> = self.patches.range(slide).filter(|index| embedded.contains_key(index)).collect();
@@ -228,7 +245,7 @@ impl<'a> Asked<'a> {
                 features: there.iter().flat_map(|index| &embedded[index]).copied().collect(),
                 coords: there.iter().map(|index| self.patches.slides()[slide].origins[index - start]).collect(),
                 label: subject.label,
-                group: subject.id.clone(),
+                group: patient.clone(),
             })
             .filter(|bag| bag.patches() > 0)
         };

@@ -1,7 +1,7 @@
 //! The cohort sheet: pages with the quality-control picture of every slide, in the order of `cohort.csv`, for looking through
 //! hundreds of slides in a minute.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rayon::prelude::*;
@@ -37,11 +37,7 @@ fn file(run: &Run, page: usize) -> PathBuf {
 
 fn cell(run: &Run, row: &TiledSlide) -> Result<Cell> {
     let [_, grid] = picture_paths(run, &row.id)?;
-    // Of an error that begins with the file, the rest: the name stands above it.
-    let wrong = row.failure.as_ref().or(row.problem.as_ref());
-    let wrong = wrong.map(|wrong| {
-        wrong.split_once(": ").filter(|(start, _)| start.contains(&row.id)).map_or(&wrong[..], |(_, rest)| rest)
-    });
+    let wrong = row.failure.as_deref().map(|failure| without_file(failure, &row.id)).or(row.problem.as_deref());
     let label = row.label.iter().map(|label| format!(", {label}")).collect::<String>();
     let dropped: usize =
         row.dropped().iter().filter(|(reason, _)| **reason != slide_io::DropReason::Background).map(|(_, n)| n).sum();
@@ -52,4 +48,23 @@ fn cell(run: &Run, row: &TiledSlide) -> Result<Cell> {
         words: [row.id.clone(), wrong.map_or(told, str::to_owned)],
         marked: wrong.is_some(),
     })
+}
+
+/// An error that begins with the slide's file, without it: the name stands above.
+fn without_file<'a>(error: &'a str, slide: &str) -> &'a str {
+    let of_slide = |file: &str| Path::new(file).file_stem().is_some_and(|stem| stem == slide) && file.contains('.');
+    error.split_once(": ").filter(|(file, _)| of_slide(file)).map_or(error, |(_, rest)| rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_loses_its_file_and_nothing_else() {
+        assert_eq!(without_file("/data/a.svs: it is damaged: tile 3", "a"), "it is damaged: tile 3");
+        for whole in ["no patch: dark", "/data/ab.svs: damaged"] {
+            assert_eq!(without_file(whole, "a"), whole);
+        }
+    }
 }
