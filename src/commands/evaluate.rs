@@ -171,7 +171,7 @@ fn wanted(run: &Run, input: &Input, own: bool, task: Task) -> Vec<Task> {
     let asked = |one: &Task| match one {
         Task::Knn => images,
         Task::Slide => !images,
-        Task::Linear => images && own && linear::asked(run, task),
+        Task::Linear => images && own && run.experiment.evaluate.linear.enabled,
         Task::Robustness => own && robustness::asked(run, input),
         Task::Fid => generation::has_bank(run),
         _ => false,

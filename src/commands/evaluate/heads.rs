@@ -3,6 +3,7 @@
 //! `heads/<encoder>/<head>_seed<s>_fold<k>.safetensors`, and `heads/index.json`, which says whose they are and which slides
 //! each of them has seen. The index is written last: heads without it are those of an evaluation that was stopped.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -62,6 +63,21 @@ pub(in crate::commands) struct KeptSubject {
     pub label: Option<u32>,
     /// Its slides, in the order of the bag.
     pub slides: Vec<String>,
+}
+
+impl EncoderHeads {
+    /// The subjects that are tested, as places in `subjects`, each with the first fold that does: in turn one of every class, in
+    /// the order of the cohort.
+    pub fn tested(&self) -> Vec<(usize, usize)> {
+        let mut by_class: BTreeMap<Option<u32>, Vec<(usize, usize)>> = BTreeMap::new();
+        for (place, subject) in self.subjects.iter().enumerate() {
+            if let Some(fold) = self.folds.iter().position(|fold| fold.test.contains(&place)) {
+                by_class.entry(subject.label).or_default().push((place, fold));
+            }
+        }
+        let longest = by_class.values().map(Vec::len).max().unwrap_or(0);
+        (0..longest).flat_map(|turn| by_class.values().filter_map(move |class| class.get(turn).copied())).collect()
+    }
 }
 
 /// One head among those of an encoder.
@@ -198,5 +214,25 @@ mod tests {
         let [a, b] = ["/data/features_uni", "_data_features_uni"].map(folder_name);
         assert!(a != b && a.starts_with("_data_features_uni-"), "{a} {b}");
         assert!(!folder_name("../x").contains('/') && !folder_name("..").starts_with('.'));
+    }
+
+    #[test]
+    fn tested_subjects_are_taken_in_turn_of_every_class_with_their_fold() {
+        let subject = |(place, label): (usize, u32)| KeptSubject {
+            id: format!("s{place}"),
+            label: Some(label),
+            slides: vec![format!("s{place}")],
+        };
+        let fold = |test: &[usize]| Fold { train: vec![], validation: vec![], test: test.to_vec() };
+        let heads = EncoderHeads {
+            name: "dino".into(),
+            hash: "ab".into(),
+            features: "features".into(),
+            subjects: [0, 0, 0, 1, 1].into_iter().enumerate().map(subject).collect(),
+            folds: vec![fold(&[0, 3]), fold(&[2, 4])],
+            heads: vec![HeadKind::Abmil],
+            seeds: vec![0],
+        };
+        assert_eq!(heads.tested(), [(0, 0), (3, 0), (2, 1), (4, 1)], "subject 1 is tested in no fold");
     }
 }

@@ -16,7 +16,6 @@ use slide_io::{ImageFolder, PatchSource};
 
 use super::probed::{Features, Probed, names};
 use super::{Own, Scores, bootstrap, confusion, data_name, rows_of};
-use crate::cli::Task;
 use crate::commands::progress::Progress;
 use crate::commands::sources::{self, ImageSets};
 use crate::commands::{Run, unreadable};
@@ -34,11 +33,6 @@ const AHEAD: usize = 4;
 
 /// Heads by the name of their encoder.
 pub(super) type Heads = BTreeMap<String, LinearHead>;
-
-/// Whether `task` includes this one.
-pub(super) fn asked(run: &Run, task: Task) -> bool {
-    task == Task::Linear || (task == Task::All && run.experiment.evaluate.linear.enabled)
-}
 
 /// Rows of every probe of every encoder, and the head of the first probe of each.
 pub(super) fn linear(run: &Run, images: &ImageSets, own: &Own) -> Result<(Scores, Heads)> {

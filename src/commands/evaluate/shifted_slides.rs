@@ -55,7 +55,11 @@ pub(super) fn shifted_slides(run: &Run, cohort: &Cohort, own: &Own, header: &Val
         let heads = index.encoders.iter().find(|heads| heads.name == trained.name && heads.hash == trained.hash);
         // An encoder without heads has its reason among the failures of the slides.
         let Some(heads) = heads else { continue };
-        let subjects = tested(heads, run.experiment.evaluate.robustness.slides);
+        let most = match run.experiment.evaluate.robustness.slides {
+            0 => usize::MAX,
+            most => most,
+        };
+        let subjects = heads.tested().into_iter().take(most).collect();
         let score = || -> Result<()> {
             let encoder = trained.load(&device)?;
             Asked::open(run, cohort, &index, heads, subjects, &encoder, &device)?.score(&mut scores)
@@ -69,19 +73,6 @@ pub(super) fn shifted_slides(run: &Run, cohort: &Cohort, own: &Own, header: &Val
         Some(error) if scores.rows.is_empty() => Err(error),
         _ => Ok(scores),
     }
-}
-
-/// At most `most` subjects with the first fold that tests each, in turn one of every class; 0 takes all.
-fn tested(heads: &EncoderHeads, most: usize) -> Vec<(usize, usize)> {
-    let mut by_class: BTreeMap<Option<u32>, Vec<(usize, usize)>> = BTreeMap::new();
-    for (subject, known) in heads.subjects.iter().enumerate() {
-        if let Some(fold) = heads.folds.iter().position(|fold| fold.test.contains(&subject)) {
-            by_class.entry(known.label).or_default().push((subject, fold));
-        }
-    }
-    let longest = by_class.values().map(Vec::len).max().unwrap_or(0);
-    let in_turn = (0..longest).flat_map(|turn| by_class.values().filter_map(move |class| class.get(turn).copied()));
-    in_turn.take(if most == 0 { usize::MAX } else { most }).collect()
 }
 
 /// The slides that are asked about, and the heads of one encoder.
@@ -278,32 +269,7 @@ fn thinned(seed: u64, slide: &str, origins: Vec<Point>, most: usize) -> Vec<Poin
 
 #[cfg(test)]
 mod tests {
-    use evaluation::mil::HeadKind;
-    use evaluation::split::Fold;
-
-    use super::super::heads::KeptSubject;
     use super::*;
-
-    #[test]
-    fn tested_slides_are_taken_in_turn_of_every_class_with_their_fold() {
-        let subject = |(place, label): (usize, u32)| KeptSubject {
-            id: format!("s{place}"),
-            label: Some(label),
-            slides: vec![format!("s{place}")],
-        };
-        let fold = |test: &[usize]| Fold { train: vec![], validation: vec![], test: test.to_vec() };
-        let heads = EncoderHeads {
-            name: "dino".into(),
-            hash: "ab".into(),
-            features: "features".into(),
-            subjects: [0, 0, 0, 1, 1].into_iter().enumerate().map(subject).collect(),
-            folds: vec![fold(&[0, 3]), fold(&[2, 4])],
-            heads: vec![HeadKind::Abmil],
-            seeds: vec![0],
-        };
-        assert_eq!(tested(&heads, 3), [(0, 0), (3, 0), (2, 1)]);
-        assert_eq!(tested(&heads, 0), [(0, 0), (3, 0), (2, 1), (4, 1)], "slide 1 is tested in no fold");
-    }
 
     #[test]
     fn a_seeded_part_of_the_patches_keeps_their_order() {

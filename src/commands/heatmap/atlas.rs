@@ -260,18 +260,10 @@ fn add(mean: &mut [f32], values: &[f32], n: usize) {
     mean.iter_mut().zip(values).for_each(|(mean, value)| *mean += value / n as f32);
 }
 
-/// At most `most` slides that are tested in a fold, in turn one of each class, in the order of the cohort.
+/// At most `most` slides that are tested in a fold, in turn those of a subject of each class.
 pub(super) fn tested_slides(heads: &EncoderHeads, most: usize) -> Vec<String> {
-    let tested = |place: &usize| heads.folds.iter().any(|fold| fold.test.contains(place));
-    let mut by_class: Vec<Vec<&str>> = Vec::new();
-    for subject in (0..heads.subjects.len()).filter(tested).map(|place| &heads.subjects[place]) {
-        let class = subject.label.unwrap_or(0) as usize;
-        by_class.resize(by_class.len().max(class + 1), Vec::new());
-        by_class[class].extend(subject.slides.iter().map(String::as_str));
-    }
-    let longest = by_class.iter().map(Vec::len).max().unwrap_or(0);
-    let in_turn = (0..longest).flat_map(|turn| by_class.iter().filter_map(move |slides| slides.get(turn)));
-    in_turn.take(most).map(|slide| slide.to_string()).collect()
+    let slides = heads.tested().into_iter().flat_map(|(subject, _)| &heads.subjects[subject].slides);
+    slides.take(most).cloned().collect()
 }
 
 #[cfg(test)]
