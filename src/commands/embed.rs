@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use slide_io::stain::Normalized;
 use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, SlideRecord, atomic_file, h5};
 
-use super::encoders::{Trained, require_encoders};
+use super::encoders::{Trained, UNLOADABLE, all_encoders};
 use super::progress::Progress;
 use super::sources::{self, Input, UNTRAINED_NAME};
 use super::tile::guarded;
@@ -39,7 +39,7 @@ pub(super) struct Embedded {
 /// Embeds all patches of the experiment with the encoders of its run folder.
 pub(super) fn embed(run: &Run) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
-    let trained = require_encoders(run, &input)?;
+    let trained = all_encoders(run, &input)?;
     embed_with(run, input, &trained)
 }
 
@@ -55,6 +55,7 @@ pub(super) fn embed_with(run: &Run, input: Input, trained: &[Trained]) -> Result
         Input::Slides(_) => &evaluate.slide.baselines,
     };
     let mut failures = Vec::new();
+    let (mut lost, mut unloadable) = (Vec::new(), BTreeMap::new());
     let mut hashes = BTreeMap::new();
     let mut dims = BTreeMap::new();
     let mut embed = |name: &str, encoder: &Encoder| -> Result<()> {
@@ -63,21 +64,38 @@ pub(super) fn embed_with(run: &Run, input: Input, trained: &[Trained]) -> Result
         dims.insert(name.to_owned(), encoder.dim());
         Ok(())
     };
+    let mut first = None;
     for encoder in trained {
-        let loaded = encoder.load(&device)?;
-        encoder.announce(run, &input, &loaded)?;
-        embed(&encoder.name, &loaded)?;
+        match encoder.load(&device) {
+            Ok(loaded) => {
+                encoder.announce(run, &input, &loaded)?;
+                embed(&encoder.name, &loaded)?;
+                first.get_or_insert(encoder);
+            }
+            Err(error) if trained.len() == 1 => return Err(error),
+            Err(error) => {
+                let failure = encoder.unloadable("embed", error)?;
+                eprintln!("embed: {}: {}", failure.item, failure.reason);
+                unloadable.insert(&encoder.name, &encoder.hash);
+                lost.push(failure);
+            }
+        }
     }
+    let first = first.context("no encoder could be loaded, for the reasons above")?;
     if baselines.contains(&Baseline::Random) {
         embed(UNTRAINED_NAME, &untrained(run)?)?;
     }
     if baselines.contains(&Baseline::Pixels) {
         failures.extend(stage.pixels()?);
     }
+    failures.extend(lost);
     failures.sort_by(|a, b| a.item.cmp(&b.item));
     failures.dedup();
-    let header = json!({ "encoder": trained[0].hash, "embed": run.experiment.embed, "baselines": baselines });
-    let summary = json!({ "encoder": trained[0].hash, "dim": dims[&trained[0].name], "dims": dims, "hashes": hashes });
+    let header = json!({ "encoder": first.hash, "embed": run.experiment.embed, "baselines": baselines });
+    let mut summary = json!({ "encoder": first.hash, "dim": dims[&first.name], "dims": dims, "hashes": hashes });
+    if !unloadable.is_empty() {
+        summary[UNLOADABLE] = json!(unloadable);
+    }
     run.dir.finish("embed", &StageRecord { header, failures, summary })
 }
 

@@ -11,6 +11,10 @@ use super::gen_dino;
 use super::sources::{self, Input};
 use crate::config::{ForeignEncoder, View};
 use crate::model::{Encoder, foreign};
+use crate::run_dir::Failure;
+
+/// In the summary of `embed`: names and hashes of encoders whose files could not be loaded.
+pub(super) const UNLOADABLE: &str = "unloadable";
 
 /// Scales that differ by more than this share are not the same.
 const SAME_SCALE: f64 = 0.1;
@@ -65,6 +69,21 @@ impl Trained {
         }
     }
 
+    /// What becomes of an encoder that `error` kept from being loaded: one from elsewhere costs its own figures alone.
+    ///
+    /// # Errors
+    /// `error` itself, where this run trained the encoder.
+    pub fn unloadable(&self, stage: &str, error: anyhow::Error) -> Result<Failure> {
+        match self.foreign {
+            None => Err(error),
+            Some(_) => Ok(Failure {
+                stage: stage.to_owned(),
+                item: format!("encoder {}", self.name),
+                reason: format!("it has no embeddings and no figures: {error:#}"),
+            }),
+        }
+    }
+
     /// Says what happens to patches on their way into `encoder`, which is this one, loaded.
     pub fn announce(&self, run: &Run, input: &Input, encoder: &Encoder) -> Result<()> {
         let Some(Foreign { described, .. }) = &self.foreign else { return Ok(()) };
@@ -91,12 +110,28 @@ impl Trained {
     }
 }
 
+/// The encoders of the experiment whose embeddings can be had: [`all_encoders`] but for those that `embed` could not load.
+///
+/// # Errors
+/// As [`all_encoders`].
+pub(super) fn require_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>> {
+    let mut encoders = all_encoders(run, input)?;
+    if let Some(embed) = run.dir.record("embed") {
+        encoders.retain(|encoder| embed.summary[UNLOADABLE][&encoder.name] != *encoder.hash);
+    }
+    ensure!(
+        !encoders.is_empty(),
+        "no encoder could be loaded: see failures.csv, correct [[encoders]] and run `gensis embed`"
+    );
+    Ok(encoders)
+}
+
 /// All encoders of the experiment: its own, the vanilla one first, then those from elsewhere.
 ///
 /// # Errors
 /// An own one that is not trained with these settings on these patches, unless the run never began to train and there are
 /// others; a file that cannot be read; no encoder at all.
-pub(super) fn require_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>> {
+pub(super) fn all_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>> {
     let foreign = foreign_encoders(run)?;
     let mut encoders = match run.experiment.pretrained_only {
         true => Vec::new(),
@@ -114,7 +149,10 @@ pub(super) fn require_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>>
 }
 
 /// Those from elsewhere; their files are read once a run.
-fn foreign_encoders(run: &Run) -> Result<&[Trained]> {
+///
+/// # Errors
+/// A file that cannot be read.
+pub(super) fn foreign_encoders(run: &Run) -> Result<&[Trained]> {
     if let Some(known) = run.foreign.get() {
         return Ok(known);
     }

@@ -7,7 +7,8 @@ use slide_io::stain::Target;
 
 use super::sources::Input;
 use super::{
-    Outcome, Run, augment, autoencoder, diffusion, embed, evaluate, figures, gen_dino, heatmap, pretrain, report, tile,
+    Outcome, Run, augment, autoencoder, diffusion, embed, encoders, evaluate, figures, gen_dino, heatmap, pretrain,
+    report, tile,
 };
 use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
@@ -34,8 +35,9 @@ pub(super) fn stages(run: &Run) -> Result<Outcome> {
 
 fn work(run: &Run) -> Result<()> {
     evaluate::check_folds(run)?;
-    // A reference that cannot be read should not be found out after hours of tiling.
+    // A stain reference or an encoder that cannot be read should not be found out after hours of tiling.
     Target::new(&run.experiment.stain)?;
+    encoders::foreign_encoders(run)?;
     tile::tile(run)?;
     if !run.experiment.pretrained_only {
         pretrain::pretrain(run, false)?;

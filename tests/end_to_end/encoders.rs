@@ -1,5 +1,6 @@
 //! Encoders that somebody else trained: tiny networks of timm and DINOv2 from `tests/golden/encoders`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use sha2::{Digest, Sha256};
 use slide_io::h5;
 
 use crate::cohort::{JOB, REFERENCE, id};
-use crate::folder::{below, files, table};
+use crate::folder::{below, failures, files, table};
 use crate::images;
 use crate::program::gensis;
 
@@ -78,6 +79,37 @@ fn images_are_scored_with_an_own_encoder_and_one_of_others() {
     for encoder in ["dino", "random", "pixels", "registers", "dinov2"] {
         assert!(rows.iter().any(|row| row["encoder"] == encoder && row["head"] == "3-NN"), "{encoder}");
     }
+}
+
+#[test]
+fn an_encoder_that_cannot_be_loaded_costs_its_own_figures_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let [pictures, out, weights] = ["images", "run", "other.pth"].map(|name| folder.path().join(name));
+    images::draw(&pictures);
+    let harm = folder.path().join("harm");
+    let command = format!("touch {}", harm.display());
+    let length = (command.len() as u32).to_le_bytes();
+    fs::write(&weights, [b"\x80\x02cos\nsystem\nX", &length[..], command.as_bytes(), b"\x85R."].concat()).unwrap();
+    let encoders = format!(
+        "encoders=[{{name=\"registers\", weights=\"{GOLDEN}/timm_registers.safetensors\", network={{heads=2, positions=\"patches\"}}}}, \
+         {{name=\"other\", weights=\"{}\", network={{heads=2, pooling=\"mean\"}}}}]",
+        weights.display()
+    );
+    let settings = ["--set", "pretrained_only=true", "--set", &encoders];
+    images::run(&pictures, &out, &settings).with_code(3).saying(["encoder other: it has no embeddings", "other.pth"]);
+    let scored = || -> BTreeSet<String> {
+        table(&out.join("results/results.csv")).into_iter().map(|row| row["encoder"].clone()).collect()
+    };
+    assert!(scored().contains("registers") && !scored().contains("other"), "{:?}", scored());
+    assert!(!harm.exists());
+    let failed = failures(&out);
+    assert!(failed.iter().any(|(stage, item, _)| stage == "embed" && item == "encoder other"), "{failed:?}");
+    let before = below(&files(&out), "features/registers-");
+
+    fs::copy(Path::new(GOLDEN).join("timm_mean.pth"), &weights).unwrap();
+    images::run(&pictures, &out, &settings).with_code(0);
+    assert!(scored().contains("registers") && scored().contains("other"), "{:?}", scored());
+    assert!(failures(&out).is_empty() && below(&files(&out), "features/registers-") == before);
 }
 
 /// `embed` on a tiled run, with nothing trained.

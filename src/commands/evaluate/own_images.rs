@@ -264,7 +264,13 @@ fn judge(run: &Run, benchmark: Benchmark, place: &Place, trained: &[Trained], fo
     // One encoder in memory at a time.
     for trained in trained.iter().map(Some).chain(untrained.then_some(None)) {
         let judged = match trained {
-            Some(trained) => Judged { name: trained.name.clone(), encoder: trained.load(&device)? },
+            Some(trained) => match trained.load(&device) {
+                Ok(encoder) => Judged { name: trained.name.clone(), encoder },
+                Err(error) => {
+                    found.failures.push(trained.unloadable(benchmark.stage(), error)?);
+                    continue;
+                }
+            },
             None => Judged { name: UNTRAINED_NAME.into(), encoder: embed::untrained(run)? },
         };
         match benchmark {
