@@ -106,6 +106,14 @@ fn an_encoder_that_cannot_be_loaded_costs_its_own_figures_alone() {
     assert!(failed.iter().any(|(stage, item, _)| stage == "embed" && item == "encoder other"), "{failed:?}");
     let before = below(&files(&out), "features/registers-");
 
+    // A file that `embed` has not met, in a benchmark with images of its own.
+    fs::write(&weights, b"no weights").unwrap();
+    let set = ["--set", "evaluate.copies.image_size=32", "--update", "--out", out.to_str().unwrap()];
+    gensis(["evaluate", "copies"].into_iter().chain(set)).with_code(3).saying(["copies: encoder other", "other.pth"]);
+    let copies = table(&out.join("results/copies.csv"));
+    assert!(!copies.is_empty() && copies.iter().all(|row| row["encoder"] != "other"), "{copies:?}");
+
+    let settings = [&settings[..], &["--update"]].concat();
     fs::copy(Path::new(GOLDEN).join("timm_mean.pth"), &weights).unwrap();
     images::run(&pictures, &out, &settings).with_code(0);
     assert!(scored().contains("registers") && scored().contains("other"), "{:?}", scored());
