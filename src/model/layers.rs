@@ -4,10 +4,11 @@
 //! [`parameters`](super::parameters) turns them at the door. Parameters and the residual stream are always f32; with
 //! [`Precision::Bf16`] the products are computed in bf16, as PyTorch's autocast does.
 
+use super::kernels;
 use super::random;
 use crate::config::Precision;
 use burn::module::{Module, Param};
-use burn::tensor::module::{layer_norm, linear};
+use burn::tensor::module::linear;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 /// `x` in the type that products of this precision are computed in.
@@ -144,6 +145,6 @@ impl LayerNorm {
 
     /// `[.., width] -> [.., width]` in f32.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        layer_norm(x, self.weight.val(), Some(self.bias.val()), self.eps)
+        kernels::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
     }
 }

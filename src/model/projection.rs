@@ -1,11 +1,11 @@
 //! DINO's projection head, and the network that is trained: encoder and head.
 
+use super::kernels::gelu;
 use super::layers::{Linear, for_product, parameter, single};
 use super::random;
 use super::vit::{StochasticDepth, Vit};
 use crate::config::{Head, Model, Precision};
 use burn::module::{Module, Param};
-use burn::tensor::activation::gelu;
 use burn::tensor::{Device, Tensor};
 
 /// Encoder and head: the network of which student and teacher are two copies.

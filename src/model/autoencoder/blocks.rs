@@ -2,9 +2,9 @@
 
 use crate::config::Precision;
 use crate::model::convolution::{Conv2d, GroupNorm, silu, upsampled};
+use crate::model::kernels::softmax;
 use crate::model::layers::Linear;
 use burn::module::Module;
-use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
 
 /// Every group normalisation's.
@@ -97,7 +97,7 @@ impl Attention {
         let [batch, channels, height, width] = x.dims();
         let tokens = self.group_norm.forward(x.clone()).reshape([batch, channels, height * width]).swap_dims(1, 2);
         let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|layer| layer.forward(tokens.clone(), Precision::F32));
-        let scores = softmax((q * (channels as f64).powf(-0.5)).matmul(k.swap_dims(1, 2)), 2);
+        let scores = softmax((q * (channels as f64).powf(-0.5)).matmul(k.swap_dims(1, 2)));
         let mixed = self.to_out.iter().fold(scores.matmul(v), |x, layer| layer.forward(x, Precision::F32));
         x + mixed.swap_dims(1, 2).reshape([batch, channels, height, width])
     }

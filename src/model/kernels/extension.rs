@@ -4,7 +4,10 @@
 //! listed: [`super`] asks for the device first and has other devices compute the same from burn's own operations.
 
 use super::convolution::Convolution;
-use super::normalisation::{self, Moments, Normalisation};
+use super::elementwise;
+use super::normalisation::{Moments, Normalisation};
+use super::rows::{self, RowNormalisation};
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -38,6 +41,20 @@ pub trait Kernels: Backend {
 
     /// See [`super::silu`].
     fn silu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`super::gelu`].
+    fn exact_gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`super::softmax`].
+    fn softmax_rows(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`super::layer_norm`].
+    fn normalise_rows(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self>;
 }
 
 impl Kernels for Flex {
@@ -60,7 +77,19 @@ impl Kernels for Flex {
     }
 
     fn silu(x: FlexTensor) -> FlexTensor {
-        tensor(normalisation::silu(x.to_contiguous().storage()), x.shape())
+        tensor(elementwise::silu(x.to_contiguous().storage()), x.shape())
+    }
+
+    fn exact_gelu(x: FlexTensor) -> FlexTensor {
+        tensor(elementwise::gelu(x.to_contiguous().storage()), x.shape())
+    }
+
+    fn softmax_rows(x: FlexTensor) -> FlexTensor {
+        tensor(rows::softmax(x.to_contiguous().storage(), width(&x)), x.shape())
+    }
+
+    fn normalise_rows(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, eps: f64) -> FlexTensor {
+        normalised_rows(&x, &weight, &bias, RowNormalisation { width: width(&x), eps }).0
     }
 }
 
@@ -107,8 +136,43 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
     fn silu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, node) = x.into_parts();
         let y = Flex::silu(x.clone());
-        match Silu.prepare::<C>([node]).compute_bound().stateful() {
+        match OfOne(elementwise::silu_backward).prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(operation) => operation.finish(x, y),
+            OpsKind::UnTracked(operation) => operation.finish(y),
+        }
+    }
+
+    fn exact_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        let y = Flex::exact_gelu(x.clone());
+        match OfOne(elementwise::gelu_backward).prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(operation) => operation.finish(x, y),
+            OpsKind::UnTracked(operation) => operation.finish(y),
+        }
+    }
+
+    fn softmax_rows(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        let y = Flex::softmax_rows(x);
+        match SoftmaxRows.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(operation) => operation.finish(y.clone(), y),
+            OpsKind::UnTracked(operation) => operation.finish(y),
+        }
+    }
+
+    fn normalise_rows(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let (x, x_node) = x.into_parts();
+        let (weight, weight_node) = weight.into_parts();
+        let (bias, bias_node) = bias.into_parts();
+        let sizes = RowNormalisation { width: width(&x), eps };
+        let (y, moments) = normalised_rows(&x, &weight, &bias, sizes);
+        match NormaliseRows.prepare::<C>([x_node, weight_node, bias_node]).compute_bound().stateful() {
+            OpsKind::Tracked(operation) => operation.finish((sizes, [x, weight], moments), y),
             OpsKind::UnTracked(operation) => operation.finish(y),
         }
     }
@@ -153,32 +217,71 @@ impl Backward<Flex, 3> for Normalise {
         let [x, weight, bias] = inputs.map(|input| input.to_contiguous());
         let (dx, dweight, dbias) =
             sizes.backward((x.storage(), weight.storage(), bias.storage()), &moments, grad.storage());
-        let [x_node, weight_node, bias_node] = ops.parents;
-        if let Some(node) = x_node {
-            grads.register::<Flex>(node.id, tensor(dx, shape));
-        }
-        if let Some(node) = weight_node {
-            grads.register::<Flex>(node.id, tensor(dweight, [sizes.channels]));
-        }
-        if let Some(node) = bias_node {
-            grads.register::<Flex>(node.id, tensor(dbias, [sizes.channels]));
-        }
+        register(
+            grads,
+            ops.parents.map(|node| Some(node?.id)),
+            [(dx, shape), (dweight, weight.shape()), (dbias, bias.shape())],
+        );
     }
 }
 
-/// The backward pass of [`Kernels::silu`].
+/// The backward pass of a function of every value alone: the gradient of x from x and that of the result.
 #[derive(Debug)]
-struct Silu;
+struct OfOne(fn(&[f32], &[f32]) -> Vec<f32>);
 
-impl Backward<Flex, 1> for Silu {
+impl Backward<Flex, 1> for OfOne {
     type State = FlexTensor;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let x = ops.state;
+        let x = ops.state.to_contiguous();
         unary::<Flex, _>(ops.parents, ops.node, grads, |grad| {
-            let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
-            tensor(normalisation::silu_backward(x.storage(), grad.storage()), grad.shape())
+            tensor(self.0(x.storage(), grad.to_contiguous().storage()), x.shape())
         });
+    }
+}
+
+/// The backward pass of [`Kernels::softmax_rows`].
+#[derive(Debug)]
+struct SoftmaxRows;
+
+impl Backward<Flex, 1> for SoftmaxRows {
+    /// The result.
+    type State = FlexTensor;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let y = ops.state;
+        unary::<Flex, _>(ops.parents, ops.node, grads, |grad| {
+            tensor(rows::softmax_backward(y.storage(), grad.to_contiguous().storage(), width(&y)), y.shape())
+        });
+    }
+}
+
+/// The backward pass of [`Kernels::normalise_rows`].
+#[derive(Debug)]
+struct NormaliseRows;
+
+impl Backward<Flex, 3> for NormaliseRows {
+    type State = (RowNormalisation, [FlexTensor; 2], Vec<rows::Moments>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let (sizes, inputs, moments) = ops.state;
+        let [x, weight] = inputs.map(|input| input.to_contiguous());
+        let (dx, dweight, dbias) = sizes.backward((x.storage(), weight.storage()), &moments, grad.storage());
+        register(
+            grads,
+            ops.parents.map(|node| Some(node?.id)),
+            [(dx, x.shape()), (dweight, weight.shape()), (dbias, weight.shape())],
+        );
+    }
+}
+
+/// Hands the gradients of three arguments to those that have asked for theirs.
+fn register(grads: &mut Gradients, ids: [Option<NodeId>; 3], values: [(Vec<f32>, Shape); 3]) {
+    for (id, (values, shape)) in ids.into_iter().zip(values) {
+        if let Some(id) = id {
+            grads.register::<Flex>(id, tensor(values, shape));
+        }
     }
 }
 
@@ -212,6 +315,23 @@ fn normalised(
     let [x, weight, bias] = [x, weight, bias].map(|input| input.to_contiguous());
     let (y, moments) = sizes.forward(x.storage(), weight.storage(), bias.storage());
     (tensor(y, x.shape()), moments)
+}
+
+fn normalised_rows(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: &FlexTensor,
+    sizes: RowNormalisation,
+) -> (FlexTensor, Vec<rows::Moments>) {
+    let [x, weight, bias] = [x, weight, bias].map(|input| input.to_contiguous());
+    let (y, moments) = sizes.forward(x.storage(), weight.storage(), bias.storage());
+    (tensor(y, x.shape()), moments)
+}
+
+/// Length of the last dimension.
+fn width(x: &FlexTensor) -> usize {
+    let shape = x.shape();
+    shape[shape.num_dims() - 1]
 }
 
 fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {

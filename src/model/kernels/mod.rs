@@ -1,14 +1,17 @@
 //! Operations of convolutional networks written for this crate, because burn's are several times slower on the CPU:
-//! convolution without a conversion of the whole input and with a backward pass of large products; group
-//! normalisation and SiLU in one pass over memory.
+//! convolution without a conversion of the whole input and with a backward pass of large products; normalisation
+//! of groups and of layers, softmax, SiLU and GELU in one pass over memory and with the machine's vectors, where burn
+//! composes their backward passes of many operations and computes exponentials one by one.
 //!
-//! [`convolution`](super::convolution) calls them. On the CPU (burn-flex, f32) they run the code of this folder; on other
+//! The layers of [`convolution`](super::convolution) and of transformers call them. On the CPU (burn-flex, f32) they run the code of this folder; on other
 //! devices and in other types they are composed of burn's differentiable operations, which GPUs have kernels for.
 //! Results do not depend on the number of threads: work is cut by sizes alone, and every sum has a fixed order. Threads
 //! are those of the rayon pool that the caller runs in.
 
 #[cfg(feature = "flex")]
 mod convolution;
+#[cfg(feature = "flex")]
+mod elementwise;
 #[cfg(feature = "flex")]
 mod extension;
 #[cfg(feature = "flex")]
@@ -18,6 +21,10 @@ mod order;
 #[cfg(feature = "flex")]
 mod product;
 #[cfg(feature = "flex")]
+mod rows;
+#[cfg(feature = "flex")]
+mod sums;
+#[cfg(feature = "flex")]
 mod transpose;
 #[cfg(feature = "flex")]
 mod windows;
@@ -26,7 +33,7 @@ mod windows;
 mod tests;
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::sigmoid;
+use burn::tensor::activation::{self, sigmoid};
 use burn::tensor::module;
 use burn::tensor::ops::{ConvOptions, PadMode};
 #[cfg(feature = "flex")]
@@ -94,6 +101,34 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// [`silu`] from burn's operations.
 fn composed_silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.clone() * sigmoid(x)
+}
+
+/// `x Φ(x)` with the normal distribution function Φ: the exact GELU (Hendrycks and Gimpel 2016).
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if on_cpu(&x) {
+        return Tensor::from_dispatch(Dispatch::exact_gelu(x.into_dispatch()));
+    }
+    activation::gelu(x)
+}
+
+/// e^x over its sum, over the last dimension.
+pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if on_cpu(&x) {
+        return Tensor::from_dispatch(Dispatch::softmax_rows(x.into_dispatch()));
+    }
+    activation::softmax(x, D - 1)
+}
+
+/// Layer normalisation over the last dimension, `weight` and `bias` of its length (Ba et al. 2016).
+pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if on_cpu(&x) {
+        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::normalise_rows(x, weight, bias, eps));
+    }
+    module::layer_norm(x, weight, Some(bias), eps)
 }
 
 /// Whether the code of this folder is for `x`.

@@ -3,10 +3,10 @@
 use super::Init;
 use crate::config::Precision;
 use crate::model::convolution::{Conv2d, GroupNorm};
+use crate::model::kernels::{gelu, softmax};
 use crate::model::layers::{LayerNorm, Linear, Projection};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, softmax};
 
 /// A transformer block over the positions of a feature map, around a shortcut.
 #[derive(Module, Debug)]
@@ -136,7 +136,7 @@ impl CrossAttention {
         let q = heads(self.to_q.forward(x)).mul_scalar(scale);
         let k = heads(self.to_k.forward(context.clone()));
         let v = heads(self.to_v.forward(context));
-        let mixed = softmax(q.matmul(k.swap_dims(2, 3)), 3).matmul(v);
+        let mixed = softmax(q.matmul(k.swap_dims(2, 3))).matmul(v);
         self.to_out.forward(mixed.swap_dims(1, 2).reshape([batch, count, width]), Precision::F32)
     }
 

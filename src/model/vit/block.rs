@@ -1,9 +1,9 @@
 //! A transformer block: attention and a perceptron, with what published encoders add to them.
 
 use crate::config::{MlpKind, Model, Network, Precision};
+use crate::model::kernels::{gelu, silu, softmax};
 use crate::model::layers::{LayerNorm, Linear, for_product, single};
 use burn::module::{Module, Param};
-use burn::tensor::activation::{gelu, silu, softmax};
 use burn::tensor::{Device, Tensor};
 
 /// Attention, then a two-layer perceptron, each normalised before and added to what came in.
@@ -151,7 +151,7 @@ impl Attention {
     pub(super) fn scores(&self, q: Tensor<4>, k: Tensor<4>, precision: Precision) -> Tensor<4> {
         let scale = (q.dims()[3] as f64).powf(-0.5);
         let scores = single((q * scale).matmul(k.transpose()), precision);
-        for_product(softmax(scores, 3), precision)
+        for_product(softmax(scores), precision)
     }
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes kernels.json: a strided convolution with zeros on two sides, and group normalisation with SiLU, with all
-gradients, in PyTorch (f64, so that only the tested side rounds). Inputs are those of `values` in
+"""Writes kernels.json: a strided convolution with zeros on two sides, group normalisation with SiLU, layer
+normalisation, GELU and softmax, with all gradients, in PyTorch (f64, so that only the tested side rounds). Inputs are those of `values` in
 src/model/kernels/tests.rs. Run by `make golden`."""
 import json
 import pathlib
@@ -24,5 +24,8 @@ def case(function, shapes):
 cases = {
     "convolution": case(lambda x, w, b: F.conv2d(F.pad(x, (0, 1, 0, 1)), w, b, stride=2), [(2, 3, 6, 5), (4, 3, 3, 3), (4,)]),
     "group_norm_silu": case(lambda x, w, b: F.silu(F.group_norm(x, 2, w, b, 1e-6)), [(2, 4, 3, 5), (4,), (4,)]),
+    "layer_norm": case(lambda x, w, b: F.layer_norm(x, (37,), w, b, 1e-6), [(5, 37), (37,), (37,)]),
+    "gelu": case(lambda x, w, b: F.gelu(9 * x * w + b), [(5, 37), (37,), (37,)]),
+    "softmax": case(lambda x, w, b: F.softmax(9 * x * w + b, -1), [(5, 37), (37,), (37,)]),
 }
 pathlib.Path(__file__).with_name("kernels.json").write_text(json.dumps(cases) + "\n")
