@@ -13,13 +13,21 @@ TURN = 0.1
 def step(words, backward):
     n = list(map(int, words[1:]))
     x = torch.rand(n[:4], requires_grad=backward)
-    shape = (n[4], n[1], n[5], n[5]) if words[0] == "conv" else (n[1],)
+    shape = {"conv": lambda: (n[4], n[1], n[5], n[5]), "norm": lambda: (n[1],)}.get(words[0], lambda: (n[3],))()
     weight, bias = torch.rand(shape, requires_grad=backward), torch.rand(shape[0], requires_grad=backward)
 
     def forward():
-        if words[0] == "conv":
-            return F.conv2d(x, weight, bias, stride=n[6], padding=n[7])
-        return F.silu(F.group_norm(x, n[4], weight, bias, 1e-6))
+        match words[0]:
+            case "conv":
+                return F.conv2d(x, weight, bias, stride=n[6], padding=n[7])
+            case "norm":
+                return F.silu(F.group_norm(x, n[4], weight, bias, 1e-6))
+            case "gelu":
+                return F.gelu(x)
+            case "softmax":
+                return F.softmax(x, -1)
+            case "layer_norm":
+                return F.layer_norm(x, n[3:], weight, bias, 1e-6)
 
     if not backward:
         def run():
@@ -29,7 +37,7 @@ def step(words, backward):
     pull = torch.rand_like(forward())
 
     def run():
-        torch.autograd.grad((forward() * pull).sum(), [x, weight, bias])
+        torch.autograd.grad((forward() * pull).sum(), [x, weight, bias], allow_unused=True)
     return run
 
 

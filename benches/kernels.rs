@@ -1,4 +1,4 @@
-//! The kernels of convolutional networks beside PyTorch's and burn's own, on 1 and 2 threads.
+//! The kernels of convolutional networks and of transformers beside PyTorch's and burn's own, on 1 and 2 threads.
 //!
 //! `cargo bench --bench kernels -- PYTHON [only]`, where PYTHON has torch: starts benches/kernels.py, takes turns with it
 //! (on a shared machine only times taken side by side compare), and prints medians in ms, medians of the ratios of rates,
@@ -6,7 +6,8 @@
 
 mod peer;
 
-use burn::tensor::module::conv2d;
+use burn::tensor::activation;
+use burn::tensor::module::{conv2d, layer_norm};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Distribution, Tensor};
 use gensis::model::kernels;
@@ -19,8 +20,9 @@ const ROUNDS: usize = 9;
 /// Time that one program gets in a turn, in seconds.
 const TURN: f64 = 0.1;
 
-/// What is computed: `conv B C H W O k stride padding` or `norm B C H W groups` (with SiLU).
-const CASES: [&str; 12] = [
+/// What is computed: `conv B C H W O k stride padding`, `norm B C H W groups` (with SiLU), or a function of the last dimension of
+/// four: `gelu`, `softmax` and `layer_norm`, here of ViT-S and of the small network of `configs/crc5_mini.toml`.
+const CASES: [&str; 18] = [
     "conv 8 64 32 32 64 3 1 1",
     "conv 8 128 16 16 128 3 1 1",
     "conv 8 256 8 8 256 3 1 1",
@@ -33,6 +35,12 @@ const CASES: [&str; 12] = [
     "norm 8 64 32 32 32",
     "norm 4 128 64 64 32",
     "norm 8 256 8 8 32",
+    "gelu 1 16 197 1536",
+    "gelu 1 64 65 512",
+    "softmax 16 6 197 197",
+    "softmax 64 4 65 65",
+    "layer_norm 1 16 197 384",
+    "layer_norm 1 64 65 128",
 ];
 
 fn main() -> anyhow::Result<()> {
@@ -50,7 +58,7 @@ fn main() -> anyhow::Result<()> {
                 for _ in 0..ROUNDS {
                     ours.push(pool.install(|| time(&step(case, backward, true))));
                     torch.push(peer.time(&format!("{threads} {} {case}", u8::from(backward)))?);
-                    if case.starts_with("conv") {
+                    if !case.starts_with("norm") {
                         burns.push(pool.install(|| time(&step(case, backward, false))));
                     }
                 }
@@ -77,23 +85,33 @@ fn main() -> anyhow::Result<()> {
 
 /// One pass of a case, by our kernels or by burn's.
 fn step(case: &str, backward: bool, ours: bool) -> impl Fn() {
-    let mut words = case.split(' ');
-    let convolution = words.next() == Some("conv");
-    let n: Vec<usize> = words.map(|word| word.parse().expect("a number")).collect();
+    let (kind, sizes) = case.split_once(' ').expect("a kind and sizes");
+    let n: Vec<usize> = sizes.split(' ').map(|word| word.parse().expect("a number")).collect();
     let device = if backward { Device::flex().autodiff() } else { Device::flex() };
     let random = |shape: [usize; 4]| {
         let tensor = Tensor::<4>::random(shape, Distribution::Default, &device);
         if backward { tensor.require_grad() } else { tensor }
     };
     let x = random([n[0], n[1], n[2], n[3]]);
-    let weight = if convolution { random([n[4], n[1], n[5], n[5]]) } else { random([n[1], 1, 1, 1]) };
+    let weight = match kind {
+        "conv" => random([n[4], n[1], n[5], n[5]]),
+        "norm" => random([n[1], 1, 1, 1]),
+        _ => random([n[3], 1, 1, 1]),
+    };
     let bias = random([weight.dims()[0], 1, 1, 1]);
+    let kind = kind.to_owned();
     let forward = move || {
         let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone().flatten(0, 3));
-        match (convolution, ours) {
-            (true, true) => kernels::conv2d(x, weight, bias, n[6], [n[7]; 4]),
-            (true, false) => conv2d(x, weight, Some(bias), ConvOptions::new([n[6]; 2], [n[7]; 2], [1, 1], 1)),
-            (false, _) => kernels::group_norm_silu(x, weight.flatten(0, 3), bias, n[4], 1e-6),
+        match (kind.as_str(), ours) {
+            ("conv", true) => kernels::conv2d(x, weight, bias, n[6], [n[7]; 4]),
+            ("conv", false) => conv2d(x, weight, Some(bias), ConvOptions::new([n[6]; 2], [n[7]; 2], [1, 1], 1)),
+            ("gelu", true) => kernels::gelu(x),
+            ("gelu", false) => activation::gelu(x),
+            ("softmax", true) => kernels::softmax(x),
+            ("softmax", false) => activation::softmax(x, 3),
+            ("layer_norm", true) => kernels::layer_norm(x, weight.flatten(0, 3), bias, 1e-6),
+            ("layer_norm", false) => layer_norm(x, weight.flatten(0, 3), Some(bias), 1e-6),
+            _ => kernels::group_norm_silu(x, weight.flatten(0, 3), bias, n[4], 1e-6),
         }
     };
     let pull = Tensor::<4>::random(forward().shape(), Distribution::Default, &device);

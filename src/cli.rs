@@ -308,8 +308,8 @@ pub struct DemoArgs {
     /// The run folder; the drawn slides go into its cohort/ folder.
     #[arg(short, long, value_name = "FOLDER", default_value = "demo-run")]
     pub out: PathBuf,
-    /// Slides to draw, in three classes; fewer than 30 want fewer evaluate.slide.folds.
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = RangedU64ValueParser::<usize>::new().range(3..))]
+    /// Slides to draw, in three classes; fewer than 24 want fewer evaluate.slide.folds.
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = RangedU64ValueParser::<usize>::new().range(3..))]
     pub slides: usize,
     /// Change one setting. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]

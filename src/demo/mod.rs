@@ -71,8 +71,8 @@ pub struct DemoSpec {
 
 impl Default for DemoSpec {
     fn default() -> Self {
-        // Ten slides a class leave two in each of five test folds; 860 µm are about 1700 px and 35 patches of 112 µm.
-        Self { slides: 30, side_um: 860, seed: 0 }
+        // Eight slides a class leave two in each of four test folds; 860 µm are about 1700 px and 35 patches of 112 µm.
+        Self { slides: 24, side_um: 860, seed: 0 }
     }
 }
 

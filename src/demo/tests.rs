@@ -44,19 +44,19 @@ fn same_seed_same_bytes_from_any_number_of_threads() {
 #[test]
 fn classes_are_balanced_and_patients_have_one_class() {
     let plans = plan(&DemoSpec::default());
-    assert_eq!(plans.len(), 30);
+    assert_eq!(plans.len(), 24);
     let ids: BTreeSet<_> = plans.iter().map(|p| &p.id).collect();
-    assert_eq!(ids.len(), 30);
+    assert_eq!(ids.len(), 24);
     let mut cases: BTreeMap<&str, Vec<Class>> = BTreeMap::new();
     for plan in &plans {
         cases.entry(&plan.case).or_default().push(plan.class);
         assert!((0.45..=0.55).contains(&plan.mpp.0), "{}", plan.mpp.0);
     }
     for class in Class::ALL {
-        assert_eq!(plans.iter().filter(|p| p.class == class).count(), 10);
+        assert_eq!(plans.iter().filter(|p| p.class == class).count(), 8);
         let of_class = |slides: &&Vec<Class>| slides[0] == class;
         assert_eq!(cases.values().filter(of_class).filter(|slides| slides.len() == 2).count(), 2);
-        assert_eq!(cases.values().filter(of_class).count(), 8);
+        assert_eq!(cases.values().filter(of_class).count(), 6);
     }
     assert!(cases.values().all(|slides| slides.iter().all(|&class| class == slides[0])));
     assert!(plans.iter().any(|p| p.scanner == Scanner::Aperio));

@@ -3,10 +3,11 @@
 
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::tensor::activation::{relu, sigmoid, softmax};
+use burn::tensor::activation::{relu, softmax};
 use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 
+use super::gate::gated;
 use super::layers::{dropout, linear};
 use super::{Aggregator, BagAttention, BagOutput, HeadShape};
 
@@ -59,8 +60,8 @@ impl Aggregator for GatedAbmil {
 impl GatedAbmil {
     /// wᵀ(tanh(V h) ⊙ σ(U h)) of the hidden patches `[patches, hidden]`, `[patches, 1]`: attention before the softmax.
     fn scores(&self, hidden: Tensor<2>) -> Tensor<2> {
-        let gate = sigmoid(self.gate.forward(hidden.clone()));
-        self.score.forward(self.attend.forward(hidden).tanh() * gate)
+        let gate = self.gate.forward(hidden.clone());
+        self.score.forward(gated(self.attend.forward(hidden), gate))
     }
 }
 

@@ -7,10 +7,11 @@
 
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::tensor::activation::{relu, sigmoid, softmax};
+use burn::tensor::activation::{relu, softmax};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 
+use super::gate::gated;
 use super::layers::{cross_entropy, dropout, linear, of_predicted};
 use super::{Aggregator, BagAttention, BagOutput, HeadShape};
 
@@ -116,9 +117,10 @@ impl Clam {
 
     fn attended(&self, bag: Tensor<2>, mut rng: Option<&mut ChaCha8Rng>) -> Attended {
         let hidden = dropout(relu(self.embed.forward(bag)), self.dropout, rng.as_deref_mut());
-        let attend = dropout(self.attend.forward(hidden.clone()).tanh(), self.dropout, rng.as_deref_mut());
-        let gate = dropout(sigmoid(self.gate.forward(hidden.clone())), self.dropout, rng);
-        let attention = softmax(self.score.forward(attend * gate).transpose(), 1);
+        let gated = gated(self.attend.forward(hidden.clone()), self.gate.forward(hidden.clone()));
+        // Both factors are dropped from.
+        let gated = dropout(dropout(gated, self.dropout, rng.as_deref_mut()), self.dropout, rng);
+        let attention = softmax(self.score.forward(gated).transpose(), 1);
         Attended { hidden, attention }
     }
 

@@ -16,6 +16,7 @@ mod abmil;
 mod clam;
 mod cross_validation;
 mod dsmil;
+mod gate;
 #[cfg(all(test, feature = "flex"))]
 mod golden;
 mod head;

@@ -117,7 +117,7 @@ pub fn exp(x: f32) -> f32 {
 #[inline(always)]
 fn normal(x: f32) -> (f32, f32) {
     /// 1 / √(2π).
-    const PEAK: f32 = 0.398_942_28;
+    const PEAK: f32 = 0.398_942_3;
     let bell = exp(-0.5 * x * x);
     let u = 1.0 / (1.0 + 0.35 * x.abs());
     let mut m = -0.029_115_09;
