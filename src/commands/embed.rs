@@ -408,8 +408,13 @@ fn embed_folder(
         return Ok(serde_json::from_str(&text)?);
     }
     let progress = Progress::new("embed", folder.len() as u64, "images");
-    let (embedded, dim) = compute(&progress)?;
-    let failed: Vec<Failure> = embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect();
+    let (mut embedded, dim) = compute(&progress)?;
+    let mut failed: Vec<Failure> = embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect();
+    let reason =
+        || format!("{name} gives it an embedding with numbers that are not finite: it counts in no score of it");
+    for index in take_unusable(&mut embedded, dim) {
+        failed.push(Failure { stage: "embed".into(), item: folder.key(index).item, reason: reason() });
+    }
     let table = EmbeddingTable {
         header,
         dim,
@@ -422,6 +427,20 @@ fn embed_folder(
     table.save(&path)?;
     progress.finish(&format!("{name}, {part}: {} images, {} failure(s)", table.len(), failed.len()));
     Ok(failed)
+}
+
+/// Removes the images whose embedding is not finite; their numbers.
+fn take_unusable(embedded: &mut Embedded, dim: usize) -> Vec<usize> {
+    let usable = |row: &[f32]| row.iter().all(|x| x.is_finite());
+    if usable(&embedded.values) {
+        return vec![];
+    }
+    let (indices, values) = (std::mem::take(&mut embedded.indices), std::mem::take(&mut embedded.values));
+    let (kept, removed): (Vec<_>, Vec<_>) =
+        indices.into_iter().zip(values.chunks_exact(dim)).partition(|(_, row)| usable(row));
+    embedded.indices = kept.iter().map(|(index, _)| *index).collect();
+    embedded.values = kept.iter().flat_map(|(_, row)| row.iter().copied()).collect();
+    removed.into_iter().map(|(index, _)| index).collect()
 }
 
 /// Side of the pixel baseline's images, px, at most: 12,288 numbers an image.

@@ -1,7 +1,7 @@
 //! `gensis evaluate`: stored embeddings to scores to the result table. Nothing is chosen on a test part.
 
 mod copies;
-mod curves;
+mod drawn;
 pub(super) mod examples;
 mod features;
 mod foreign;
@@ -376,56 +376,65 @@ fn rows_of(
     Ok(metrics.into_iter().zip(intervals).map(|(metric, interval)| base.with(metric, interval)).collect())
 }
 
-fn confusion(title: String, predictions: &Predictions, classes: &[String]) -> Confusion {
-    let matrix = predictions.confusion();
-    let row = |truth| (0..matrix.classes()).map(|predicted| matrix.count(truth, predicted)).collect();
-    Confusion { title, classes: classes.to_vec(), counts: (0..matrix.classes()).map(row).collect() }
-}
-
-/// Weighted k-NN of the test images among the training images.
+/// Weighted k-NN of the test images among the training images. An encoder that cannot be scored costs its own rows alone.
 fn knn(run: &Run, images: &ImageSets, encoders: &[Trained]) -> Result<Scores> {
-    let Some(test_folder) = images.test.as_ref().filter(|folder| !folder.classes().is_empty()) else {
+    let Some(test) = images.test.as_ref().filter(|folder| !folder.classes().is_empty()) else {
         return Ok(Scores::default());
     };
-    let settings = &run.experiment.evaluate.knn;
-    let bootstrap = bootstrap(run);
-    let config = KnnConfig { k: settings.k.clone(), temperature: settings.temperature };
-    let device = device::open(run.device)?;
-    let baselines = settings.baselines.iter().map(|baseline| match baseline {
+    let baselines = run.experiment.evaluate.knn.baselines.iter().map(|baseline| match baseline {
         Baseline::Random => (UNTRAINED_NAME, None),
         Baseline::Pixels => ("pixels", Some("pixels")),
     });
-    let mut scores = Scores::default();
     let own = encoders.iter().map(|trained| (trained.name.as_str(), Some(trained.hash.as_str())));
+    let (mut scores, mut refused) = (Scores::default(), None);
     for (number, (name, hash)) in own.chain(baselines).enumerate() {
-        let load = |part: &str, folder: &ImageFolder| -> Result<EmbeddingTable> {
-            let path = run.dir.root().join(format!("features/{name}-{part}.parquet"));
-            // The hash of the untrained network is in its table only.
-            let current = hash.is_none_or(|hash| is_current(&path, &sources::table_header(run, hash, folder)));
-            ensure!(path.exists() && current, "{} is missing or of other settings: run `gensis embed`", path.display());
-            Ok(EmbeddingTable::load(&path)?)
+        match knn_of(run, [&images.train, test], name, hash, number < encoders.len()) {
+            Ok(found) => scores.add(found),
+            Err(error) => {
+                scores.failures.push(linear::failed(&format!("{name}, k-NN"), &error));
+                refused.get_or_insert(error);
+            }
+        }
+    }
+    match refused.filter(|_| scores.rows.is_empty()) {
+        Some(error) => Err(error),
+        None => Ok(scores),
+    }
+}
+
+/// The figures of one encoder, `name`; `drawn` with curves and confusion matrices.
+fn knn_of(run: &Run, folders: [&ImageFolder; 2], name: &str, hash: Option<&str>, drawn: bool) -> Result<Scores> {
+    let settings = &run.experiment.evaluate.knn;
+    let bootstrap = bootstrap(run);
+    let config = KnnConfig { k: settings.k.clone(), temperature: settings.temperature };
+    let load = |part: &str, folder: &ImageFolder| -> Result<EmbeddingTable> {
+        let path = run.dir.root().join(format!("features/{name}-{part}.parquet"));
+        // The hash of the untrained network is in its table only.
+        let current = hash.is_none_or(|hash| is_current(&path, &sources::table_header(run, hash, folder)));
+        ensure!(path.exists() && current, "{} is missing or of other settings: run `gensis embed`", path.display());
+        Ok(EmbeddingTable::load(&path)?)
+    };
+    let (train, test) = (load("train", folders[0])?, load("test", folders[1])?);
+    let mut scores = Scores::default();
+    for result in classify(&train, &test, &config, &device::open(run.device)?)? {
+        let head = format!("{}-NN", result.k);
+        if result.used < result.k {
+            eprintln!("evaluate: {name}, {head}: there are only {} training images, so all of them vote", result.used);
+        }
+        let base = ResultRow {
+            task: "knn".into(),
+            data: data_name(run),
+            encoder: name.into(),
+            head: head.clone(),
+            seed: Some(run.experiment.seed),
+            n: test.len() as u64,
+            ..ResultRow::default()
         };
-        let (train, test) = (load("train", &images.train)?, load("test", test_folder)?);
-        for result in classify(&train, &test, &config, &device)? {
-            let head = format!("{}-NN", result.k);
-            if result.used < result.k && number == 0 {
-                eprintln!("evaluate: {head}: there are only {} training images, so all of them vote", result.used);
-            }
-            let base = ResultRow {
-                task: "knn".into(),
-                data: data_name(run),
-                encoder: name.into(),
-                head: head.clone(),
-                seed: Some(run.experiment.seed),
-                n: test.len() as u64,
-                ..ResultRow::default()
-            };
-            scores.rows.extend(rows_of(&base, &result.predictions, None, &bootstrap)?);
-            if number < encoders.len() {
-                let title = format!("{name}, {head}");
-                scores.curves.push(curves::curves(title.clone(), &result.predictions, &test.classes));
-                scores.confusions.push(confusion(title, &result.predictions, &test.classes));
-            }
+        scores.rows.extend(rows_of(&base, &result.predictions, None, &bootstrap)?);
+        if drawn {
+            let title = format!("{name}, {head}");
+            scores.curves.push(drawn::curves(title.clone(), &result.predictions, &test.classes));
+            scores.confusions.push(drawn::confusion(title, &result.predictions, &test.classes));
         }
     }
     Ok(scores)

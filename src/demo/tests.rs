@@ -215,7 +215,7 @@ fn impossible_cohorts_are_refused() {
 }
 
 #[test]
-#[ignore = "paints all thirty slides; run it to measure time and sizes"]
+#[ignore = "paints all slides of the demo; run it to measure time and sizes"]
 fn the_default_cohort_is_small() {
     let dir = tempfile::tempdir().unwrap();
     let start = std::time::Instant::now();

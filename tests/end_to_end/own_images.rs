@@ -142,6 +142,28 @@ fn public_layouts_are_read_and_attacks_are_not() {
     assert_eq!((&rows[0]["data"][..], &rows[0]["n"][..], rows.len()), ("copydays/strong", "4", 1));
     assert!(rows[0]["value"].parse::<f64>().unwrap() > 0.5, "{rows:?}");
 
+    // Among others, and whitened by others: too few of them are no ground for that.
+    let others = folder.path().join("others");
+    fs::create_dir(&others).unwrap();
+    for i in 0..80u32 {
+        let colour = |x: u32, y: u32| Rgb([(x * (i % 7 + 1)) as u8, (y * (i % 11 + 2) + i) as u8, (3 * i) as u8]);
+        RgbImage::from_fn(32, 32, colour).save(others.join(format!("{i:02}.png"))).unwrap();
+    }
+    let few = format!("evaluate.copies.whitening={:?}", copydays.join("original"));
+    evaluate(&out, "copies", &[&place, "evaluate.copies.image_size=32", &few])
+        .with_error(["whitening 64 numbers needs at least as many images, not 4"]);
+    let more = ["distractors", "whitening"].map(|key| format!("evaluate.copies.{key}={others:?}"));
+    evaluate(&out, "copies", &[&place, "evaluate.copies.image_size=32", &more[0], &more[1]]).with_code(0);
+    let rows = table(&out.join("results/copies.csv"));
+    let found: Vec<_> = rows.iter().map(|row| (&row["data"][..], &row["head"][..])).collect();
+    let [plain, among] = ["copydays/strong", "copydays/strong+others"];
+    assert_eq!(
+        found,
+        [(plain, "cls_gem"), (plain, "cls_gem_whitened"), (among, "cls_gem"), (among, "cls_gem_whitened")]
+    );
+    let precision = |row: usize| rows[row]["value"].parse::<f64>().unwrap();
+    assert!(precision(2) <= precision(0) && precision(2) > 0.1, "{rows:?}");
+
     let oxford = folder.path().join("oxford");
     fs::create_dir_all(oxford.join("jpg")).unwrap();
     for i in 0..4 {

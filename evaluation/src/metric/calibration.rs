@@ -32,13 +32,16 @@ impl Predictions {
     /// Mean over the items of Σ over the classes of (p - y)², as scikit-learn's `brier_score_loss(scale_by_half=False)`.
     pub(super) fn brier(&self, weights: &[u32]) -> Option<f64> {
         let total = self.total_of_probabilities(weights)?;
-        let squares = weights.iter().enumerate().map(|(item, &weight)| {
-            let truth = self.truth[item] as usize;
-            let row = self.scores(item).iter().enumerate();
-            let error = |(class, &p)| (f64::from(p) - f64::from(u8::from(class == truth))).powi(2);
-            f64::from(weight) * row.map(error).sum::<f64>()
+        let squares = self.squares.get_or_init(|| {
+            let of_item = |(item, &truth): (usize, &u32)| {
+                let row = self.scores(item).iter().enumerate();
+                let error = |(class, &p)| (f64::from(p) - f64::from(u8::from(class == truth as usize))).powi(2);
+                row.map(error).sum()
+            };
+            self.truth.iter().enumerate().map(of_item).collect()
         });
-        Some(squares.sum::<f64>() / total)
+        let weighted = squares.iter().zip(weights).map(|(square, &weight)| f64::from(weight) * square);
+        Some(weighted.sum::<f64>() / total)
     }
 
     /// The sum of the weights; `None` without items, or where the scores are no probabilities.

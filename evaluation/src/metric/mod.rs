@@ -69,6 +69,11 @@ impl Metric {
         Self::ALL[..1].iter().copied().chain(top_5).chain(Self::ALL[1..].iter().copied()).collect()
     }
 
+    /// Whether it takes a ranking of all items for every class.
+    pub(crate) fn ranks_classes(self) -> bool {
+        matches!(self, Self::MacroAuc | Self::MacroAuprc)
+    }
+
     /// Its name in the tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -98,6 +103,8 @@ pub struct Predictions {
     probabilities: OnceLock<bool>,
     /// Whether each item's true class is among the top 5, once asked.
     in_top: OnceLock<Vec<f64>>,
+    /// Each item's squared distance from certainty of its true class, once asked.
+    squares: OnceLock<Vec<f64>>,
 }
 
 impl Predictions {
@@ -117,8 +124,8 @@ impl Predictions {
             return Err(Error::usage("a score is not a number"));
         }
         let predicted = scores.chunks_exact(classes).map(argmax).collect();
-        let (ascending, probabilities, in_top) = Default::default();
-        Ok(Self { classes, truth, scores, predicted, ascending, probabilities, in_top })
+        let (ascending, probabilities, in_top, squares) = Default::default();
+        Ok(Self { classes, truth, scores, predicted, ascending, probabilities, in_top, squares })
     }
 
     /// From decisions without scores: the score is 1 for the predicted class, so the AUC is that of the decisions.

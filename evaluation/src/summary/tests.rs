@@ -137,6 +137,41 @@ fn the_papers_rows_and_columns() {
 }
 
 #[test]
+fn the_papers_tables_of_retrieval_copies_and_videos() {
+    let figure = |task: &str, data: &str, head: &str, metric: &str, value: f64| ResultRow {
+        task: task.into(),
+        data: data.into(),
+        head: head.into(),
+        ..row("dino", metric, None, 0, Some(value))
+    };
+    let rows = vec![
+        figure("retrieval", "roxford5k", "easy", "map", 0.5),
+        figure("retrieval", "roxford5k", "medium", "map", 0.251),
+        figure("retrieval", "roxford5k", "hard", "map", 0.102),
+        figure("retrieval", "roxford5k", "hard", "mp_at_10", 0.9),
+        figure("copy_detection", "copydays", "strong", "map", 0.774),
+        figure("video", "davis", "propagation", "j_and_f_mean", 0.5956),
+        figure("video", "davis", "propagation", "f_mean", 0.6103),
+        figure("video", "davis", "propagation", "j_mean", 0.581),
+        figure("video", "davis", "propagation", "j_recall", 0.9),
+    ];
+    let tables = paper_tables(&figures(&[run("a", rows)]));
+    let shown: Vec<_> = tables
+        .iter()
+        .map(|grid| {
+            let names: Vec<&str> = grid.columns.iter().map(|column| column.name.as_str()).collect();
+            let cells = grid.rows[0].1.iter().map(|cell| cell.as_ref().unwrap().mean.as_str()).collect::<Vec<_>>();
+            (grid.id.as_str(), names, cells)
+        })
+        .collect();
+    assert_eq!(shown[0], ("table2", vec!["mAP", "mAP"], vec!["25.1", "10.2"]));
+    assert_eq!(shown[1], ("table3", vec!["mAP"], vec!["77.4"]));
+    assert_eq!(shown[2], ("table4", vec!["(J&F)m", "Jm", "Fm"], vec!["59.6", "58.1", "61.0"]));
+    let groups: Vec<&str> = tables[0].columns.iter().map(|column| column.group.as_str()).collect();
+    assert_eq!(groups, ["roxford5k, medium", "roxford5k, hard"]);
+}
+
+#[test]
 fn spreads_over_folds_are_marked() {
     let rows = vec![
         row("a|b", "accuracy", Some(0), 0, Some(0.5)),

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use slide_io::{ImageFolder, PatchSource};
 
 use super::probed::{Features, Probed, names};
-use super::{Own, Scores, bootstrap, confusion, data_name, rows_of};
+use super::{Own, Scores, bootstrap, data_name, drawn, rows_of};
 use crate::commands::progress::Progress;
 use crate::commands::sources::{self, ImageSets};
 use crate::commands::{Run, unreadable};
@@ -267,7 +267,7 @@ impl Scores {
             self.rows.extend(rows_of(&base, predictions, None, &bootstrap)?);
             if probed.own && number == 0 {
                 let title = format!("{}, {head}", probed.name);
-                self.confusions.push(confusion(title, predictions, &probed.test.table.classes));
+                self.confusions.push(drawn::confusion(title, predictions, &probed.test.table.classes));
             }
         }
         Ok(())

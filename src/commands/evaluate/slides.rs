@@ -1,6 +1,8 @@
 //! Slide-level scores: multiple-instance heads over bags of stored features, the run's own and those made elsewhere.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use evaluation::bag::StreamedBags;
@@ -14,13 +16,13 @@ use evaluation::table::{DataFrame, ResultRow, write_csv, write_parquet};
 
 use slide_io::{Cohort, SlideRecord};
 
-use super::curves::curves;
+use super::drawn::{confusion, curves};
 use super::foreign::foreign_features;
 use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, remove_heads};
 use super::subjects::{Subject, among, folds, subjects};
 use super::submission::{self, Entrant};
 use super::usable::{absent_classes, fault};
-use super::{Own, Scores, bootstrap, confusion, data_name, has_features, rows_of};
+use super::{Own, Scores, bootstrap, data_name, has_features, rows_of};
 use crate::commands::Run;
 use crate::commands::progress::Progress;
 use crate::commands::sources::{self, ENCODER_NAME, Input, UNTRAINED_NAME};
@@ -207,7 +209,11 @@ fn score_slides(
     let labels = subjects.iter().map(|subject| subject.label).collect();
     let groups = subjects.iter().map(|subject| subject.group.clone()).collect();
     // Bags stay in their files until they are needed: a cohort need not fit in memory.
-    let bags = StreamedBags::new(*dim, cohort.classes.len(), labels, groups, |index: usize| subjects[index].load())?;
+    let read = AtomicU64::new(0);
+    let bags = StreamedBags::new(*dim, cohort.classes.len(), labels, groups, |index: usize| {
+        read.fetch_add(1, Ordering::Relaxed);
+        subjects[index].load()
+    })?;
 
     let device = device::open(run.device)?;
     let config = mil_config(settings);
@@ -222,7 +228,8 @@ fn score_slides(
     // Heads on an untrained network show nothing worth a look.
     let keep = settings.keep_heads && name != UNTRAINED_NAME;
     let keeper = keep.then_some(Keeper { run, evaluation, encoder: name, hash });
-    let (heads, predicted) = train(&validation, &settings.aggregators, name, keeper.as_ref(), &mut scores.failures)?;
+    let (heads, predicted) =
+        train(&validation, &settings.aggregators, name, keeper.as_ref(), &read, &mut scores.failures)?;
     if let Some(keeper) = &keeper {
         let entrant = Entrant {
             cohort,
@@ -286,17 +293,19 @@ fn usable<'a>(
     (slides, paths)
 }
 
-/// Trains every head on every fold with every seed. A head that cannot be trained is listed, and is an error only where it is so
-/// with all of them.
+/// Trains every head on every fold with every seed, while `read` counts the slides that are read, in every epoch anew. A head
+/// that cannot be trained is listed, and is an error only where it is so with all of them.
 fn train(
     validation: &CrossValidation,
     wanted: &[HeadKind],
     encoder: &str,
     keeper: Option<&Keeper>,
+    read: &AtomicU64,
     failures: &mut Vec<Failure>,
 ) -> Result<(Vec<HeadKind>, Vec<FoldScores>)> {
     let (folds, seeds) = (validation.folds.len(), validation.seeds.len());
     let progress = Progress::new("evaluate", (folds * seeds * wanted.len()) as u64, "folds");
+    let start = Instant::now();
     let (mut heads, mut predicted, mut refused) = (Vec::new(), Vec::new(), None);
     for &head in wanted {
         let trained = validation.scores(head, |trained| {
@@ -318,7 +327,8 @@ fn train(
         return Err(error.into());
     }
     let names: Vec<&str> = heads.iter().map(|head| head.name()).collect();
-    progress.finish(&format!("{encoder}, {folds} folds x {seeds} seeds of {}", names.join(", ")));
+    let rate = read.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
+    progress.finish(&format!("{encoder}, {folds} folds x {seeds} seeds of {}, {rate:.0} slides/s", names.join(", ")));
     Ok((heads, predicted))
 }
 

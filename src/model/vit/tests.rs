@@ -23,6 +23,20 @@ fn list<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
 }
 
+/// timm's `vit_<size>_patch<p>_224` without a classifier.
+#[test]
+fn every_size_has_the_published_number_of_parameters() {
+    for (arch, patch, parameters) in [
+        ("vit_tiny", 16, 5_524_416),
+        ("vit_base", 16, 85_798_656),
+        ("vit_small", 8, 21_670_272),
+        ("vit_base", 8, 85_807_872),
+    ] {
+        let model = Model { arch: arch.into(), patch, ..Model::default() }.resolve().unwrap();
+        assert_eq!(Vit::new(&model, 0, &Device::flex()).num_params(), parameters, "{arch}/{patch}");
+    }
+}
+
 #[test]
 fn vit_small_and_its_head_have_the_published_numbers_of_parameters() {
     let model = Model::default().resolve().unwrap();
