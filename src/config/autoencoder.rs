@@ -161,6 +161,8 @@ pub struct Autoencoder {
     pub channels: usize,
     /// Widths of the levels, in multiples of `channels`; empty takes the kind's.
     pub ch_mult: Vec<usize>,
+    /// Channels of a latent; 0 takes the kind's.
+    pub latent_channels: usize,
     /// Groups of every group normalisation; `channels` is a multiple of it.
     pub groups: usize,
     /// Entries of the codebook; 0 takes the kind's.
@@ -210,6 +212,7 @@ impl Default for Autoencoder {
             weights: PathBuf::new(),
             channels: 128,
             ch_mult: vec![],
+            latent_channels: 0,
             groups: 32,
             codebook: 0,
             image_size: 256,
@@ -245,7 +248,7 @@ impl Autoencoder {
             kind,
             channels,
             ch_mult: if self.ch_mult.is_empty() { kind.ch_mult().to_vec() } else { self.ch_mult.clone() },
-            latent_channels: kind.latent_channels(),
+            latent_channels: if self.latent_channels == 0 { kind.latent_channels() } else { self.latent_channels },
             groups,
             attention: kind.attention().to_vec(),
             codebook: if self.codebook == 0 { kind.codebook() } else { self.codebook },

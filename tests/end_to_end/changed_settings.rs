@@ -156,7 +156,12 @@ fn every_head_is_scored_and_patients_can_be_bags() {
         [r#"evaluate.slide.baselines=["random"]"#, "evaluate.slide.by_patient=true", "evaluate.slide.balanced=true"];
     let settings: Vec<&str> = [all].into_iter().chain(more).flat_map(|setting| ["--set", setting]).collect();
     let ended = REFERENCE.cohort.run(&run, &[&settings[..], &["--update"]].concat()).with_code(0);
-    ended.saying(["evaluate: dino, 3 folds x 1 seeds of mean, max", "pretrain: up to date", "dsmil, transmil"]);
+    ended.saying([
+        "evaluate: dino, 3 folds x 1 seeds of mean, max",
+        " slides/s (",
+        "pretrain: up to date",
+        "dsmil, transmil",
+    ]);
     let column = |file: &str, name: &str| -> Vec<String> {
         let mut values: Vec<_> = table(&run.join(file)).into_iter().map(|row| row[name].clone()).collect();
         values.sort_unstable();

@@ -69,6 +69,26 @@ fn image_folders_are_scored_by_k_nn_beside_the_baselines() {
 }
 
 #[test]
+fn a_damaged_table_costs_the_rows_of_its_encoder_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, out] = ["images", "run"].map(|name| folder.path().join(name));
+    draw(&images);
+    run(&images, &out, &[]).with_code(0);
+    let whole = table(&out.join("results/results.csv"));
+    fs::write(out.join("features/dino-test.parquet"), b"not a table").unwrap();
+    gensis(["evaluate", "knn", "--out", out.to_str().unwrap()]).with_code(3);
+    let found = failures(&out);
+    let [(stage, item, reason)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((&stage[..], &item[..]), ("evaluate", "dino, k-NN"));
+    assert!(reason.contains("dino-test.parquet") && reason.contains("run `gensis embed`"), "{reason}");
+    let of_others: Vec<_> = whole.iter().filter(|row| row["encoder"] != "dino").cloned().collect();
+    assert_eq!(table(&out.join("results/results.csv")), of_others);
+    // The whole run makes it again.
+    run(&images, &out, &[]).with_code(0);
+    assert_eq!(table(&out.join("results/results.csv")), whole);
+}
+
+#[test]
 fn a_run_on_images_killed_in_training_and_in_embedding_ends_with_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let [images, out, whole] = ["images", "run", "whole"].map(|name| folder.path().join(name));

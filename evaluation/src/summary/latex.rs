@@ -17,12 +17,20 @@ pub fn latex(grid: &Grid) -> String {
     format!(
         "\\begin{{table}}\n  \\centering\n  \\caption{{{}. {}}}\n  \\label{{tab:{}}}\n  \\begin{{tabular}}{{{alignment}}}\n    \
          \\toprule\n{}{}    \\midrule\n{rows}    \\bottomrule\n  \\end{{tabular}}\n\\end{{table}}\n",
-        escape(&grid.title),
+        escape(&caption(&grid.title)),
         escape(&reading(grid)).replace('†', "$^\\dagger$").replace('‡', "$^\\ddagger$"),
         grid.id.replace('_', "-"),
         groups(grid),
         line(names),
     )
+}
+
+/// The title of a table that LaTeX gives a number of its own.
+fn caption(title: &str) -> String {
+    match title.strip_prefix("Table ").and_then(|numbered| numbered.split_once(": ")) {
+        Some((number, what)) => format!("{what} (table {number} of the paper)"),
+        None => title.to_owned(),
+    }
 }
 
 /// The headings above several columns, with rules under them.
