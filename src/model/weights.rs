@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use slide_io::atomic_file;
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
+use zip::{CompressionMethod, ZipArchive};
 
 /// The one metadata key of our files; its value is JSON. One key, since the order of several is not fixed.
 const METADATA_KEY: &str = "gensis";
@@ -267,8 +269,9 @@ fn to_single(bytes: Vec<u8>, shape: Vec<usize>, data_type: DType) -> Result<Valu
 /// whole of a plain one.
 ///
 /// # Errors
-/// An unreadable or corrupt file; integer tensors.
+/// An unreadable or corrupt file, one with compressed entries; integer tensors.
 pub fn read_pytorch(path: &Path, keys: &[&str]) -> Result<Named> {
+    refuse_compressed(path).with_context(|| format!("cannot read the weights {}", path.display()))?;
     let called = |&key: &&str| PytorchReader::with_top_level_key(path, key).ok().filter(|reader| !reader.is_empty());
     let reader = keys
         .iter()
@@ -293,9 +296,58 @@ pub fn read_pytorch(path: &Path, keys: &[&str]) -> Result<Named> {
         .collect()
 }
 
+/// PyTorch stores the entries of its archives as they are, so that no file unpacks to more than its size; one that is compressed,
+/// or says that it holds more than the file does, was not written by it.
+fn refuse_compressed(path: &Path) -> Result<()> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    // Files from before the archives, and damaged ones, are the reader's to judge.
+    let Ok(mut archive) = ZipArchive::new(file) else { return Ok(()) };
+    let mut total = 0u64;
+    for index in 0..archive.len() {
+        let entry = archive.by_index_raw(index)?;
+        ensure!(
+            entry.compression() == CompressionMethod::Stored,
+            "its entry {} is compressed, which PyTorch's files are not",
+            String::from_utf8_lossy(entry.name_raw())
+        );
+        total = total.saturating_add(entry.size());
+    }
+    ensure!(total <= size, "its entries say that they hold {total} bytes, and the file has {size}");
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Cursor, Write};
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    /// A file that unpacks to more than it is, or says so, is not unpacked; a cut one is an error, as any other.
+    #[test]
+    fn archives_that_pytorch_does_not_write_are_refused() {
+        let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
+        let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        writer.start_file("archive/data.pkl", stored).unwrap();
+        writer.write_all(&[0; 100]).unwrap();
+        let bytes = writer.finish().unwrap().into_inner();
+        let central = bytes.windows(4).position(|four| four == b"PK\x01\x02").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.pth");
+        let refused = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut changed = bytes.clone();
+            change(&mut changed);
+            std::fs::write(&path, changed).unwrap();
+            format!("{:#}", read_pytorch(&path, &[]).unwrap_err())
+        };
+        let compressed = refused(&|bytes| (bytes[8], bytes[central + 10]) = (8, 8));
+        assert!(compressed.contains("weights.pth") && compressed.contains("data.pkl is compressed"), "{compressed}");
+        let large = refused(&|bytes| bytes[central + 24..central + 28].fill(0x7f));
+        assert!(large.contains("say that they hold 2139062143 bytes"), "{large}");
+        assert!(refused(&|bytes| bytes.truncate(bytes.len() / 2)).contains("weights.pth"));
+        assert!(refused(&|_| ()).contains("weights.pth"));
+    }
 
     fn encoder() -> Encoder {
         let model =
