@@ -76,15 +76,18 @@ fn a_damaged_table_costs_the_rows_of_its_encoder_alone() {
     run(&images, &out, &[]).with_code(0);
     let whole = table(&out.join("results/results.csv"));
     fs::write(out.join("features/dino-test.parquet"), b"not a table").unwrap();
-    gensis(["evaluate", "knn", "--out", out.to_str().unwrap()]).with_code(3);
+    let out_text = out.to_str().unwrap();
+    gensis(["evaluate", "knn", "--update", "--set", "evaluate.knn.k=[2]", "--out", out_text]).with_code(3);
     let found = failures(&out);
     let [(stage, item, reason)] = &found[..] else { panic!("{found:?}") };
     assert_eq!((&stage[..], &item[..]), ("evaluate", "dino, k-NN"));
     assert!(reason.contains("dino-test.parquet") && reason.contains("run `gensis embed`"), "{reason}");
-    let of_others: Vec<_> = whole.iter().filter(|row| row["encoder"] != "dino").cloned().collect();
-    assert_eq!(table(&out.join("results/results.csv")), of_others);
-    // The whole run makes it again.
-    run(&images, &out, &[]).with_code(0);
+    let rows = table(&out.join("results/results.csv"));
+    for (encoder, scored) in [("dino", false), ("random", true), ("pixels", true)] {
+        assert_eq!(rows.iter().any(|row| row["encoder"] == encoder && row["head"] == "2-NN"), scored, "{encoder}");
+    }
+    // The whole run makes the table again.
+    run(&images, &out, &["--update"]).with_code(0);
     assert_eq!(table(&out.join("results/results.csv")), whole);
 }
 
