@@ -418,7 +418,7 @@ fn knn_of(run: &Run, folders: [&ImageFolder; 2], name: &str, hash: Option<&str>,
     let mut scores = Scores::default();
     for result in classify(&train, &test, &config, &device::open(run.device)?)? {
         let head = format!("{}-NN", result.k);
-        if result.used < result.k {
+        if drawn && result.used < result.k {
             eprintln!("evaluate: {name}, {head}: there are only {} training images, so all of them vote", result.used);
         }
         let base = ResultRow {

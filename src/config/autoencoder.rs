@@ -303,6 +303,8 @@ mod tests {
         let settings = Autoencoder { kind: AutoencoderKind::VqF8, ..Autoencoder::default() }.resolve().unwrap();
         assert_eq!((settings.ch_mult.as_slice(), settings.codebook), (&[1, 2, 2, 4][..], 16384));
         assert_eq!((settings.disc_weight, settings.disc_start, settings.disc_layers), (0.6, 1, 2));
+        let latents = |latent_channels| Autoencoder { latent_channels, ..Autoencoder::default() }.sizes().unwrap();
+        assert_eq!([0, 8].map(|channels| latents(channels).latent_channels), [3, 8]);
         let own = Autoencoder { disc_weight: 0.0, disc_start: 7, codebook: 64, ..Autoencoder::default() };
         let own = own.resolve().unwrap();
         assert_eq!((own.disc_weight, own.disc_start, own.codebook), (0.0, 7, 64));

@@ -23,39 +23,30 @@ pub(super) fn curves(title: String, predictions: &Predictions, classes: &[String
         roc: thinned(predictions.roc(class).unwrap_or_default()),
         precision_recall: thinned(predictions.precision_recall(class).unwrap_or_default()),
     };
-    if classes.len() <= MOST_CLASSES {
-        let first = usize::from(classes.len() == 2);
-        return RankingCurves { title, classes: (first..classes.len()).map(of_class).collect() };
-    }
-    let worst = worst(classes.len(), |class| aucs[class].map_or(f64::INFINITY, |auc| auc));
-    let title = format!("{title}: the {MOST_CLASSES} of {} classes with the lowest AUC", classes.len());
-    RankingCurves { title, classes: worst.into_iter().map(of_class).collect() }
+    let shown = worst(classes.len(), |class| aucs[class].map_or(f64::INFINITY, |auc| auc));
+    let title = title + &of_all(shown.len(), classes.len(), "lowest AUC");
+    let first = usize::from(classes.len() == 2);
+    RankingCurves { title, classes: shown.into_iter().skip(first).map(of_class).collect() }
 }
 
 /// Items by true and predicted class; of many classes those with the most errors, the others as one.
 pub(super) fn confusion(title: String, predictions: &Predictions, classes: &[String]) -> Confusion {
-    let matrix = predictions.confusion();
-    let all = matrix.classes();
-    if all <= MOST_CLASSES {
-        let row = |truth| (0..all).map(|predicted| matrix.count(truth, predicted)).collect();
-        return Confusion { title, classes: classes.to_vec(), counts: (0..all).map(row).collect() };
+    let items = || predictions.truth().iter().zip(predictions.predicted()).map(|(&a, &b)| (a as usize, b as usize));
+    let mut errors = vec![0u64; classes.len()];
+    for (truth, predicted) in items().filter(|(truth, predicted)| truth != predicted) {
+        errors[truth] += 1;
+        errors[predicted] += 1;
     }
-    let mut errors = vec![0u64; all];
-    for (&truth, &predicted) in predictions.truth().iter().zip(predictions.predicted()).filter(|(a, b)| a != b) {
-        errors[truth as usize] += 1;
-        errors[predicted as usize] += 1;
-    }
-    let shown = worst(all, |class| -(errors[class] as f64));
-    let place: Vec<usize> =
-        (0..all).map(|class| shown.iter().position(|&one| one == class).unwrap_or(MOST_CLASSES)).collect();
-    let mut counts = vec![vec![0; MOST_CLASSES + 1]; MOST_CLASSES + 1];
-    for (&truth, &predicted) in predictions.truth().iter().zip(predictions.predicted()) {
-        counts[place[truth as usize]][place[predicted as usize]] += 1;
-    }
-    let others = format!("{} others", all - MOST_CLASSES);
-    let names = shown.iter().map(|&class| classes[class].clone()).chain([others]).collect();
-    let title = format!("{title}: the {MOST_CLASSES} of {all} classes with the most errors");
-    Confusion { title, classes: names, counts }
+    let shown = worst(classes.len(), |class| -(errors[class] as f64));
+    let others = classes.len() - shown.len();
+    let mut place = vec![shown.len(); classes.len()];
+    shown.iter().enumerate().for_each(|(at, &class)| place[class] = at);
+    let side = shown.len() + usize::from(others > 0);
+    let mut counts = vec![vec![0; side]; side];
+    items().for_each(|(truth, predicted)| counts[place[truth]][place[predicted]] += 1);
+    let names = shown.iter().map(|&class| classes[class].clone());
+    let names = names.chain((others > 0).then(|| format!("{others} others"))).collect();
+    Confusion { title: title + &of_all(shown.len(), classes.len(), "most errors"), classes: names, counts }
 }
 
 /// The [`MOST_CLASSES`] of `all` classes with the lowest `value`, in their order.
@@ -65,6 +56,11 @@ fn worst(all: usize, value: impl Fn(usize) -> f64) -> Vec<usize> {
     order.truncate(MOST_CLASSES);
     order.sort_unstable();
     order
+}
+
+/// What a title adds where not all classes are shown.
+fn of_all(shown: usize, all: usize, chosen: &str) -> String {
+    if shown == all { String::new() } else { format!(": the {shown} of {all} classes with the {chosen}") }
 }
 
 /// Evenly chosen points, both ends among them, to four decimals.

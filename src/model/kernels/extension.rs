@@ -5,8 +5,9 @@
 
 use super::convolution::Convolution;
 use super::elementwise;
-use super::normalisation::{Moments, Normalisation};
+use super::normalisation::Normalisation;
 use super::rows::{self, RowNormalisation};
+use super::sums::Moments;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -134,21 +135,11 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
     }
 
     fn silu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (x, node) = x.into_parts();
-        let y = Flex::silu(x.clone());
-        match OfOne(elementwise::silu_backward).prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(operation) => operation.finish(x, y),
-            OpsKind::UnTracked(operation) => operation.finish(y),
-        }
+        of_one::<C>(x, Flex::silu, elementwise::silu_backward)
     }
 
     fn exact_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (x, node) = x.into_parts();
-        let y = Flex::exact_gelu(x.clone());
-        match OfOne(elementwise::gelu_backward).prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(operation) => operation.finish(x, y),
-            OpsKind::UnTracked(operation) => operation.finish(y),
-        }
+        of_one::<C>(x, Flex::exact_gelu, elementwise::gelu_backward)
     }
 
     fn softmax_rows(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -225,6 +216,20 @@ impl Backward<Flex, 3> for Normalise {
     }
 }
 
+/// A function of every value alone, and how its gradient is made.
+fn of_one<C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<Flex, C>>,
+    function: fn(FlexTensor) -> FlexTensor,
+    gradient: fn(&[f32], &[f32]) -> Vec<f32>,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let (x, node) = x.into_parts();
+    let y = function(x.clone());
+    match OfOne(gradient).prepare::<C>([node]).compute_bound().stateful() {
+        OpsKind::Tracked(operation) => operation.finish(x, y),
+        OpsKind::UnTracked(operation) => operation.finish(y),
+    }
+}
+
 /// The backward pass of a function of every value alone: the gradient of x from x and that of the result.
 #[derive(Debug)]
 struct OfOne(fn(&[f32], &[f32]) -> Vec<f32>);
@@ -261,7 +266,7 @@ impl Backward<Flex, 1> for SoftmaxRows {
 struct NormaliseRows;
 
 impl Backward<Flex, 3> for NormaliseRows {
-    type State = (RowNormalisation, [FlexTensor; 2], Vec<rows::Moments>);
+    type State = (RowNormalisation, [FlexTensor; 2], Vec<Moments>);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node).to_contiguous();
@@ -322,7 +327,7 @@ fn normalised_rows(
     weight: &FlexTensor,
     bias: &FlexTensor,
     sizes: RowNormalisation,
-) -> (FlexTensor, Vec<rows::Moments>) {
+) -> (FlexTensor, Vec<Moments>) {
     let [x, weight, bias] = [x, weight, bias].map(|input| input.to_contiguous());
     let (y, moments) = sizes.forward(x.storage(), weight.storage(), bias.storage());
     (tensor(y, x.shape()), moments)

@@ -3,7 +3,7 @@
 //! A group's values lie side by side and mostly fit into the cache, so that each pass reads memory once.
 
 use super::elementwise::{sigmoid, silu_slope};
-use super::sums::{total, total_products, total_squares};
+use super::sums::{Moments, total_products};
 use macerator::{AutoArch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -17,13 +17,6 @@ pub struct Normalisation {
     pub eps: f64,
     /// Whether SiLU follows.
     pub silu: bool,
-}
-
-/// Mean of a group and 1 / sqrt(variance + eps).
-#[derive(Clone, Copy, Debug)]
-pub struct Moments {
-    mean: f32,
-    scale: f32,
 }
 
 impl Normalisation {
@@ -96,10 +89,7 @@ impl WithSimd for Forward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self) -> Moments {
         let Self { sizes, x, weight, bias, y } = self;
-        let count = x.len() as f64;
-        let mean = (total(x) / count) as f32;
-        let variance = total_squares(x, mean) / count;
-        let scale = (1.0 / (variance + sizes.eps).sqrt()) as f32;
+        let Moments { mean, scale } = Moments::of(x, sizes.eps);
         let planes = x.chunks_exact(sizes.pixels).zip(y.chunks_exact_mut(sizes.pixels));
         for ((x, y), (weight, bias)) in planes.zip(weight.iter().zip(bias)) {
             let gain = weight * scale;

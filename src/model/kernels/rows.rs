@@ -3,7 +3,7 @@
 //! Rows are worked on in pieces that stay in the nearest cache.
 
 use super::elementwise::{PIECE, exp};
-use super::sums::{largest, total, total_products, total_squares};
+use super::sums::{Moments, largest, total, total_products};
 use macerator::{AutoArch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -17,13 +17,6 @@ fn piece(width: usize) -> usize {
 pub struct RowNormalisation {
     pub width: usize,
     pub eps: f64,
-}
-
-/// Mean of a row and 1 / sqrt(variance + eps).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Moments {
-    mean: f32,
-    scale: f32,
 }
 
 impl RowNormalisation {
@@ -84,8 +77,7 @@ impl WithSimd for NormaliseRows<'_> {
     fn with_simd<S: Simd>(self) {
         let Self { sizes: RowNormalisation { width, eps }, x, weight, bias, y, moments } = self;
         for ((x, y), moments) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(moments) {
-            let mean = (total(x) / width as f64) as f32;
-            let scale = (1.0 / (total_squares(x, mean) / width as f64 + eps).sqrt()) as f32;
+            let Moments { mean, scale } = Moments::of(x, eps);
             for ((y, x), (weight, bias)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
                 *y = (x - mean) * scale * weight + bias;
             }

@@ -5,6 +5,23 @@
 /// Columns of a sum: the widest vector.
 const COLUMNS: usize = 16;
 
+/// Mean of some values and 1 / sqrt(variance + eps).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moments {
+    pub mean: f32,
+    pub scale: f32,
+}
+
+impl Moments {
+    #[inline(always)]
+    pub fn of(values: &[f32], eps: f64) -> Self {
+        let count = values.len() as f64;
+        let mean = (total(values) / count) as f32;
+        let variance = total_squares(values, mean) / count;
+        Self { mean, scale: (1.0 / (variance + eps).sqrt()) as f32 }
+    }
+}
+
 /// The sum of some values.
 #[inline(always)]
 pub fn total(values: &[f32]) -> f64 {
@@ -23,7 +40,7 @@ pub fn total(values: &[f32]) -> f64 {
 
 /// The sum of squared distances from `mean`.
 #[inline(always)]
-pub fn total_squares(values: &[f32], mean: f32) -> f64 {
+fn total_squares(values: &[f32], mean: f32) -> f64 {
     let mut columns = [0.0; COLUMNS];
     let (chunks, rest) = values.as_chunks::<COLUMNS>();
     for chunk in chunks {
