@@ -44,16 +44,20 @@ fn make(source: &Path, out: &Path) {
         |at: u32, length: u32| if (at / length).is_multiple_of(2) { at % length } else { length - 1 - at % length };
     let image = RgbImage::from_fn(SIDE, SIDE, |x, y| *pixels.get_pixel(fold(x, width), fold(y, height)));
     let panda = PyramidSpec { mpp: Some(Mpp(0.5)), ..PyramidSpec::default() };
-    let description = "Aperio Image Library v11.2.1\r\n(240x240) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5".to_owned();
-    let aperio = PyramidSpec {
+    // CMU-1-Small-Region was scanned with Q=30, later scanners take 70.
+    let aperio = |quality: u8| PyramidSpec {
         tile: 240,
-        description: Some(description),
+        quality,
+        description: Some(format!(
+            "Aperio Image Library v11.2.1\r\n(240x240) JPEG/RGB Q={quality}|AppMag = 20|MPP = 0.5"
+        )),
         color: ColorModel::Rgb,
         mpp: None,
         ..PyramidSpec::default()
     };
     let flat = PyramidSpec { levels: vec![1], ..panda.clone() };
-    for (name, spec) in [("panda_like.tiff", panda), ("aperio_like.svs", aperio), ("one_level.tiff", flat)] {
+    let aperio_like = [("aperio_like.svs", aperio(70)), ("aperio_like_q30.svs", aperio(30))];
+    for (name, spec) in [("panda_like.tiff", panda), ("one_level.tiff", flat)].into_iter().chain(aperio_like) {
         write_pyramid(out.join(name), &image, &spec).expect("the slide can be written");
         println!("{}", out.join(name).display());
     }

@@ -106,6 +106,11 @@ fn test_images_are_retrieved_by_class_and_their_copies_found() {
     // Eight queries and what was found for each, for the report.
     let shown = image::open(out.join("results/retrieval_dino.png")).unwrap();
     assert_eq!((shown.width(), shown.height()), (4 + 7 * 100, 4 + 8 * 100));
+    gensis(["report", out.to_str().unwrap()]).with_code(0);
+    let report = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(
+        ["Retrieval by dino", "Attention of dino"].iter().all(|title| report.contains(&format!("<h3>{title}</h3>")))
+    );
     let settings = ["evaluate.copies.image_size=32", r#"evaluate.copies.baselines=["random"]"#];
     evaluate(&out, "copies", &settings).with_code(3);
     let rows = table(&out.join("results/copies.csv"));

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use evaluation::robustness::CORRUPTIONS;
+
 use crate::folder::{assert_same, failures, results, table};
 use crate::images::{draw, run};
 use crate::program::gensis;
@@ -78,6 +80,12 @@ fn probes_and_shifts_give_rows_that_threads_do_not_change() {
         }
         assert!(of(encoder, "cosine")["jpeg@5"] < 1.0);
     }
+    // A chart of each metric and shift, with a line for each encoder.
+    let report = fs::read_to_string(out.join("report.html")).unwrap();
+    let charts =
+        report.split("<section id=\"robustness\"").nth(1).and_then(|rest| rest.split("</section>").next()).unwrap();
+    assert_eq!(charts.matches("<svg").count(), 3 * 2);
+    assert!(["stain", "jpeg", "dino", "random"].iter().all(|name| charts.contains(name)));
     run(&images, &out, &ALL).with_code(0).saying(["evaluate: up to date"]);
     run(&images, &again, &[&ALL[..], &["--threads", "1"]].concat()).with_code(0);
     assert_same(&results(&again), &results(&out));
@@ -197,4 +205,77 @@ fn imagenet_sets_are_matched_by_class_and_bad_ones_listed() {
     assert_eq!(count("imagenet-c", "fog@5", "linear_accuracy"), ["4"]);
     assert_eq!(count("imagenet-c", "fog@mean", "knn_accuracy"), ["4"]);
     assert!(rows.iter().all(|row| !row["metric"].ends_with("_mce") && !row["metric"].ends_with("_ce")));
+}
+
+/// An image of each of ImageNet's thousand classes, whose numbers are the ranks of their names, and shifted sets of some of them.
+#[test]
+fn a_thousand_classes_give_the_published_subsets_and_corruption_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let [images, out, sets] = ["images", "run", "sets"].map(|name| folder.path().join(name));
+    let colour = |class: usize, by: usize| [class * 37, class * 101 + by, class * 173 + by].map(|value| value as u8);
+    let draw = |root: &Path, class: usize, name: &str, by: usize| {
+        fs::create_dir_all(root.join(name)).unwrap();
+        image::RgbImage::from_pixel(32, 32, image::Rgb(colour(class, by))).save(root.join(name).join("a.png")).unwrap();
+    };
+    let wnid = |class: usize| format!("n{class:08}");
+    // The first three are classes of ImageNet-A.
+    let tested = [6, 11, 13, 7, 8, 500];
+    (0..1000).for_each(|class| draw(&images.join("train"), class, &wnid(class), 0));
+    tested.iter().for_each(|&class| draw(&images.join("test"), class, &wnid(class), 1));
+    tested[..2].iter().for_each(|&class| draw(&sets.join("a"), class, &wnid(class), 9));
+    tested.iter().for_each(|&class| draw(&sets.join("matched"), class, &class.to_string(), 9));
+    for (corruption, _) in CORRUPTIONS {
+        for severity in 1..=5 {
+            let set = sets.join(format!("c/{corruption}/{severity}"));
+            tested.iter().for_each(|&class| draw(&set, class, &wnid(class), 4 * severity));
+        }
+    }
+    let at = |name: &str| sets.join(name).display().to_string();
+    let settings = [
+        format!("evaluate.robustness.imagenet_a={}", at("a")),
+        format!("evaluate.robustness.imagenet_v2=[\"{}\"]", at("matched")),
+        format!("evaluate.robustness.imagenet_c={}", at("c")),
+        "evaluate.linear.blocks=1".to_owned(),
+        "evaluate.linear.l2=[0.001]".to_owned(),
+        "evaluate.robustness.k=1".to_owned(),
+        "evaluate.knn.k=[1]".to_owned(),
+        "pretrain.epochs=1".to_owned(),
+        "pretrain.warmup_epochs=0".to_owned(),
+        "pretrain.knn_every=0".to_owned(),
+        "pretrain.batch=100".to_owned(),
+    ];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();
+    run(&images, &out, &settings).with_code(0);
+    let rows = rows(&out, "robustness");
+    let find = |data: &str, head: &str, metric: &str| {
+        let wanted =
+            |row: &&Row| [&row["data"], &row["head"], &row["metric"], &row["encoder"]] == [data, head, metric, "dino"];
+        rows.iter().find(wanted).unwrap_or_else(|| panic!("no {metric} of {data}, {head}"))
+    };
+    for head in ["1-NN", "linear"] {
+        let among = value(find("imagenet-a", head, "accuracy"));
+        assert_eq!(&find("imagenet-a", head, "accuracy")["n"], "2");
+        assert_eq!(&find("images, classes of imagenet-a", head, "accuracy")["n"], "3");
+        assert!((0.0..=1.0).contains(&among));
+        let (first, fifth) = (find("matched", head, "accuracy"), find("matched", head, "top5_accuracy"));
+        assert_eq!((&first["n"][..], &fifth["n"][..]), ("6", "6"));
+        assert!(value(fifth) >= value(first));
+    }
+    // Hendrycks and Dietterich: the errors of the five severities together over AlexNet's, and the mean of the fifteen.
+    for classifier in ["knn", "linear"] {
+        let mut errors = Vec::new();
+        for (corruption, alexnet) in CORRUPTIONS {
+            let accuracy = |severity| {
+                value(find("imagenet-c", &format!("{corruption}@{severity}"), &format!("{classifier}_accuracy")))
+            };
+            let wrong: f64 = (1..=5).map(|severity| 1.0 - accuracy(severity)).sum();
+            errors.push(wrong / (5.0 * alexnet));
+            let error = find("imagenet-c", &format!("{corruption}@mean"), &format!("{classifier}_ce"));
+            assert!((value(error) - errors.last().unwrap()).abs() < 1e-12, "{corruption}");
+        }
+        let mean = find("imagenet-c", "all@mean", &format!("{classifier}_mce"));
+        assert!((value(mean) - errors.iter().sum::<f64>() / 15.0).abs() < 1e-12);
+    }
+    // Same pictures, but for a change of colour that grows.
+    assert!(value(find("imagenet-c", "fog@1", "knn_accuracy")) >= value(find("imagenet-c", "fog@5", "knn_accuracy")));
 }

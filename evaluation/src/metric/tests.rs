@@ -52,11 +52,11 @@ fn as_scikit_learn() {
     }
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/evaluation/metrics.json"));
     let cases: Vec<Case> = serde_json::from_str(text).unwrap();
-    assert!(cases.len() >= 12);
+    assert!(cases.iter().filter(|case| case.classes > TOP).count() >= 2);
     for case in cases {
         let p = Predictions::new(case.truth, case.scores, case.classes).unwrap();
         assert_eq!(p.confusion().counts, case.confusion, "{}", case.name);
-        for metric in Metric::ALL {
+        for metric in Metric::of(p.classes()) {
             match (p.value(metric), case.values[metric.name()]) {
                 (Some(ours), Some(theirs)) => {
                     assert!((ours - theirs).abs() < 1e-12, "{} {metric:?}: {ours} {theirs}", case.name);

@@ -76,6 +76,8 @@ def reference(truth, scores, classes):
         "ece": calibration_error(truth, predicted, probabilities) if calibrated else math.nan,
         "brier": brier(truth, probabilities) if calibrated else math.nan,
     }
+    if classes > 5:
+        values["top5_accuracy"] = metrics.top_k_accuracy_score(truth, scores, k=5, labels=labels)
     return {
         "confusion": metrics.confusion_matrix(truth, predicted, labels=labels).ravel().tolist(),
         "values": {name: None if math.isnan(value) else float(value) for name, value in values.items()},
@@ -112,6 +114,7 @@ cases = [
     case("one class only", 3, 10, 9, missing=(0, 2)),
     case("two items", 2, 2, 11),
     case("too sure", 4, 150, 12, signal=0.5, sharpness=4.0),
+    case("twelve classes", 12, 200, 13),
 ]
 # The worked numbers of the specification, as a check of this script itself.
 assert abs(reference(np.array([0, 0, 1, 1, 2, 2]), np.eye(3)[[0, 1, 1, 1, 2, 0]], 3)["values"]["macro_f1"] - 0.6555556) < 1e-6
