@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use image::{GenericImage, Rgb, RgbImage};
 
 use crate::error::{Error, Result};
-use crate::format::{self, Area, Format, Info, Reader};
+use crate::format::{self, Area, Format, Info, Reader, Storage};
 use crate::geometry::{Level, Mpp, Region, Size};
 use crate::patch::LEVEL_TOLERANCE;
 
@@ -76,7 +76,7 @@ impl Slide {
         &self.info.levels
     }
 
-    /// What the slide can be read at, finest first: its levels, and between them those that libjpeg-turbo makes while it
+    /// What the slide can be read at, finest first: its levels, and between them those that a decoder makes while it
     /// decodes a finer one, at a fraction of the cost of decoding it whole.
     pub(crate) fn resolutions(&self) -> &[Level] {
         &self.resolutions
@@ -85,11 +85,28 @@ impl Slide {
     /// The coarsest resolution that is fine enough for pixels of `downsample` level-0 pixels: a level at least as fine, or
     /// a halving at least [`HALVING_MARGIN`] times as fine.
     pub(crate) fn resolution_for(&self, downsample: f64) -> usize {
-        let fine = |(level, (_, halvings)): (&Level, &(usize, u8))| {
+        self.coarsest(downsample, |storage| !storage.shifts)
+    }
+
+    /// The same for a picture of the whole slide, for which halvings that lie up to half a pixel off will do.
+    pub(crate) fn resolution_for_overview(&self, downsample: f64) -> usize {
+        self.coarsest(downsample, |_| true)
+    }
+
+    fn coarsest(&self, downsample: f64, halve: impl Fn(&Storage) -> bool) -> usize {
+        let fine = |(resolution, (level, halvings)): (&Level, &(usize, u8))| {
             let margin = if *halvings > 0 { HALVING_MARGIN } else { 1.0 };
-            level.downsample * margin <= downsample * (1.0 + LEVEL_TOLERANCE)
+            (*halvings == 0 || halve(&self.info.storage[*level]))
+                && resolution.downsample * margin <= downsample * (1.0 + LEVEL_TOLERANCE)
         };
         self.resolutions.iter().zip(&self.sources).rposition(fine).unwrap_or(0)
+    }
+
+    /// How far right of and below its place the picture lies in a resolution, in its pixels. A wavelet's coarse pixel n is the
+    /// fine one 2n made smooth, not the mean of 2n and 2n + 1; so half the difference of a coarse and a fine pixel.
+    pub(crate) fn shift(&self, resolution: usize) -> f64 {
+        let (level, halvings) = self.sources[resolution];
+        if self.info.storage[level].shifts { 0.5 - 0.5 / f64::from(1_u32 << halvings) } else { 0.0 }
     }
 
     /// Pixels of a resolution that are decoded at a time.
@@ -275,7 +292,7 @@ mod tests {
     #[test]
     fn halvings_fill_the_gaps_between_levels() {
         let level = |side, downsample| Level { size: Size::square(side), downsample };
-        let storage = |halvings| crate::format::Storage { tile: Size::square(256), halvings };
+        let storage = |halvings| Storage { tile: Size::square(256), halvings, shifts: false };
         let info = Info {
             levels: vec![level(1001, 1.0), level(250, 4.004), level(62, 16.1)],
             storage: vec![storage(3), storage(1), storage(0)],

@@ -42,11 +42,11 @@ pub(crate) fn read_whole(slide: &Slide, out: Size) -> Result<RgbImage> {
 pub(crate) fn read_mended(slide: &Slide, out: Size) -> Result<(RgbImage, Vec<Damaged>)> {
     let full = slide.size();
     let factor = (f64::from(full.width) / f64::from(out.width)).min(f64::from(full.height) / f64::from(out.height));
-    let resolution = slide.resolution_for(factor);
+    let resolution = slide.resolution_for_overview(factor);
     let level = slide.resolutions()[resolution];
     let damaged = Mutex::new(Vec::new());
     let (whole, lost) = (AtomicU64::new(0), AtomicU64::new(0));
-    let image = shrink(level.size, out, BLOCK, |x, y, size| {
+    let image = shrink(level.size, out, BLOCK, slide.shift(resolution), |x, y, size| {
         whole.fetch_add(area(size), Ordering::Relaxed);
         match slide.read_at(resolution, x, y, size) {
             Err(Error::BadFile { .. }) => {}
@@ -128,11 +128,13 @@ fn area(size: Size) -> u64 {
 }
 
 /// Averages a whole level of `source` px down to `out` px, block by block. `read` gives a rectangle of the level. The
-/// blocks carry the margin of the filter, so the result does not depend on their size.
+/// blocks carry the margin of the filter, so the result does not depend on their size. What lies at the corner of the slide is
+/// `shift` px right of and below the level's.
 fn shrink(
     source: Size,
     out: Size,
     block: u32,
+    shift: f64,
     read: impl Fn(i64, i64, Size) -> Result<RgbImage> + Sync,
 ) -> Result<RgbImage> {
     let scale = (f64::from(source.width) / f64::from(out.width), f64::from(source.height) / f64::from(out.height));
@@ -146,7 +148,8 @@ fn shrink(
             let (left, right) = span(x, width, scale.0, source.width);
             let (top, bottom) = span(y, height, scale.1, source.height);
             let image = read(left, top, Size::new((right - left) as u32, (bottom - top) as u32))?;
-            let corner = (f64::from(x) * scale.0 - left as f64, f64::from(y) * scale.1 - top as f64);
+            let corner = |start: u32, scale: f64, first: i64| f64::from(start) * scale - first as f64 + shift;
+            let corner = (corner(x, scale.0, left), corner(y, scale.1, top));
             let covered = (f64::from(width) * scale.0, f64::from(height) * scale.1);
             resample(&image, corner, covered, Size::new(width, height), FilterType::Bilinear)
         })
@@ -277,18 +280,47 @@ mod tests {
         for out in [Size::new(61, 40), Size::new(100, 33), Size::new(611, 407)] {
             let read = |x, y, size| Ok(part(&source, x, y, size));
             let size = Size::new(611, 407);
-            let whole = shrink(size, out, 10_000, read).unwrap();
-            let blocks = shrink(size, out, 90, read).unwrap();
+            let whole = shrink(size, out, 10_000, 0.0, read).unwrap();
+            let blocks = shrink(size, out, 90, 0.0, read).unwrap();
             let worst = whole.iter().zip(blocks.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
             // The same weights from another start: only the last bit of the fixed-point sums may differ.
             assert!(worst <= 1, "{worst} for {out:?}");
         }
     }
 
+    /// The wavelet's coarse part is sharper than an average.
+    #[test]
+    fn jpeg_2000_is_shown_from_its_wavelet_levels() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let golden = |name: &str| root.join("tests/golden/breadth").join(name);
+        let real = |name: &str| root.join("../../shared/data").join(name);
+        for (path, factor) in [
+            (golden("jpeg2000_tiles.tif"), 4),
+            (golden("jpeg2000_aperio_ycbcr_tiles.tif"), 4),
+            (real("slides/TCGA-CR-7395-01A-01-TS1.svs"), 8),
+            (real("slides_derived/oral_normal400x_j2k33003.svs"), 16),
+        ] {
+            let Ok(slide) = Slide::open(&path) else {
+                eprintln!("skipped: no {}", path.display());
+                continue;
+            };
+            let Size { width, height } = slide.levels()[0].size;
+            let out = Size::new(width / factor, height / factor);
+            let resolution = slide.resolution_for_overview(f64::from(factor));
+            assert!(!slide.levels().contains(&slide.resolutions()[resolution]), "{}", path.display());
+            let shown = read_whole(&slide, out).unwrap();
+            let whole = shrink(slide.size(), out, BLOCK, 0.0, |x, y, size| slide.read_at(0, x, y, size)).unwrap();
+            let sum: u64 = shown.iter().zip(whole.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+            let mean = sum as f64 / shown.len() as f64;
+            eprintln!("{}: {mean:.2} grey levels", path.display());
+            assert!(mean < 5.0, "{}: {mean}", path.display());
+        }
+    }
+
     #[test]
     fn an_unscaled_level_is_copied() {
         let source = noise(50, 20);
-        let copy = shrink(Size::new(50, 20), Size::new(50, 20), 16, |x, y, s| Ok(part(&source, x, y, s))).unwrap();
+        let copy = shrink(Size::new(50, 20), Size::new(50, 20), 16, 0.0, |x, y, s| Ok(part(&source, x, y, s))).unwrap();
         assert_eq!(copy, source);
     }
 
@@ -296,7 +328,7 @@ mod tests {
     fn a_flat_level_stays_flat() {
         let source = RgbImage::from_pixel(997, 503, Rgb([200, 120, 30]));
         let size = Size::new(997, 503);
-        let small = shrink(size, Size::new(31, 16), 128, |x, y, s| Ok(part(&source, x, y, s))).unwrap();
+        let small = shrink(size, Size::new(31, 16), 128, 0.0, |x, y, s| Ok(part(&source, x, y, s))).unwrap();
         assert!(small.pixels().all(|p| p.0 == [200, 120, 30]));
     }
 

@@ -21,7 +21,7 @@ pub(super) const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
 /// TIFF's compression number of JPEG.
 pub(super) const JPEG: u16 = 7;
-const UNCOMPRESSED: u16 = 1;
+pub(super) const UNCOMPRESSED: u16 = 1;
 const LZW: u16 = 5;
 const DEFLATE: u16 = 8;
 /// Deflate before it was standardised, the same stream.
@@ -42,6 +42,11 @@ const YCBCR: u16 = 6;
 
 /// [`Directory::planar`] of colours stored apart.
 pub(super) const PLANES_APART: u16 = 2;
+
+/// Whether a compression is JPEG 2000 under one of its numbers.
+pub(super) fn is_jpeg_2000(compression: u16) -> bool {
+    matches!(compression, JPEG_2000 | JPEG_2000_YCBCR | JPEG_2000_RGB)
+}
 
 /// Why the pixels of a directory cannot be read here.
 pub(super) fn check_decodable(directory: &Directory) -> Result<(), String> {
@@ -84,13 +89,12 @@ pub(super) fn check_decodable(directory: &Directory) -> Result<(), String> {
     }
     let pixel = u64::from(samples).max(3) * u64::from(bits / 8);
     let bytes = u64::from(chunk.width).saturating_mul(u64::from(chunk.height)).saturating_mul(pixel);
-    let limit = match compression {
-        JPEG_2000 | JPEG_2000_YCBCR | JPEG_2000_RGB => jpeg2000::MAX_BYTES,
-        _ => MAX_CHUNK_BYTES,
-    };
+    let limit = if is_jpeg_2000(compression) { jpeg2000::MAX_BYTES } else { MAX_CHUNK_BYTES };
     if bytes > limit {
         let Size { width, height } = chunk;
-        return Err(format!("tiles or strips of {width} x {height} px are above the native limit of {limit} bytes"));
+        return Err(format!(
+            "tiles or strips of {width} x {height} px are above the native limit of {limit} bytes: save it with tiles"
+        ));
     }
     Ok(())
 }
@@ -120,8 +124,7 @@ fn has_predictor(compression: u16) -> bool {
 /// # Errors
 /// What is wrong with the stored bytes.
 pub(super) fn decode(image: &Directory, size: Size, halvings: u8, planes: &[Vec<u8>]) -> Result<Vec<u8>, String> {
-    let hole = planes.iter().find(|bytes| is_hole(bytes)).filter(|_| image.compression != UNCOMPRESSED);
-    if let Some(hole) = hole {
+    if let Some(hole) = planes.iter().find(|bytes| is_hole(image, bytes)) {
         return Err(format!("its bytes are all {}: a hole in the file, as an incomplete copy leaves", hole[0]));
     }
     match (image.compression, planes) {
@@ -131,8 +134,8 @@ pub(super) fn decode(image: &Directory, size: Size, halvings: u8, planes: &[Vec<
             let planes = planes.iter().map(|bytes| Ok(gray(bytes)?.into_iter().step_by(3).collect()));
             Ok(interleave(&planes.collect::<Result<Vec<Vec<u8>>, String>>()?))
         }
-        (JPEG_2000 | JPEG_2000_RGB, [whole]) => jpeg2000::decode(whole, size, false),
-        (JPEG_2000_YCBCR, [whole]) => jpeg2000::decode(whole, size, true),
+        (JPEG_2000 | JPEG_2000_RGB, [whole]) => jpeg2000::decode(whole, size, halvings, false),
+        (JPEG_2000_YCBCR, [whole]) => jpeg2000::decode(whole, size, halvings, true),
         (_, [whole]) => Ok(colors(image, samples(image, size, whole)?)),
         _ => {
             let planes = planes.iter().map(|bytes| samples(image, size, bytes));
@@ -141,10 +144,14 @@ pub(super) fn decode(image: &Directory, size: Size, halvings: u8, planes: &[Vec<
     }
 }
 
-/// Whether the bytes are those of a disk that was never written to. No compression makes so many of them.
-fn is_hole(bytes: &[u8]) -> bool {
+/// Whether the bytes are those of a disk that was never written to. No compression makes so many of them; of uncompressed
+/// ones, a colour image that is black to the last bit has no light on it, and white or grey ones mean something.
+fn is_hole(image: &Directory, bytes: &[u8]) -> bool {
     let same = |value: u8| bytes.iter().all(|byte| *byte == value);
-    bytes.len() > 16 && (same(0) || same(255))
+    match image.compression {
+        UNCOMPRESSED => bytes.len() > 16 && image.photometric == RGB && same(0),
+        _ => bytes.len() > 16 && (same(0) || same(255)),
+    }
 }
 
 /// A JPEG chunk of whole pixels with its tables, and the colour model that the directory states, as a complete stream.

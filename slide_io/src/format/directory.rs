@@ -14,6 +14,7 @@ use tiff::decoder::{Decoder, IfdDecoder};
 use tiff::tags::{ByteOrder, IfdPointer, Tag, ValueBuffer};
 use tiff::{Directory as Tags, TiffError};
 
+use super::chunk::{PLANES_APART, UNCOMPRESSED};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 
@@ -52,6 +53,8 @@ pub(super) struct Directory {
     pub big_endian: bool,
     /// Bit 0: a reduced copy of another image. Bit 2: a mask.
     pub subfile: u32,
+    /// Whether it is a sub-directory of the first.
+    pub nested: bool,
     pub jpeg_tables: Vec<u8>,
     /// Texts and resolution under OpenSlide's names: `tiff.ImageDescription`, `tiff.XResolution`.
     pub properties: BTreeMap<String, String>,
@@ -65,6 +68,30 @@ impl Directory {
     /// Chunks in a row.
     pub fn across(&self) -> u32 {
         self.size.width.div_ceil(self.chunk.width)
+    }
+
+    /// Cuts the one strip of an uncompressed image, as scientific software writes it, into strips of which a few can be read.
+    fn cut_strip(&mut self) {
+        /// Bytes of a strip that is made.
+        const STRIP: u64 = 1 << 20;
+        let planes = if self.planar == PLANES_APART { u64::from(self.samples) } else { 1 };
+        let per_pixel = u64::from(self.samples) / planes * u64::from(self.bits.first().copied().unwrap_or(1) / 8);
+        let row = u64::from(self.size.width).saturating_mul(per_pixel);
+        let height = u64::from(self.size.height);
+        let one_strip = !self.tiled && self.compression == UNCOMPRESSED && self.chunk.height == self.size.height;
+        let whole = |length: &u64| *length >= row.saturating_mul(height);
+        if !one_strip || row == 0 || row.saturating_mul(height) <= STRIP || !self.lengths.iter().all(whole) {
+            return;
+        }
+        let rows = (STRIP / row).max(1);
+        let strips = |start: u64| {
+            (0..height.div_ceil(rows)).map(move |strip| {
+                let first = strip * rows;
+                (start.saturating_add(first * row), (height - first).min(rows) * row)
+            })
+        };
+        (self.offsets, self.lengths) = self.offsets.iter().flat_map(|start| strips(*start)).unzip();
+        self.chunk.height = rows as u32;
     }
 
     /// A text property, empty where there is none.
@@ -104,7 +131,7 @@ pub(super) fn read_directories(path: &Path, file: &File) -> Result<Vec<Directory
         if directories.is_empty() {
             waiting.extend(reader.sub_directories(&tags)?.into_iter().map(|sub| (sub, false)));
         }
-        directories.push(reader.directory()?);
+        directories.push(Directory { nested: !in_chain, ..reader.directory()? });
         spent = reader.spent;
     }
     Ok(directories)
@@ -159,7 +186,7 @@ impl TagReader<'_> {
             true => (Tag::TileOffsets, Tag::TileByteCounts),
             false => (Tag::StripOffsets, Tag::StripByteCounts),
         };
-        Ok(Directory {
+        let mut directory = Directory {
             size,
             tiled,
             chunk,
@@ -177,6 +204,7 @@ impl TagReader<'_> {
             fill_order: self.number(Tag::FillOrder)?.unwrap_or(1),
             big_endian: self.big_endian,
             subfile: self.number(Tag::NewSubfileType)?.unwrap_or(0),
+            nested: false,
             jpeg_tables: self.bytes(Tag::JPEGTables)?.unwrap_or_default(),
             properties: self.properties()?,
             is_ndpi: self.tags.find_entry(Tag::Unknown(65420)).is_some(),
@@ -184,7 +212,9 @@ impl TagReader<'_> {
                 .bytes(Tag::Unknown(700))?
                 .map(|xmp| String::from_utf8_lossy(&xmp).into_owned())
                 .unwrap_or_default(),
-        })
+        };
+        directory.cut_strip();
+        Ok(directory)
     }
 
     /// Pointers to sub-directories, last first, so that they are taken in order from the end of a stack.

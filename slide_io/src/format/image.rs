@@ -19,8 +19,11 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     let image = read_image(path)?;
     let size = Size::new(image.width(), image.height());
     let levels = vec![Level { size, downsample: 1.0 }];
-    let mut info =
-        Info { vendor: "image".to_owned(), storage: vec![Storage { tile: size, halvings: 0 }], ..Info::default() };
+    let mut info = Info {
+        vendor: "image".to_owned(),
+        storage: vec![Storage { tile: size, halvings: 0, shifts: false }],
+        ..Info::default()
+    };
     metadata::describe_levels(&levels, &mut info.properties);
     info.levels = levels;
     Ok(Opened { info, reader: Box::new(ImageReader { image }) })

@@ -1,6 +1,7 @@
 //! Tiles of JPEG 2000 through hayro-jpeg2000, bounded before they are decoded.
 
 use hayro_jpeg2000::{DecodeSettings, DecoderContext, Image};
+use image::{RgbImage, imageops};
 
 use crate::geometry::Size;
 
@@ -9,24 +10,34 @@ use crate::geometry::Size;
 pub(super) const MAX_BYTES: u64 = 3 << 20;
 
 /// The RGB pixels of a JPEG 2000 code stream, whose three components are RGB or, as the TIFF says and the stream does
-/// not, YCbCr.
-pub(super) fn decode(stream: &[u8], size: Size, ycbcr: bool) -> Result<Vec<u8>, String> {
+/// not, YCbCr; halved `halvings` times, as far as the stream goes from its wavelet levels that are as coarse as that.
+pub(super) fn decode(stream: &[u8], size: Size, halvings: u8, ycbcr: bool) -> Result<Vec<u8>, String> {
     check_size(stream)?;
+    let damaged = |e| format!("its JPEG 2000 is damaged: {e}");
     let settings = DecodeSettings { strict: true, ..DecodeSettings::default() };
-    let image = Image::new(stream, &settings).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
+    let whole = Image::new(stream, &settings).map_err(damaged)?;
     // Before any memory is spent on it.
-    if image.width() != size.width || image.height() != size.height || image.color_space().num_channels() != 3 {
-        let (w, h, channels) = (image.width(), image.height(), image.color_space().num_channels());
+    if whole.width() != size.width || whole.height() != size.height || whole.color_space().num_channels() != 3 {
+        let (w, h, channels) = (whole.width(), whole.height(), whole.color_space().num_channels());
         let Size { width, height } = size;
         return Err(format!(
             "its JPEG 2000 has {w} x {h} px of {channels} components, the directory says {width} x {height} of 3"
         ));
     }
+    let wanted = size.halved(halvings);
+    let image = match halvings {
+        0 => whole,
+        _ => {
+            let target_resolution = Some((wanted.width, wanted.height));
+            Image::new(stream, &DecodeSettings { target_resolution, ..settings }).map_err(damaged)?
+        }
+    };
+    let given = Size::new(image.width(), image.height());
     let mut context = DecoderContext::default();
-    let decoded = image.decode(&mut context).map_err(|e| format!("its JPEG 2000 is damaged: {e}"))?;
+    let decoded = image.decode(&mut context).map_err(damaged)?;
     let components = decoded.components();
-    let whole = size.width as usize * size.height as usize;
-    if components.len() != 3 || components.iter().any(|component| component.samples().len() != whole) {
+    let count = given.width as usize * given.height as usize;
+    if components.len() != 3 || components.iter().any(|component| component.samples().len() != count) {
         return Err("its JPEG 2000 components are not of one size".to_owned());
     }
     let mut pixels = decoded.data_u8();
@@ -40,7 +51,12 @@ pub(super) fn decode(stream: &[u8], size: Size, ycbcr: bool) -> Result<Vec<u8>, 
             *pixel = rgb.map(|value| (value + 0.5) as u8);
         }
     }
-    Ok(pixels)
+    if given == wanted {
+        return Ok(pixels);
+    }
+    // The stream has fewer wavelet levels than that.
+    let image = RgbImage::from_raw(given.width, given.height, pixels).ok_or("its JPEG 2000 has no such size")?;
+    Ok(imageops::thumbnail(&image, wanted.width, wanted.height).into_raw())
 }
 
 /// Refuses a code stream that asks the decoder for far more bookkeeping than there are pixels: its SIZ segment (ISO 15444-1,

@@ -82,6 +82,8 @@ pub(crate) struct Storage {
     pub tile: Size,
     /// How often its sides can be halved while it is decoded, at a fraction of the cost.
     pub halvings: u8,
+    /// Whether a halving lies up to half a pixel off, as wavelets make it: good enough for a picture of the whole slide.
+    pub shifts: bool,
 }
 
 /// A rectangle that lies wholly inside its level, in pixels of that level halved `halvings` times (rounded down).

@@ -60,7 +60,11 @@ mod library {
             let stated = properties.get(&format!("openslide.level[{level}].tile-{side}"));
             stated.and_then(|text| text.parse().ok()).filter(|side| *side > 0).unwrap_or(256)
         };
-        let storage = |level| Storage { tile: Size::new(tile(level, "width"), tile(level, "height")), halvings: 0 };
+        let storage = |level| Storage {
+            tile: Size::new(tile(level, "width"), tile(level, "height")),
+            halvings: 0,
+            shifts: false,
+        };
         Ok(Info {
             vendor: properties.get("openslide.vendor").cloned().unwrap_or_default(),
             storage: (0..levels.len()).map(storage).collect(),

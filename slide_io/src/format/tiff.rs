@@ -43,6 +43,10 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     if let Some(vendor) = directories.first().and_then(foreign_vendor) {
         return Err(Error::unsupported(path, format!("{vendor} files have rules of their own, left to OpenSlide")));
     }
+    if let Some(channels) = directories.first().and_then(channels_apart) {
+        let what = format!("its {channels} channels are images of their own, of one colour each: save it as RGB");
+        return Err(Error::unsupported(path, what));
+    }
     let (pyramid, others) = pyramid(directories);
     let Some(base) = pyramid.first() else {
         return Err(Error::unsupported(path, "it has no image"));
@@ -79,6 +83,13 @@ fn foreign_vendor(first: &Directory) -> Option<&'static str> {
     .find_map(|(vendor, found)| found.then_some(vendor))
 }
 
+/// Of an OME-TIFF whose channels are stored as one grey image after the other: how many.
+fn channels_apart(first: &Directory) -> Option<u32> {
+    let size = first.text("tiff.ImageDescription").split("SizeC=\"").nth(1)?;
+    let channels = size.split('"').next()?.parse().ok()?;
+    (first.samples == 1 && channels > 1).then_some(channels)
+}
+
 fn is_aperio(first: &Directory) -> bool {
     first.text("tiff.ImageDescription").starts_with("Aperio")
 }
@@ -86,7 +97,8 @@ fn is_aperio(first: &Directory) -> bool {
 /// Parts the directories into the pyramid, finest first, and the rest in file order (with their numbers).
 ///
 /// Level 0 is the largest tiled image, or the first image of a file without tiles; the other levels are the tiled
-/// images of its aspect and smaller. Masks are none.
+/// images of its aspect that say they are reduced copies, by a flag or by being sub-directories. Aperio's have no flag: there
+/// what is tiled is a level, label and macro are not. Masks are none.
 fn pyramid(directories: Vec<Directory>) -> (Vec<Directory>, Vec<(usize, Directory)>) {
     let area = |directory: &Directory| u64::from(directory.size.width) * u64::from(directory.size.height);
     let tiled = |directory: &&Directory| directory.tiled && directory.subfile & MASK == 0;
@@ -94,13 +106,16 @@ fn pyramid(directories: Vec<Directory>) -> (Vec<Directory>, Vec<(usize, Director
     let base = directories.iter().filter(tiled).rev().max_by_key(|directory| area(directory)).or(directories.first());
     let Some(base) = base.map(|base| base.size) else { return (Vec::new(), Vec::new()) };
     let any_tiled = directories.iter().any(|directory| tiled(&directory));
+    let flagless = any_tiled && directories.first().is_some_and(is_aperio);
     let mut levels: Vec<Directory> = Vec::new();
     let mut others = Vec::new();
     for (number, directory) in directories.into_iter().enumerate() {
         let known = levels.iter().any(|level| level.size == directory.size);
         let level = directory.tiled == any_tiled && directory.subfile & MASK == 0 && is_reduction(directory.size, base);
-        let flat_copy = !any_tiled && number > 0 && directory.subfile & REDUCED == 0;
-        match level && !known && !flat_copy {
+        // Another image of the same aspect may be anything, a label too.
+        let says_so = flagless || directory.nested || directory.subfile & REDUCED != 0;
+        let is_base = directory.size == base && levels.is_empty();
+        match level && !known && (is_base || says_so) {
             true => levels.push(directory),
             false => others.push((number, directory)),
         }
@@ -203,8 +218,10 @@ fn storage(directory: &Directory) -> Storage {
         // The width of strips is the image's, its last pixel belongs to no other strip.
         whole(chunk.height) && (whole(chunk.width) || !tiled) && size.width.min(size.height) >> halvings > 0
     };
-    let halvings = (1..=jpeg::MAX_HALVINGS).take_while(|&halvings| compression == JPEG && halves(halvings));
-    Storage { tile: chunk, halvings: halvings.last().unwrap_or(0) }
+    let wavelets = chunk::is_jpeg_2000(compression);
+    let scales = compression == JPEG || wavelets;
+    let halvings = (1..=jpeg::MAX_HALVINGS).take_while(|&halvings| scales && halves(halvings));
+    Storage { tile: chunk, halvings: halvings.last().unwrap_or(0), shifts: wavelets }
 }
 
 struct TiffReader {

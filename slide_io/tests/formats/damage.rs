@@ -13,6 +13,7 @@ use crate::sample::{Random, aperio, panda, real_files, region, tissue};
 const NEXT: u16 = 0;
 const IMAGE_WIDTH: u16 = 256;
 const IMAGE_LENGTH: u16 = 257;
+const SUBFILE: u16 = 254;
 const BITS: u16 = 258;
 const COMPRESSION: u16 = 259;
 const TILE_WIDTH: u16 = 322;
@@ -205,6 +206,17 @@ fn a_hole_in_the_file_is_told_where_it_is_met() {
     let error = slide.read(&region(0, 195, 140, 5, 5)).unwrap_err().to_string();
     assert!(error.contains("level 0, tile (column 3, row 2): its bytes are all 0: a hole in the file"), "{error}");
     assert!(slide.read(&region(0, 0, 0, 20, 20)).is_ok());
+}
+
+/// A label of the slide's aspect, tiled like it, must not be taken for the slide.
+#[test]
+fn an_image_that_does_not_say_it_is_a_reduced_copy_is_no_level() {
+    let mut slab = Slab::new();
+    assert_eq!(slab.open().unwrap().levels().len(), 2);
+    let value = slab.entry(1, SUBFILE) + 8;
+    slab.put(value, 0);
+    let slide = slab.open().unwrap();
+    assert_eq!((slide.levels().len(), slide.associated_names().len()), (1, 0));
 }
 
 #[test]

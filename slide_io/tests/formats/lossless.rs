@@ -55,6 +55,50 @@ fn flat_images_in_strips_are_slides_of_one_level() {
     assert!(read == RgbImage::from_fn(301, 1007, |x, y| image::Rgb([source.get_pixel(x, y).0[0]; 3])));
 }
 
+/// As scientific software writes an image by default.
+#[test]
+fn one_strip_is_read_in_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flat.tif");
+    let write = |image: &RgbImage| {
+        let mut encoder = TiffEncoder::new(File::create(&path).unwrap()).unwrap();
+        let mut strips = encoder.new_image::<RGB8>(image.width(), image.height()).unwrap();
+        strips.rows_per_strip(image.height()).unwrap();
+        strips.write_data(image.as_raw()).unwrap();
+    };
+    let source = tissue(701, 1007, 12);
+    write(&source);
+    let slide = Slide::open_as(&path, "tiff").unwrap();
+    assert!(slide.read(&region(0, 0, 0, 701, 1007)).unwrap() == source);
+    let part = slide.read(&region(0, 20, 490, 30, 40)).unwrap();
+    assert!(part == image::imageops::crop_imm(&source, 20, 490, 30, 40).to_image());
+    // Nobody wrote the second half: black to the last bit, and no picture.
+    let mut torn = source.clone();
+    torn.iter_mut().skip(701 * 499 * 3).for_each(|value| *value = 0);
+    write(&torn);
+    let slide = Slide::open_as(&path, "tiff").unwrap();
+    assert!(slide.read(&region(0, 0, 0, 701, 400)).is_ok());
+    let error = slide.read(&region(0, 0, 999, 10, 5)).unwrap_err().to_string();
+    assert!(error.contains("a hole in the file"), "{error}");
+}
+
+#[test]
+fn channels_stored_one_after_the_other_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("channels.ome.tif");
+    let mut encoder = TiffEncoder::new(File::create(&path).unwrap()).unwrap();
+    for channel in 0..3 {
+        let mut image = encoder.new_image::<Gray8>(40, 30).unwrap();
+        let description = r#"<OME><Image><Pixels SizeC="3" SizeX="40" SizeY="30"/></Image></OME>"#;
+        let tag = tiff::tags::Tag::ImageDescription;
+        image.encoder().write_tag(tag, if channel == 0 { description } else { "" }).unwrap();
+        image.write_data(&[channel; 1200]).unwrap();
+    }
+    let error = Slide::open_as(&path, "tiff").unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("its 3 channels are images of their own"), "{error}");
+}
+
 #[test]
 fn other_samples_are_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
