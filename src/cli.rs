@@ -166,7 +166,8 @@ pub struct SettingsArgs {
     /// (data.allow_missing).
     #[arg(long)]
     allow_missing: bool,
-    /// A folder of regions somebody drew, <slide id>.geojson or .png, in place of the tissue mask (data.roi). What `tile`
+    /// A folder of regions somebody drew, <slide id>.geojson, .png or _mask.tiff, in place of the tissue mask; nothing but
+    /// exclusions (Ignore*) is taken away from it (data.roi). What `tile`
     /// found lies in contours_geojson/ of the run folder: edit it in QuPath and give it back.
     #[arg(long, value_name = "FOLDER")]
     roi: Option<String>,
@@ -175,7 +176,7 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "X", value_parser = magnification)]
     mag: Option<f64>,
     /// µm/px of level 0 for every slide, overriding the files (data.mpp).
-    #[arg(long, value_name = "UM_PER_PX")]
+    #[arg(long, value_name = "UM_PER_PX", allow_negative_numbers = true)]
     mpp: Option<f64>,
     /// An encoder that somebody else trained: a preset and its file, for example uni=pytorch_model.bin (encoders). May be
     /// repeated; `gensis config encoders` lists the presets.
@@ -295,8 +296,17 @@ pub struct InspectArgs {
     /// A slide, a folder of slides, or a quoted glob.
     pub path: String,
     /// µm/px of level 0, for slides that do not state it.
-    #[arg(long, value_name = "UM_PER_PX")]
+    #[arg(long, value_name = "UM_PER_PX", allow_negative_numbers = true)]
     pub mpp: Option<f64>,
+    /// Show the vendor's properties of a single slide too; some name people and places.
+    #[arg(long)]
+    pub properties: bool,
+    /// Write an associated image of a single slide to --save: macro, thumbnail, label (which may name a patient).
+    #[arg(long, value_name = "NAME", requires = "save")]
+    pub image: Option<String>,
+    /// Where --image goes, a PNG or JPEG that is not there yet.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub save: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -80,6 +80,7 @@ pub mod walk;
 
 pub use error::{Error, Result};
 pub use folder::ImageFolder;
+pub use format::PLAUSIBLE_MPP;
 pub use geometry::{Level, Mpp, Point, Region, Size};
 pub use grid::{Grid, GridSpec};
 pub use manifest::{Cohort, SlideRecord};

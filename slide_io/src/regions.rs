@@ -13,7 +13,7 @@
 //! - A mask pixel is inside if its centre is. A centre on an outline belongs to what lies right of or below the
 //!   outline, so regions that share a border share no pixel.
 //! - The regions of a file are the union of its annotations less those that are exclusions. A file of nothing but
-//!   exclusions means everything else; a file without annotations means nothing.
+//!   exclusions means everything else, which [`read_mask`] narrows to the tissue; a file without annotations means nothing.
 //! - An annotation is an exclusion if its class (its name does not matter) ends with `*`, by which QuPath marks what it
 //!   ignores (`Ignore*`, `Artefact*`), or is one of `ignore`, `exclude`, `excluded`, `exclusion`, `artifact`,
 //!   `artifacts`, `artefact` or `artefacts` in any case. `Region*` is none: QuPath offers it to outline what is to be
@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::geometry::{Point, Size};
+use crate::mask::Mask;
 use crate::mask_file;
 use crate::tissue::TissueMask;
 
@@ -202,14 +203,18 @@ impl Regions {
     /// [`Error::Usage`] for a size of 0.
     pub fn mask(&self, size: Size, slide: Size) -> Result<TissueMask> {
         let (excluded, included): (Vec<_>, Vec<_>) = self.annotations.iter().partition(|a| a.is_exclusion());
-        let everything = included.is_empty() && !excluded.is_empty();
-        let mut data = vec![everything; size.width as usize * size.height as usize];
+        let mut data = vec![self.only_excludes(); size.width as usize * size.height as usize];
         for (annotations, inside) in [(included, true), (excluded, false)] {
             for polygon in annotations.into_iter().flat_map(|a| &a.polygons) {
                 raster::fill(polygon, size, slide, &mut data, inside);
             }
         }
         TissueMask::from_pixels(size, slide, data)
+    }
+
+    /// Whether there are annotations, and each of them is an exclusion.
+    fn only_excludes(&self) -> bool {
+        !self.annotations.is_empty() && self.annotations.iter().all(Annotation::is_exclusion)
     }
 
     /// Number of annotations that lie wholly outside a slide of that size: most likely drawn on another slide, or in
@@ -219,18 +224,19 @@ impl Regions {
     }
 }
 
-/// The file with the regions of slide `id` in `folder`: `<id>.geojson`, `<id>.json` or `<id>.png`. `None` if there is
-/// none. (A TIFF is not looked for: it may be the slide itself.)
+/// The file with the regions of slide `id` in `folder`: `<id>.geojson`, `<id>.json`, `<id>.png`, or `<id>_mask` as PNG or
+/// TIFF. `None` if there is none. (`<id>.tiff` is not looked for: it may be the slide itself.)
 ///
 /// # Errors
 /// [`Error::Usage`] if there are several: which one is meant cannot be told.
 pub fn for_slide(folder: &Path, id: &str) -> Result<Option<PathBuf>> {
-    mask_file::find(folder, ["geojson", "json", "png"].map(|extension| format!("{id}.{extension}")))
+    let endings = [".geojson", ".json", ".png", "_mask.png", "_mask.tiff", "_mask.tif"];
+    mask_file::find(folder, endings.map(|ending| format!("{id}{ending}")))
 }
 
-/// Reads what a user gave for a slide of `slide` level-0 pixels as a mask of `size` pixels: GeoJSON (as
-/// [`Regions::mask`] fills it) or a PNG or TIFF image of the whole slide at any scale. The content decides, not the
-/// extension.
+/// Reads what a user gave for a slide of `slide` level-0 pixels as a mask of the size of `found`, the tissue that was found on
+/// it: GeoJSON (as [`Regions::mask`] fills it) or a PNG or TIFF image of the whole slide at any scale. The content decides,
+/// not the extension. Exclusions alone are taken away from `found`; anything else stands in its place.
 ///
 /// In an image what is not black is inside; a transparent pixel is outside. Its shape must be the slide's: one side may
 /// differ by 1 pixel or 0.5 % from what the other asks for. A mask pixel is inside if at least half of the image's
@@ -239,12 +245,17 @@ pub fn for_slide(folder: &Path, id: &str) -> Result<Option<PathBuf>> {
 /// # Errors Those of [`Regions::read`]; for images [`Error::Unsupported`] if the shape is not the slide's (with the
 /// sizes), if it is compressed with losses, which moves borders, or of a kind that is not read; and [`Error::BadFile`]
 /// for a damaged one.
-pub fn read_mask(path: &Path, size: Size, slide: Size) -> Result<TissueMask> {
+pub fn read_mask(path: &Path, found: &Mask, slide: Size) -> Result<TissueMask> {
+    let size = found.size();
     let mut head = Vec::new();
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     file.take(64).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
     match geojson::detect(&head) {
-        true => Regions::read(path)?.mask(size, slide),
+        true => {
+            let regions = Regions::read(path)?;
+            let drawn = regions.mask(size, slide)?;
+            if regions.only_excludes() { drawn.and(found).map(TissueMask::from) } else { Ok(drawn) }
+        }
         false => image::read(path, size, slide),
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use image::{GenericImage, Rgb, RgbImage};
 
 use crate::error::{Error, Result};
+use crate::format::metadata::ANISOTROPY;
 use crate::format::{self, Area, Format, Info, Reader, Storage};
 use crate::geometry::{Level, Mpp, Region, Size};
 use crate::patch::LEVEL_TOLERANCE;
@@ -129,6 +130,11 @@ impl Slide {
         }
     }
 
+    /// Whether a tile begins and ends as it should; see [`Reader::probe`].
+    pub(crate) fn probe(&self, resolution: usize, column: u32, row: u32) -> Result<()> {
+        self.reader.probe(self.sources[resolution].0, column, row)
+    }
+
     /// Size of level 0.
     pub fn size(&self) -> Size {
         self.levels()[0].size
@@ -136,10 +142,15 @@ impl Slide {
 
     /// True µm/px of level 0 as the file states it; `None` where it does not.
     ///
-    /// Where the scales along x and y differ, it is their geometric mean; if by more than 1 %, the property
-    /// `slide_io.mpp-x-over-y` tells their ratio.
+    /// Where the scales along x and y differ, it is their geometric mean; if by more than 1 %,
+    /// [`mpp_x_over_y`](Self::mpp_x_over_y) tells their ratio.
     pub fn mpp(&self) -> Option<Mpp> {
         self.info.mpp
+    }
+
+    /// µm/px along x over that along y, where they differ by more than 1 %: the pixels are not square.
+    pub fn mpp_x_over_y(&self) -> Option<f64> {
+        self.info.properties.get(ANISOTROPY)?.parse().ok()
     }
 
     /// Nominal magnification (20, 40) where the file states it.

@@ -37,18 +37,10 @@ impl Walk {
             let (column, row) = (x / f64::from(tile.width), y / f64::from(tile.height));
             ((x / strip).floor() as i64, row.floor() as i64, column.floor() as i64, origins[index].y, origins[index].x)
         });
-        let tiles = |span: &Span, side: u32, extent: u32| {
-            let last = (span.start + i64::from(span.length) - 1).clamp(0, i64::from(extent) - 1);
-            span.start.max(0) as u32 / side..=last as u32 / side
-        };
         let mut last_use = HashMap::new();
         for &index in &order {
-            let Footprint { x, y, .. } = Footprint::new(&level, origins[index], spec.ratio(native), spec.size);
-            for row in tiles(&y, tile.height, level.size.height) {
-                for column in tiles(&x, tile.width, level.size.width) {
-                    last_use.insert((column, row), index);
-                }
-            }
+            let footprint = Footprint::new(&level, origins[index], spec.ratio(native), spec.size);
+            last_use.extend(tiles(&footprint, tile, level.size).map(|tile| (tile, index)));
         }
         let mut last_uses: Vec<_> = last_use.into_iter().map(|((column, row), patch)| (patch, column, row)).collect();
         last_uses.sort_unstable();
@@ -67,6 +59,17 @@ impl Walk {
             slide.release(self.resolution, column, row);
         }
     }
+}
+
+/// Column and row of every tile of a level of `extent` px that a patch is made from.
+pub(crate) fn tiles(footprint: &Footprint, tile: Size, extent: Size) -> impl Iterator<Item = (u32, u32)> {
+    let along = |span: &Span, side: u32, extent: u32| {
+        let last = (span.start + i64::from(span.length) - 1).clamp(0, i64::from(extent) - 1);
+        span.start.max(0) as u32 / side..=last as u32 / side
+    };
+    let columns = along(&footprint.x, tile.width, extent.width);
+    along(&footprint.y, tile.height, extent.height)
+        .flat_map(move |row| columns.clone().map(move |column| (column, row)))
 }
 
 /// Widest strip whose tiles under a row of patches of `side` px fit [`STRIP_BYTES`], in px; a whole number of tiles.

@@ -1,9 +1,13 @@
 //! `gensis inspect`: what is in a slide, or in each slide of a folder.
 
-use anyhow::Result;
+use std::collections::BTreeMap;
+use std::io::Cursor;
+
+use anyhow::{Context, Result, ensure};
+use image::ImageFormat;
 use rayon::prelude::*;
 use serde::Serialize;
-use slide_io::{Level, Mpp, Slide, TissueMask, TissueParams};
+use slide_io::{Level, Mpp, PLAUSIBLE_MPP, Slide, TissueMask, TissueParams, atomic_file};
 use std::path::Path;
 
 use super::Outcome;
@@ -27,12 +31,21 @@ struct Inspection {
     no_tissue: Option<String>,
     /// Names only; the label image is never shown, since it may name a patient.
     associated_images: Vec<String>,
+    /// The vendor's, where they are asked for.
+    properties: BTreeMap<String, String>,
     error: Option<String>,
 }
 
 pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome> {
     let single = Path::new(&args.path).is_file();
     let mpp = args.mpp.map(Mpp);
+    let plausible = args.mpp.is_none_or(|mpp| PLAUSIBLE_MPP.contains(&mpp));
+    ensure!(plausible, "--mpp must be {} to {} µm/px, as slides have", PLAUSIBLE_MPP.start(), PLAUSIBLE_MPP.end());
+    ensure!(single || (args.image.is_none() && !args.properties), "--image and --properties are for a single slide");
+    if let (Some(name), Some(to)) = (&args.image, &args.save) {
+        save(Path::new(&args.path), name, to)?;
+        return Ok(Outcome::of(0));
+    }
     let files: Vec<_> = if single {
         vec![args.path.clone().into()]
     } else {
@@ -42,7 +55,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome> {
             .map(|slide| slide.path)
             .collect()
     };
-    let slides: Vec<Inspection> = files.par_iter().map(|file| look(file, mpp)).collect();
+    let slides: Vec<Inspection> = files.par_iter().map(|file| look(file, mpp, args.properties)).collect();
     if args.json {
         say_line!("{}", serde_json::to_string_pretty(&slides)?)?;
     } else if single {
@@ -53,7 +66,18 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome> {
     Ok(Outcome::of(slides.iter().filter(|slide| slide.error.is_some()).count()))
 }
 
-fn look(file: &Path, given: Option<Mpp>) -> Inspection {
+/// Writes an associated image, in the format of the file's extension.
+fn save(slide: &Path, name: &str, to: &Path) -> Result<()> {
+    ensure!(!to.exists(), "{} is there already", to.display());
+    let format = ImageFormat::from_path(to).ok();
+    let format = format.filter(|format| [ImageFormat::Png, ImageFormat::Jpeg].contains(format));
+    let format = format.with_context(|| format!("{}: give it the ending .png or .jpg", to.display()))?;
+    let mut bytes = Cursor::new(Vec::new());
+    Slide::open(slide)?.read_associated(name)?.write_to(&mut bytes, format)?;
+    Ok(atomic_file::write(to, bytes.get_ref())?)
+}
+
+fn look(file: &Path, given: Option<Mpp>, properties: bool) -> Inspection {
     let mut seen = Inspection {
         file: file.display().to_string(),
         format: None,
@@ -63,20 +87,24 @@ fn look(file: &Path, given: Option<Mpp>) -> Inspection {
         tissue_share: None,
         no_tissue: None,
         associated_images: vec![],
+        properties: BTreeMap::new(),
         error: None,
     };
-    if let Err(error) = guarded(|| fill(&mut seen, file, given)) {
+    if let Err(error) = guarded(|| fill(&mut seen, file, given, properties)) {
         seen.error = Some(error);
     }
     seen
 }
 
-fn fill(seen: &mut Inspection, file: &Path, given: Option<Mpp>) -> slide_io::Result<()> {
+fn fill(seen: &mut Inspection, file: &Path, given: Option<Mpp>, properties: bool) -> slide_io::Result<()> {
     let slide = Slide::open(file)?;
     seen.format = Some(slide.format());
     seen.levels = slide.levels().to_vec();
     seen.magnification = slide.magnification();
     seen.associated_images = slide.associated_names();
+    if properties {
+        seen.properties = slide.properties().clone();
+    }
     let mpp = given.or(slide.mpp());
     seen.mpp = mpp.map(|mpp| mpp.0);
     // Without a scale the share is still worth knowing; a usual 20x scale decides only how fine the mask is.
@@ -115,6 +143,9 @@ fn print_whole(slide: &Inspection) -> Result<()> {
     }
     if !slide.associated_images.is_empty() {
         say_line!("  also holds     {}", slide.associated_images.join(", "))?;
+    }
+    for (name, value) in &slide.properties {
+        say_line!("  {name}: {}", value.trim().replace(['\r', '\n'], " "))?;
     }
     if let Some(error) = &slide.error {
         say_line!("  error          {error}")?;

@@ -247,11 +247,14 @@ pub(super) fn digest(run: &Run, path: &Path) -> Option<String> {
 
 /// SHA-256 of a whole file, read once a run: what people draw is small, and a vertex may move in the middle of it.
 pub(super) fn whole_digest(run: &Run, path: &Path) -> Option<String> {
-    digest_once(run, path, |path| {
-        let mut hash = Sha256::new();
-        std::io::copy(&mut File::open(path)?, &mut HashWriter(&mut hash))?;
-        Ok(hex(hash))
-    })
+    digest_once(run, path, sha256)
+}
+
+/// SHA-256 of a file as it is now.
+pub(super) fn sha256(path: &Path) -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    std::io::copy(&mut File::open(path)?, &mut HashWriter(&mut hash))?;
+    Ok(hex(hash))
 }
 
 struct HashWriter<'a>(&'a mut Sha256);

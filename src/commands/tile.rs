@@ -2,6 +2,7 @@
 
 mod sheet;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -181,7 +182,7 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     // The coordinates vouch for all that is written before them.
     remove_outputs(run, &record.id)?;
     if let Some(contours) = cut.contours {
-        contours.write(&run.dir.file(&format!("contours_geojson/{}.geojson", record.id))?)?;
+        write_contours(run, &record.id, &contours)?;
     }
     write_dropped(&run.dir.root().join(dropped_path(run, &record.id)), &cut.dropped)?;
     let [thumbnail, grid_picture] = picture_paths(run, &record.id)?;
@@ -198,7 +199,8 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     Ok((serde_json::from_slice(&stored)?, false))
 }
 
-/// Removes what `tile` wrote for a slide, coordinates first, but for contours, which somebody may have edited.
+/// Removes what `tile` wrote for a slide, coordinates first, but for contours, which somebody may have edited (see
+/// [`write_contours`]).
 fn remove_outputs(run: &Run, slide: &str) -> Result<()> {
     let [thumbnail, grid_picture] = picture_paths(run, slide)?;
     let tar = pack_path(run, slide);
@@ -208,6 +210,23 @@ fn remove_outputs(run: &Run, slide: &str) -> Result<()> {
         remove(&path)?;
     }
     Ok(())
+}
+
+/// Writes the outlines of the tissue, but never over those that somebody edited: `stages/tile/<slide>.contours` has the hash of
+/// what was written last.
+fn write_contours(run: &Run, slide: &str, contours: &Regions) -> Result<()> {
+    let path = run.dir.file(&format!("contours_geojson/{slide}.geojson"))?;
+    let written = run.dir.file(&format!("stages/tile/{slide}.contours"))?;
+    let fresh = path.with_extension("geojson.new");
+    contours.write(&fresh)?;
+    let made = sources::sha256(&fresh)?;
+    let last = std::fs::read_to_string(&written).ok();
+    if sources::sha256(&path).is_ok_and(|current| current != made && Some(current) != last) {
+        eprintln!("tile: {slide}: {} was edited and is left as it is; remove it to have it made anew", path.display());
+        return remove(&fresh);
+    }
+    std::fs::rename(&fresh, &path)?;
+    Ok(atomic_file::write(&written, made.as_bytes())?)
 }
 
 /// The picture of the slide, and that with its grid.
@@ -229,8 +248,8 @@ struct Cut {
     coordinates: h5::Coordinates,
     /// Outlines of the tissue that was found.
     contours: Option<Regions>,
-    /// Positions that gave no patch for another reason than background.
-    dropped: Vec<(Point, DropReason)>,
+    /// Positions that gave no patch for another reason than background, and what is wrong there, where it is known.
+    dropped: Vec<(Point, DropReason, String)>,
     picture: RgbImage,
     grid_picture: RgbImage,
     why_empty: String,
@@ -251,16 +270,16 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     let mask = match &roi {
         None => found,
         Some(path) => {
-            let drawn = regions::read_mask(path, found.size(), slide.size())?;
+            let drawn = regions::read_mask(path, &found, slide.size())?;
             if experiment.data.roi_within_tissue { drawn.and(&found)?.into() } else { drawn }
         }
     };
-    let grid = match given_coordinates(&experiment.data, record)? {
-        Some(path) => given_grid(&path, slide.size(), mpp, &experiment.grid)?,
+    let (grid, damage) = match given_coordinates(&experiment.data, record)? {
+        Some(path) => (given_grid(&path, slide.size(), mpp, &experiment.grid)?, BTreeMap::new()),
         None => {
             let mut grid = Grid::new(slide.size(), mpp, &experiment.grid, &mask)?;
-            quality::sort_out(&mut grid, &slide, mpp, &mask, &artefacts, &experiment.quality)?;
-            grid
+            let damage = quality::sort_out(&mut grid, &slide, mpp, &mask, &artefacts, &experiment.quality)?;
+            (grid, damage)
         }
     };
     (row.tissue_share, row.candidates, row.kept) = (Some(mask.share()), Some(grid.candidates), Some(grid.kept()));
@@ -268,15 +287,27 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     for (column, reason) in row.dropped_mut().into_iter().zip(DropReason::ALL) {
         *column = counts.get(&reason).copied().unwrap_or(0);
     }
+    let mut problems = Vec::new();
     if row.dropped_unreadable > 0 {
-        let why = overview.damage.as_deref().unwrap_or("a damaged tile");
+        let why = overview.damage.as_ref().or(damage.values().next()).map_or("a damaged tile", String::as_str);
         let table = dropped_path(run, &record.id);
-        row.problem = Some(format!(
+        problems.push(format!(
             "{} position(s) cannot be read and are left out (in {}): {why}",
             row.dropped_unreadable,
             table.display()
         ));
     }
+    if let Some(ratio) = slide.mpp_x_over_y() {
+        problems.push(format!(
+            "its pixels are not square, {ratio:.3} times as wide as high: patches are cut by the mean of both scales"
+        ));
+    }
+    row.problem = (!problems.is_empty()).then(|| problems.join("; "));
+    let why = |origin: &Point, reason: DropReason| match (damage.get(origin), reason) {
+        (Some(error), _) => error.clone(),
+        (None, DropReason::Unreadable) => overview.damage.clone().unwrap_or_default(),
+        _ => String::new(),
+    };
     let mut coordinates = h5::Coordinates::new(&record.id, slide.levels(), mpp, &grid);
     if let Some(path) = label_mask(&experiment.data, record)? {
         let labels = LabelMask::open(&path, slide.size(), &experiment.data.mask_labels)?;
@@ -290,7 +321,12 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
         coordinates,
         // What somebody drew is not drawn once more.
         contours: roi.is_none().then(|| Regions::trace(&mask)),
-        dropped: grid.dropped.iter().filter(|(_, reason)| *reason != DropReason::Background).copied().collect(),
+        dropped: grid
+            .dropped
+            .iter()
+            .filter(|(_, reason)| *reason != DropReason::Background)
+            .map(|(origin, reason)| (*origin, *reason, why(origin, *reason)))
+            .collect(),
         picture,
         grid_picture,
         why_empty: match roi {
@@ -359,15 +395,16 @@ fn dropped_path(run: &Run, slide: &str) -> PathBuf {
     Path::new(&h5::job_folder(&run.experiment.grid)).join("dropped").join(format!("{slide}.csv"))
 }
 
-/// Writes x and y (level-0 px) and the reason of every dropped position but background; nothing where there is none.
-fn write_dropped(path: &Path, dropped: &[(Point, DropReason)]) -> Result<()> {
+/// Writes x and y (level-0 px), the reason of every dropped position but background, and what is wrong with its tile where it
+/// cannot be read; nothing where there is none.
+fn write_dropped(path: &Path, dropped: &[(Point, DropReason, String)]) -> Result<()> {
     if dropped.is_empty() {
         return remove(path);
     }
     let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record(["x", "y", "reason"])?;
-    for (Point { x, y }, reason) in dropped {
-        table.write_record([x.to_string(), y.to_string(), reason.to_string()])?;
+    table.write_record(["x", "y", "reason", "error"])?;
+    for (Point { x, y }, reason, error) in dropped {
+        table.write_record([&x.to_string(), &y.to_string(), &reason.to_string(), error])?;
     }
     Ok(atomic_file::write(path, &table.into_inner()?)?)
 }

@@ -62,7 +62,10 @@ impl Experiment {
     /// Refuses settings that parse but make no sense, naming the key and what would.
     fn check(&self) -> Result<()> {
         let rules: &[(bool, &str)] = &[
-            (self.data.mpp >= 0.0, "data.mpp must be above 0 µm/px, or 0 to believe the files"),
+            (
+                self.data.mpp == 0.0 || slide_io::PLAUSIBLE_MPP.contains(&self.data.mpp),
+                "data.mpp must be 0.02 to 50 µm/px, as slides have, or 0 to believe the files",
+            ),
             (
                 self.data.slides.is_empty() || self.data.images.as_os_str().is_empty(),
                 "give data.slides or data.images, not both",

@@ -82,18 +82,44 @@ fn drawn_regions_take_the_place_of_the_tissue_mask() {
     assert_eq!(failed.len(), SLIDES - 1);
     assert!(failed.iter().all(|(_, _, reason)| reason.contains("no regions are drawn on it")), "{failed:?}");
 
-    // The file edited: what was drawn is left out now, and everything else is in.
+    // The file edited: what was drawn is left out now of the tissue that was found.
     square(folder.path(), Some("Ignore*"));
     let out = folder.path().join("excluded");
     tile(&out, &all).with_code(3);
     let kept = read(&out);
-    assert!(kept.contains(&Point::new(0, 0)) && !kept.contains(&Point::new(256, 256)));
-    // With the tissue inside it only.
-    let inside = folder.path().join("inside");
+    let found = folder.path().join("found");
+    tile(&found, &all[2..]).with_code(0);
+    let found = read(&found);
+    assert!(!kept.is_empty() && kept.iter().all(|origin| found.contains(origin)));
+    assert!(found.contains(&Point::new(256, 256)) && !kept.contains(&Point::new(256, 256)));
+    // An area with the tissue inside it only.
+    let corner = r#"{"type":"Polygon","coordinates":[[[0,0],[400,0],[400,400],[0,400],[0,0]]]}"#;
+    fs::write(roi.join("s00.geojson"), corner).unwrap();
+    let [drawn, inside] = ["area", "inside"].map(|name| folder.path().join(name));
+    tile(&drawn, &all).with_code(3);
     tile(&inside, &[&all[..], &["--set", "data.roi_within_tissue=true"]].concat()).with_code(3);
-    let both = read(&inside);
-    assert!(!both.is_empty() && both.len() < kept.len() && both.iter().all(|origin| kept.contains(origin)));
-    assert!(!both.contains(&Point::new(0, 0)), "the corner is glass");
+    let (drawn, both) = (read(&drawn), read(&inside));
+    assert!(!both.is_empty() && both.len() < drawn.len() && both.iter().all(|origin| drawn.contains(origin)));
+    assert!(drawn.contains(&Point::new(0, 0)) && !both.contains(&Point::new(0, 0)), "the corner is glass");
+}
+
+#[test]
+fn edited_outlines_are_never_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    tile(&run, &[]).with_code(0);
+    let outlines = |slide: &str| run.join(format!("contours_geojson/{slide}.geojson"));
+    let before = fs::read(outlines("s01")).unwrap();
+    fs::write(outlines("s00"), r#"{"type":"Polygon","coordinates":[[[0,0],[800,0],[800,800],[0,800],[0,0]]]}"#)
+        .unwrap();
+    let edited = fs::read(outlines("s00")).unwrap();
+    let wider = ["--update", "--set", "tissue.dilate_um=64"];
+    tile(&run, &wider).with_code(0).saying(["s00.geojson was edited and is left as it is"]);
+    assert_eq!(fs::read(outlines("s00")).unwrap(), edited);
+    assert_ne!(fs::read(outlines("s01")).unwrap(), before);
+    // What the program wrote it may write again.
+    tile(&run, &["--update"]).with_code(0);
+    assert_eq!(fs::read(outlines("s01")).unwrap(), before);
 }
 
 #[test]

@@ -24,7 +24,11 @@ fn the_run_goes_on_past_bad_slides_and_lists_them() {
     fs::write(cohort.slide("truncated.tiff"), &good[..good.len() / 2]).unwrap();
     fs::write(cohort.slide("noise.svs"), noise).unwrap();
     fs::write(cohort.slide("text.tiff"), "slide,label\nnot,a slide\n".repeat(100)).unwrap();
-    damaged(&cohort.slide("damaged.tiff"));
+    large(&cohort.slide("damaged.tiff"), |bytes| {
+        // An end in the middle of a tile: its own two ends are as they should be.
+        let starts: Vec<usize> = (0..bytes.len() - 1).filter(|&i| bytes[i..i + 2] == [0xFF, 0xDA]).collect();
+        starts.iter().step_by(5).for_each(|start| bytes[start + 60..start + 62].copy_from_slice(&[0xFF, 0xD9]));
+    });
     std::os::unix::fs::symlink("/nowhere", cohort.slide("gone.svs")).unwrap();
     write_slide(&cohort.slide("no-scale.tiff"), &section(90, false), None);
     write_slide(&cohort.slide("white.tiff"), &RgbImage::from_pixel(600, 600, Rgb([250, 250, 250])), Some(0.5));
@@ -81,16 +85,49 @@ fn the_run_goes_on_past_bad_slides_and_lists_them() {
     assert!(run.join(JOB).join("patches/no-scale_patches.h5").exists());
 }
 
-/// A slide large enough that mask and pictures come from its lower levels, with holes in the first.
-fn damaged(path: &Path) {
+/// A slide large enough that mask and pictures come from its lower levels, with the bytes of the first changed.
+fn large(path: &Path, change: impl Fn(&mut [u8])) {
     let tile = section(91, false);
     let whole = RgbImage::from_fn(2100, 2100, |x, y| *tile.get_pixel(x % tile.width(), y % tile.height()));
     let spec = PyramidSpec { tile: 128, levels: vec![1, 2, 4], mpp: Some(Mpp(0.5)), ..PyramidSpec::default() };
     write_pyramid(path, &whole, &spec).unwrap();
     let mut bytes = fs::read(path).unwrap();
-    let (from, to) = (bytes.len() / 4, bytes.len() / 4 + bytes.len() / 40);
-    bytes[from..to].fill(0);
+    let first = bytes.len() / 2;
+    change(&mut bytes[..first]);
     fs::write(path, bytes).unwrap();
+}
+
+/// What a broken copy leaves is found before anything is made of it; the pyramid's coarse levels show nothing of it.
+#[test]
+fn a_hole_in_the_finest_level_costs_the_patches_on_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [slides, run, unchecked] = ["slides", "run", "unchecked"].map(|name| folder.path().join(name));
+    fs::create_dir(&slides).unwrap();
+    large(&slides.join("holes.tiff"), |bytes| {
+        let (from, count) = (bytes.len() / 2, bytes.len() / 20);
+        bytes[from..from + count].fill(0);
+    });
+    let tile = |out: &Path, more: &[&str]| {
+        let places = ["tile", "--slides", slides.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        gensis(
+            places
+                .into_iter()
+                .chain(["--set", "grid.size=128", "--set", "grid.stride=128"])
+                .chain(more.iter().copied()),
+        )
+    };
+    tile(&run, &[]).with_code(3).saying(["cannot be read and are left out", "a hole in the file"]);
+    let dropped = table(&run.join(JOB).join("dropped/holes.csv"));
+    let read = |run: &Path| h5::read_coordinates(&run.join(JOB).join("patches/holes_patches.h5")).unwrap().origins;
+    tile(&unchecked, &["--set", "quality.check_tiles=false"]).with_code(0);
+    assert!(!dropped.is_empty() && !read(&run).is_empty());
+    assert_eq!(read(&unchecked).len(), read(&run).len() + dropped.len());
+    for row in &dropped {
+        assert_eq!(row["reason"], "unreadable");
+        assert!(row["error"].contains("level 0, tile (column "), "{row:?}");
+        let place = [&row["x"], &row["y"]].map(|number| number.parse::<i64>().unwrap());
+        assert!(read(&run).iter().all(|origin| [origin.x, origin.y] != place));
+    }
 }
 
 #[test]

@@ -192,6 +192,8 @@ fn inspect_tells_what_is_in_slides() {
         serde_json::from_str(&gensis(["inspect", bad.path().to_str().unwrap(), "--json"]).with_code(3).stdout).unwrap();
     assert!(json[0]["error"].is_string() && json[1]["error"].is_null(), "{json}");
     gensis(["inspect", "nowhere"]).with_error(["nowhere"]);
+    gensis(["inspect", folder, "--properties"]).with_error(["for a single slide"]);
+    gensis(["inspect", folder, "--mpp", "-1"]).with_error(["--mpp must be 0.02 to 50"]);
 }
 
 #[test]
@@ -219,4 +221,34 @@ fn doctor_tells_what_is_there_and_proves_the_numbers() {
     let all: Value = serde_json::from_str(&gensis([&beside[..], &["--json"]].concat()).with_code(0).stdout).unwrap();
     assert_eq!((&all[0], &all[1]), (&json, &json));
     gensis(["doctor", "--selftest", "--steps", "0", "--beside", "/nowhere"]).with_error(["--beside /nowhere"]);
+}
+
+/// Aperio's file of the reader's tests has a label.
+#[test]
+fn associated_images_are_written_where_they_are_asked_for_by_name() {
+    let slide = concat!(env!("CARGO_MANIFEST_DIR"), "/slide_io/tests/golden/breadth/aperio.tif");
+    let whole = gensis(["inspect", slide, "--properties"]).with_code(0).stdout;
+    assert!(whole.contains("thumbnail, label, macro") && whole.contains("aperio.AppMag: 20"), "{whole}");
+    let folder = tempfile::tempdir().unwrap();
+    let [png, gif] = ["label.png", "label.gif"].map(|name| folder.path().join(name));
+    let save =
+        |name: &str, to: &std::path::Path| gensis(["inspect", slide, "--image", name, "--save", to.to_str().unwrap()]);
+    save("label", &png).with_code(0);
+    assert_eq!(image::open(&png).unwrap().into_rgb8().dimensions(), (24, 40));
+    save("label", &png).with_error(["is there already"]);
+    save("lable", &folder.path().join("other.png")).with_error(["no associated image `lable`"]);
+    save("label", &gif).with_error([".png or .jpg"]);
+
+    // And by nothing else: tiling writes the slide, and no associated image.
+    let slides = folder.path().join("slides");
+    std::fs::create_dir(&slides).unwrap();
+    std::fs::copy(slide, slides.join("aperio.tif")).unwrap();
+    let out = folder.path().join("run");
+    let settings =
+        ["grid.size=16", "grid.stride=16", "grid.min_tissue=0", "tissue.min_piece_mm2=0", "pack.enabled=true"];
+    let places = ["tile", "--slides", slides.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    gensis(places.into_iter().chain(settings.iter().flat_map(|setting| ["--set", setting])));
+    let names: Vec<String> = crate::folder::files(&out).into_keys().collect();
+    assert!(names.iter().any(|name| name.contains("thumbnails/aperio")), "{names:?}");
+    assert!(names.iter().all(|name| !name.contains("label") && !name.contains("macro")), "{names:?}");
 }

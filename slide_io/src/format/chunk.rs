@@ -144,6 +144,20 @@ pub(super) fn decode(image: &Directory, size: Size, halvings: u8, planes: &[Vec<
     }
 }
 
+/// Bytes at either end of a chunk that [`is_suspect`] looks at.
+pub(super) const PROBE: usize = 16;
+
+/// Whether a chunk may be damaged, by its first and last bytes: no more than a reason to decode it.
+pub(super) fn is_suspect(image: &Directory, first: &[u8; PROBE], last: &[u8; PROBE]) -> bool {
+    // JPEG and JPEG 2000 end alike; padding may follow.
+    let ends = last.windows(2).any(|pair| pair == [0xFF, 0xD9]);
+    match image.compression {
+        JPEG => !first.starts_with(&[0xFF, 0xD8]) || !ends,
+        compression if is_jpeg_2000(compression) => !first.starts_with(&[0xFF, 0x4F]) || !ends,
+        _ => [0, 255].iter().any(|value| first.iter().chain(last).all(|byte| byte == value)),
+    }
+}
+
 /// Whether the bytes are those of a disk that was never written to. No compression makes so many of them; of uncompressed
 /// ones, a colour image that is black to the last bit has no light on it, and white or grey ones mean something.
 fn is_hole(image: &Directory, bytes: &[u8]) -> bool {

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use crate::geometry::{Level, Mpp};
 
 /// Scales outside this range, in µm/px, are not those of a slide scan: 72 dpi is 353 µm/px, a missing value 0.
-pub(super) const PLAUSIBLE_MPP: std::ops::RangeInclusive<f64> = 0.02..=50.0;
+pub const PLAUSIBLE_MPP: std::ops::RangeInclusive<f64> = 0.02..=50.0;
 
 /// Set where the scales along x and y differ by more than 1 %: their ratio. [`Mpp`] is then their geometric mean.
-pub(super) const ANISOTROPY: &str = "slide_io.mpp-x-over-y";
+pub(crate) const ANISOTROPY: &str = "slide_io.mpp-x-over-y";
 
 /// Name of a property that OpenSlide defines too.
 pub(super) const MPP_X: &str = "openslide.mpp-x";

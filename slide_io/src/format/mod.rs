@@ -28,11 +28,12 @@ mod chunk;
 mod directory;
 mod image;
 mod jpeg2000;
-mod metadata;
+pub(crate) mod metadata;
 mod openslide;
 mod tiff;
 mod tile_cache;
 
+pub use metadata::PLAUSIBLE_MPP;
 pub use openslide::openslide_version;
 
 /// The formats in the order they are tried.
@@ -103,6 +104,12 @@ pub(crate) trait Reader: Send + Sync {
 
     /// Forgets a decoded tile of a level that will not be read again soon.
     fn release(&self, _level: usize, _halvings: u8, _column: u32, _row: u32) {}
+
+    /// Whether a tile of a level begins and ends as it should, at the cost of two short reads; where it does not, the error of
+    /// reading it.
+    fn probe(&self, _level: usize, _column: u32, _row: u32) -> Result<()> {
+        Ok(())
+    }
 
     /// The stored JPEG of a tile as a complete stream that any decoder reads the right way; `None` where there is none.
     fn stored_jpeg(&self, _level: usize, _column: u32, _row: u32) -> Result<Option<Vec<u8>>> {
@@ -179,12 +186,18 @@ fn refusal(path: &Path, head: &Head, mut reasons: Vec<String>) -> Error {
         Some(_) => {}
     }
     let reasons = reasons.join("; ");
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    if head.is_tiff() && extension == "ndpi" {
+        return Error::bad(
+            path,
+            format!("it begins as a TIFF, but not as a whole NDPI: cut off or damaged? ({reasons})"),
+        );
+    }
     if head.is_tiff() || head.is_dicom() {
         return Error::unsupported(path, format!("no reader for it: {reasons}"));
     }
     let first: Vec<_> = head.bytes.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     let what = format!("not a slide: its first bytes ({}) belong to no known format; {reasons}", first.join(" "));
-    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     match extension.to_str() {
         Some("svs" | "tif" | "tiff" | "ndpi" | "scn" | "bif") => Error::bad(path, what),
         _ => Error::unsupported(path, what),

@@ -266,6 +266,28 @@ impl Reader for TiffReader {
         complete.map(Some).map_err(|what| self.bad_tile(level, column, row, &what))
     }
 
+    fn probe(&self, level: usize, column: u32, row: u32) -> Result<()> {
+        let image = &self.images[level];
+        let index = row as usize * image.across() as usize + column as usize;
+        let planes = if image.planar == PLANES_APART { usize::from(image.samples) } else { 1 };
+        let stored = (0..planes).map(|plane| index + plane * (image.lengths.len() / planes));
+        let suspect = |index: usize| {
+            let (offset, length) = (image.offsets[index], image.lengths[index]);
+            let ends = [offset, offset + length.saturating_sub(chunk::PROBE as u64)].map(|at| {
+                let mut bytes = [0; chunk::PROBE];
+                self.file.read_exact_at(&mut bytes, at).map(|()| bytes)
+            });
+            match ends {
+                [Ok(first), Ok(last)] => length > chunk::PROBE as u64 && chunk::is_suspect(image, &first, &last),
+                _ => true,
+            }
+        };
+        if stored.filter(|index| image.lengths[*index] > 0).any(|index| suspect(index)) {
+            self.tile(level, 0, column, row, false)?;
+        }
+        Ok(())
+    }
+
     fn read_associated(&self, name: &str) -> Result<RgbImage> {
         let level = self.names.iter().position(|known| known.as_deref() == Some(name));
         let level = level.ok_or_else(|| Error::Usage(format!("no associated image `{name}`")))?;

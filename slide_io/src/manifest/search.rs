@@ -15,6 +15,9 @@ const EXTENSIONS: [&str; 18] = [
     "isyntax", "i2syntax", "afi", "sdpc",
 ];
 
+/// Extensions of images that are slides of one level, where a folder holds no others.
+const IMAGES: [&str; 3] = ["png", "jpg", "jpeg"];
+
 /// A slide file.
 pub(super) struct Found {
     pub(super) id: String,
@@ -40,14 +43,20 @@ pub(super) fn slides(slides: &str) -> Result<Vec<Found>> {
         ));
     }
     let found = if path.is_dir() {
-        let known = |path: &Path| {
-            path.extension().is_some_and(|e| EXTENSIONS.contains(&e.to_string_lossy().to_lowercase().as_str()))
+        let of = |known: &'static [&str]| {
+            move |path: &Path| {
+                path.extension().is_some_and(|e| known.contains(&e.to_string_lossy().to_lowercase().as_str()))
+            }
         };
-        let found = walk(path, known)?;
+        let mut found = walk(path, of(&EXTENSIONS))?;
+        if found.is_empty() {
+            found = walk(path, of(&IMAGES))?;
+        }
         if found.is_empty() {
             return Err(Error::Usage(format!(
-                "{slides}: no slides in this folder (searched for {}). For another extension give a glob, such as {slides}/*.xyz",
-                EXTENSIONS.join(", ")
+                "{slides}: no slides in this folder (searched for {}; for {} where there are none). For another extension give a glob, such as {slides}/*.xyz",
+                EXTENSIONS.join(", "),
+                IMAGES.join(", ")
             )));
         }
         found
