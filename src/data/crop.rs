@@ -131,7 +131,18 @@ fn crop_and_resize_by(
 }
 
 fn resize_to(filter: FilterType, source: &impl ImageView<Pixel = U8x3>, width: u32, height: u32) -> Result<RgbImage> {
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
+    resize_with(&ResizeOptions::new(), filter, source, width, height)
+}
+
+/// Resizes what the options say of `source` by a filter.
+pub(super) fn resize_with(
+    options: &ResizeOptions,
+    filter: FilterType,
+    source: &impl ImageView<Pixel = U8x3>,
+    width: u32,
+    height: u32,
+) -> Result<RgbImage> {
+    let options = options.resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
     let mut out = RgbImage::new(width, height);
     // Of this one kind of pixel: code for all that the library knows would be 4 MB of the program.
     let mut target = TypedImage::from_buffer(width, height, &mut out)?;

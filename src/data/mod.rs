@@ -30,6 +30,7 @@ pub mod order;
 pub mod prefetch;
 pub mod shift;
 pub mod stain;
+pub mod thumbnail;
 
 #[cfg(test)]
 mod golden;

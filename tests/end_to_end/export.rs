@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
+use serde_json::{Value, json};
 use slide_io::patch::read_patch;
-use slide_io::{GridSpec, Mpp, Slide, h5};
+use slide_io::{GridSpec, Mpp, Point, Slide, h5};
 
-use crate::cohort::{Cohort, JOB};
+use crate::cohort::{Cohort, JOB, REFERENCE};
 use crate::folder::{assert_same, below, files, results};
 use crate::program::{Ended, gensis};
 
@@ -94,6 +96,49 @@ fn clams_folders_hold_the_runs_features_and_its_coordinates_come_back_as_the_gri
     fs::remove_file(clam.join("patches/s02.h5")).unwrap();
     tile(&["--set", &taken, "--update"]).with_code(3).saying(["s02: there are no coordinates of it"]);
     tile(&["--set", &taken, "--set", &format!("data.roi={clam:?}"), "--update"]).with_error(["give one of them"]);
+}
+
+/// h5py opens what is written here, and what it writes is read.
+#[test]
+fn the_files_of_other_tools_are_read_by_h5py_and_those_of_h5py_here() {
+    let python = std::env::var("GENSIS_PYTHON").unwrap_or_else(|_| "python3".into());
+    let has_h5py = Command::new(&python).args(["-c", "import h5py"]).output().is_ok_and(|run| run.status.success());
+    if !has_h5py {
+        eprintln!("skipped: {python} has no h5py (pip install h5py, or name another in GENSIS_PYTHON)");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (job, clam) = (REFERENCE.run.join(JOB), folder.path().join("clam"));
+    export("clam", &REFERENCE.run, &clam, &[]).with_code(0);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/end_to_end/interchange.py");
+    let called = Command::new(&python).arg(script).args([&job, &clam, folder.path()]).arg("s02").output().unwrap();
+    assert!(called.status.success(), "{}", String::from_utf8_lossy(&called.stderr));
+    let found: Value = serde_json::from_slice(&called.stdout).unwrap();
+
+    let ours = h5::read_coordinates(&job.join("patches/s02_patches.h5")).unwrap();
+    let coords: Vec<[i64; 2]> = ours.origins.iter().map(|origin| [origin.x, origin.y]).collect();
+    for reader in ["trident", "clam", "exported"] {
+        assert_eq!(found[reader]["coords"], json!(coords), "{reader}");
+    }
+    let trident = &found["trident"];
+    assert_eq!(
+        (&trident["patch_size"], &trident["overlap"], &trident["name"]),
+        (&json!(128), &json!(0), &json!("s02"))
+    );
+    assert_eq!(trident["patch_size_level0"], json!(ours.geometry.unwrap().side_level0.round() as i64));
+    assert_eq!((&found["exported"]["level"], &found["exported"]["size"]), (&json!(0), &json!(139)));
+    let features = h5::read_features(&job.join("features_dino/s02.h5")).unwrap();
+    assert_eq!(found["features"]["shape"], json!([ours.origins.len(), features.dim]));
+    let sum: f64 = features.values.iter().map(|value| f64::from(*value)).sum();
+    assert!((found["features"]["sum"].as_f64().unwrap() - sum).abs() < 1e-9 * sum.abs().max(1.0));
+    assert_eq!(found["bag"], found["features"]);
+
+    let read = |name: &str| h5::read_coordinates(&folder.path().join(name)).unwrap();
+    let (theirs, other) = (read("clam.h5"), read("trident.h5"));
+    assert_eq!(theirs.origins, [Point::new(0, 0), Point::new(256, 512)]);
+    assert_eq!((theirs.geometry.unwrap().side_level0, other.geometry.unwrap().side_level0), (256.0, 512.0));
+    let bag = h5::read_features(&folder.path().join("features.h5")).unwrap();
+    assert_eq!((bag.dim, &bag.values[..]), (3, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0][..]));
 }
 
 fn own(row: [&str; 3]) -> Vec<String> {

@@ -5,8 +5,9 @@
 //! convolution over all of B, that is a linear layer. The features enter as they are, without a hidden layer.
 //!
 //! The original trains one sigmoid per class; classes exclude one another here, so that both streams have a cross-entropy, half
-//! of the loss each, as PromptMIL trains it on BRIGHT. Each class has its own critical patch, as in the paper: later versions of the
-//! published code mix the patches up from the second class on.
+//! of the loss each, as PromptMIL trains it on BRIGHT. Each class has its own critical patch, as in the paper and in the
+//! published code since April 2021 (its first version mixed the patches up from the second class on). q is linear and v a linear
+//! layer behind dropout, as in that code; since September 2022 its defaults are a deeper q and v = identity.
 
 use burn::module::Module;
 use burn::nn::Linear;

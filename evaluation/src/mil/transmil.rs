@@ -3,6 +3,9 @@
 //!
 //! As in the original the sequence is filled up to a square with its own first patches, a class token stands in front, and the
 //! landmarks are half the width: 256 at 512. The order of the patches matters here: it is that of the bag.
+//!
+//! Nyström attention fills the sequence up in front and gives the last tokens back, as the package `nystrom-attention` does from
+//! 0.0.10 on. With 0.0.9, which the original asks for, the first are given back: every token gets an earlier one's attention.
 
 use burn::module::{Module, Param};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear};

@@ -134,6 +134,11 @@ impl GroundTruth {
             if let Some(place) = places.into_iter().find(|place| **place >= self.images.len()) {
                 return Err(format!("query {name} names image {place} of {}", self.images.len()));
             }
+            let mut places: Vec<&usize> = truth.easy.iter().chain(&truth.hard).chain(&truth.junk).collect();
+            places.sort_unstable();
+            if let Some(twice) = places.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(format!("query {name} names image {} twice in easy, hard and junk", twice[0]));
+            }
         }
         // A name is a file in jpg/, never a way out of it.
         let leads_away = |name: &&String| name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.');

@@ -68,12 +68,14 @@ impl SoftMask {
     }
 }
 
-/// To [0, 1] from the least to the largest value; a class that is nowhere stays 0.
+/// To [0, 1] from the least to the largest value; a class that is nowhere stays 0. One that is everywhere alike
+/// wins everywhere, as in DINO's code, where it becomes 0 / 0.
 fn stretch(shares: &mut [f32]) {
     let (low, high) = shares.iter().fold((f32::MAX, f32::MIN), |(low, high), &v| (low.min(v), high.max(v)));
     if high > 0.0 {
         let range = high - low;
-        shares.iter_mut().for_each(|v| *v = if range > 0.0 { (*v - low) / range } else { 0.0 });
+        // Interpolating equal shares may miss them by a rounding.
+        shares.iter_mut().for_each(|v| *v = if range > 1e-6 * high { (*v - low) / range } else { f32::INFINITY });
     }
 }
 
@@ -108,8 +110,10 @@ mod tests {
     fn a_class_that_is_everywhere_or_nowhere() {
         let mut flat = [0.5, 0.5];
         stretch(&mut flat);
-        assert_eq!(flat, [0.0, 0.0]);
+        assert_eq!(flat, [f32::INFINITY; 2]);
         let soft = SoftMask { rows: 1, columns: 2, classes: 2, values: vec![1.0, 1.0, 0.0, 0.0] };
         assert_eq!(soft.labels(2, 4, 2).labels(), [0; 8]);
+        let object = SoftMask { values: vec![0.0, 0.0, 1.0, 1.0], ..soft };
+        assert_eq!(object.labels(2, 4, 2).labels(), [1; 8]);
     }
 }

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-use slide_io::{Point, Region, Size, Slide};
+use slide_io::patch::read_patch;
+use slide_io::thumbnail::thumbnail;
+use slide_io::{GridSpec, Mpp, Point, Region, Size, Slide};
 
 /// A file in memory, written anew for every input.
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -34,6 +36,15 @@ fuzz_target!(|bytes: &[u8]| -> Corpus {
         for (column, row) in [(0, 0), (width / 2, height / 2), (width.saturating_sub(20), height.saturating_sub(20))] {
             let _ = slide.read(&Region { level, origin: at(column, row), size: Size::new(70, 50) });
         }
+    }
+    // Halved while it is decoded, and resampled; then the whole at once, where it is small.
+    for mpp in [1.5, 4.0] {
+        let spec = GridSpec { mpp: Mpp(mpp), size: 32, stride: 32, min_tissue: 0.0 };
+        let _ = read_patch(&slide, Mpp(0.5), Point::new(5, 3), &spec);
+    }
+    let Size { width, height } = slide.size();
+    if u64::from(width) * u64::from(height) < 1 << 22 {
+        let _ = thumbnail(&slide, 16);
     }
     slide.associated_names().iter().for_each(|name| drop(slide.read_associated(name)));
     assert!(!slide.properties().is_empty() && slide.mpp().is_none_or(|mpp| mpp.0 > 0.0));

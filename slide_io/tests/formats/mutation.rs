@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use slide_io::patch::read_patch;
 use slide_io::pyramid::{PyramidSpec, write_pyramid};
-use slide_io::{Error, RgbImage, Slide};
+use slide_io::{Error, GridSpec, Mpp, Point, RgbImage, Slide};
 
 use crate::breadth;
 use crate::layout::{Layout, Number};
@@ -79,6 +80,11 @@ impl Scratch {
         if let Ok(slide) = &opened {
             for level in 0..slide.levels().len() {
                 let _ = slide.read(&region(level, 20, 10, 50, 40));
+            }
+            // Halved while it is decoded, and resampled.
+            for mpp in [1.5, 4.0] {
+                let spec = GridSpec { mpp: Mpp(mpp), size: 16, stride: 16, min_tissue: 0.0 };
+                let _ = read_patch(slide, Mpp(0.5), Point::new(5, 3), &spec);
             }
             slide.associated_names().iter().for_each(|name| drop(slide.read_associated(name)));
         }

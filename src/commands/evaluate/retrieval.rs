@@ -10,7 +10,7 @@ use evaluation::retrieval::ranking::Rows;
 use evaluation::retrieval::{ClassPrecision, Difficulty, GroundTruth, Precision, class_precision, precision, rank};
 use evaluation::table::ResultRow;
 use image::RgbImage;
-use image::imageops::{self, FilterType};
+use image::imageops;
 use slide_io::PatchSource;
 use slide_io::folder::read_image;
 
@@ -20,6 +20,7 @@ use super::{bootstrap, features};
 use crate::commands::Run;
 use crate::config::Retrieval;
 use crate::data::normalize::Normalize;
+use crate::data::thumbnail::thumbnail;
 use crate::device;
 use crate::model::Encoder;
 
@@ -145,7 +146,7 @@ fn embedded(
 
 /// [CLS] of an image, or its mean over the scales.
 fn feature(encoder: &Encoder, image: RgbImage, settings: &Retrieval) -> Result<Vec<f32>> {
-    let seen = thumbnail(image, settings.image_size);
+    let seen = thumbnail(image, settings.image_size)?;
     let (width, height) = (seen.width() as usize, seen.height() as usize);
     let pixels = Normalize::new(encoder.config.mean, encoder.config.std).images(&[&seen]);
     if !settings.multiscale {
@@ -166,17 +167,6 @@ fn cut(image: &RgbImage, [left, top, right, bottom]: [f64; 4]) -> Option<RgbImag
     let (x, y) = (within(left, image.width()), within(top, image.height()));
     let (right, bottom) = (within(right, image.width()), within(bottom, image.height()));
     (right > x && bottom > y).then(|| imageops::crop_imm(image, x, y, right - x, bottom - y).to_image())
-}
-
-/// As Pillow's `thumbnail`: both sides at most `longest`, the shape kept, never enlarged (Lanczos).
-fn thumbnail(image: RgbImage, longest: u32) -> RgbImage {
-    let (width, height) = image.dimensions();
-    if width.max(height) <= longest {
-        return image;
-    }
-    let share = f64::from(longest) / f64::from(width.max(height));
-    let side = |side: u32| ((f64::from(side) * share).round_ties_even() as u32).max(1);
-    imageops::resize(&image, side(width), side(height), FilterType::Lanczos3)
 }
 
 /// Normalised pixels `[3, height, width]` at another scale, sides rounded down: bilinear with corners not aligned, and with
@@ -211,16 +201,6 @@ fn scaled(pixels: &[f32], height: usize, width: usize, scale: f64) -> (Vec<f32>,
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thumbnails_are_never_enlarged() {
-        let sides = |width, height, longest| thumbnail(RgbImage::new(width, height), longest).dimensions();
-        // Then 14 x 10 patches of 16 px.
-        assert_eq!(sides(1024, 768, 224), (224, 168));
-        assert_eq!(sides(768, 1024, 224), (168, 224));
-        assert_eq!(sides(200, 100, 224), (200, 100));
-        assert_eq!(sides(1000, 1, 100), (100, 1));
-    }
 
     #[test]
     fn boxes_are_cut_within_the_image() {
