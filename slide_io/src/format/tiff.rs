@@ -282,7 +282,7 @@ impl Reader for TiffReader {
                 _ => true,
             }
         };
-        if stored.filter(|index| image.lengths[*index] > 0).any(|index| suspect(index)) {
+        if stored.filter(|index| image.lengths[*index] > 0).any(suspect) {
             self.tile(level, 0, column, row, false)?;
         }
         Ok(())
