@@ -193,6 +193,31 @@ mod tests {
         assert!((interval.high.unwrap() - (0.8 + half)).abs() < 0.1 * half, "{interval:?}");
     }
 
+    /// The survival of seven mice (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, table 2.1): all 7^7 resamples
+    /// give the published standard error of the mean (table 2.2, B = ∞: 23.36), and drawn ones their quantiles.
+    #[test]
+    fn the_mouse_data() {
+        let days = [94.0, 197.0, 16.0, 38.0, 99.0, 141.0, 23.0];
+        let count = 7_usize.pow(7);
+        let mean = |mut number: usize| {
+            let one = |_| (days[number % 7], number /= 7).0;
+            (0..7).map(one).sum::<f64>() / 7.0
+        };
+        let mut means: Vec<f64> = (0..count).map(mean).collect();
+        let centre = means.iter().sum::<f64>() / count as f64;
+        let error = (means.iter().map(|mean| (mean - centre).powi(2)).sum::<f64>() / count as f64).sqrt();
+        assert!((error - 23.36).abs() < 0.005, "{error}");
+        means.sort_by(f64::total_cmp);
+        let bootstrap = Bootstrap { resamples: 20_000, level: 0.95, seed: 3 };
+        let found = bootstrap.mean(&days, None).unwrap();
+        assert!((found.value.unwrap() - 86.857).abs() < 0.001);
+        for (drawn, share) in [(found.low.unwrap(), 0.025), (found.high.unwrap(), 0.975)] {
+            let exact = quantile(&means, share).unwrap();
+            // Of 20,000 draws a quantile is known to about a fiftieth of the standard error, 0.5.
+            assert!((drawn - exact).abs() < 1.5, "{drawn} for {exact}");
+        }
+    }
+
     /// Scores that are right as often as they say: no resample has as small an error as all items, which the interval of the
     /// resamples themselves would leave out.
     #[test]

@@ -100,7 +100,7 @@ pub fn read(frame: &DataFrame) -> Result<Vec<Comparison>> {
 }
 
 /// Compares two encoders under one head on the slides that both have scored in the same fold: DeLong's test for the area of each
-/// class, where no patient has several slides, and a permutation of whole patients for every metric.
+/// class, where no patient has several slides (DeLong's variance takes slides for independent), and a permutation of whole patients for every metric.
 ///
 /// # Errors
 /// A slide without a label, or with two.

@@ -103,7 +103,7 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
 /// Scores the embeddings of `trained`.
 pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Option<Vec<Trained>>) -> Result<()> {
     if matches!(task, Task::Video | Task::Retrieval | Task::Copies) {
-        return only_own_images(run, task, input, trained.as_deref());
+        return only_own_images(run, task, input, trained);
     }
     let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
     let encoders = own.as_ref().map(|own| &own.encoders[..]);
@@ -223,7 +223,7 @@ fn gather(run: &Run, header: &Value, asked: &[Task], own_rows: Vec<ResultRow>, l
     let mut scores = Scores::default();
     kept::TASKS.into_iter().filter_map(|task| kept::kept(run, header, task)).for_each(|kept| scores.add(kept));
     scores.rows.extend(own_rows);
-    scores.failures.extend(lost);
+    scores.add(Scores { failures: lost, ..Scores::default() });
     // From here on the files may hold more than an earlier record says.
     run.dir.forget("evaluate")?;
     let stem = run.dir.file(RESULTS)?;
@@ -256,8 +256,23 @@ fn check_task(run: &Run, task: Task, input: &Input) -> Result<()> {
 }
 
 /// A benchmark with images of its own, which needs no embeddings of the run.
-fn only_own_images(run: &Run, task: Task, input: &Input, trained: Option<&[Trained]>) -> Result<()> {
-    let rows = own_images::rows(run, task, input, trained)?;
+fn only_own_images(run: &Run, task: Task, input: &Input, trained: Option<Vec<Trained>>) -> Result<()> {
+    let rows = own_images::rows(run, task, input, trained.as_deref())?;
+    let current = own_images::current(run, input, trained.as_deref());
+    // They join the table of all, which embeddings of the run may have filled.
+    match trained.map(|trained| own_embeddings(run, trained)).transpose() {
+        Ok(own) => {
+            let header = header(run, input, own.as_ref())?;
+            let before = run.dir.current("evaluate", &header);
+            let asked = before.as_ref().map(|record| serde_json::from_value(record.summary["tasks"].clone()));
+            let asked: Vec<Task> = asked.transpose().unwrap_or_default().unwrap_or_default();
+            gather(run, &header, &asked, current, before.map_or(vec![], |record| record.failures))?;
+        }
+        Err(_) if run.dir.record("evaluate").is_none() && !current.is_empty() => {
+            ResultTable::new(&current)?.write(&run.dir.file(RESULTS)?)?;
+        }
+        Err(_) => {}
+    }
     ensure!(!rows.is_empty(), "there is nothing to score: see failures.csv");
     say!("{}", ResultTable::new(&rows)?.markdown()?)?;
     Ok(())

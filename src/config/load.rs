@@ -159,6 +159,17 @@ impl Experiment {
             (!self.evaluate.slide.seeds.is_empty(), "evaluate.slide.seeds needs at least one seed"),
             (!self.evaluate.slide.aggregators.is_empty(), "evaluate.slide.aggregators needs at least one head"),
             (
+                distinct(&self.evaluate.slide.seeds)
+                    && distinct(&self.evaluate.slide.aggregators)
+                    && distinct(&self.evaluate.knn.k),
+                "evaluate.slide.seeds, evaluate.slide.aggregators and evaluate.knn.k name something twice: it would count twice",
+            ),
+            (
+                distinct(&self.evaluate.slide.features.iter().map(|path| path.canonicalize().ok()).collect::<Vec<_>>())
+                    || self.evaluate.slide.features.iter().any(|path| !path.exists()),
+                "evaluate.slide.features names a folder twice",
+            ),
+            (
                 (0.0..1.0).contains(&self.evaluate.slide.validation),
                 "evaluate.slide.validation is a share below 1; with 0 the head trains for all its epochs",
             ),
@@ -246,6 +257,11 @@ fn collect_differences(path: &str, ours: &Value, theirs: &Value, lines: &mut Vec
         _ if ours == theirs => {}
         _ => lines.push(format!("{path}: {ours} -> {theirs}")),
     }
+}
+
+/// Whether no value is there twice.
+fn distinct<T: PartialEq>(values: &[T]) -> bool {
+    values.iter().enumerate().all(|(at, value)| !values[..at].contains(value))
 }
 
 #[cfg(test)]

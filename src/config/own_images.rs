@@ -47,6 +47,8 @@ impl Video {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retrieval {
+    /// Whether `run` and `evaluate` score the run's own test images by class, where no folder is named.
+    pub enabled: bool,
     /// `gnd_*.pkl` or `gnd_*.json` beside `jpg/` (revisited Oxford and Paris), or class folders.
     pub folder: PathBuf,
     /// Longest side of an image, px; smaller ones stay as they are.
@@ -62,7 +64,14 @@ pub struct Retrieval {
 impl Default for Retrieval {
     fn default() -> Self {
         // DINO's setting for Oxford; for Paris it takes 512 px and three scales.
-        Self { folder: PathBuf::new(), image_size: 224, multiscale: false, crop_queries: false, baselines: vec![] }
+        Self {
+            enabled: false,
+            folder: PathBuf::new(),
+            image_size: 224,
+            multiscale: false,
+            crop_queries: false,
+            baselines: vec![],
+        }
     }
 }
 
@@ -70,6 +79,8 @@ impl Default for Retrieval {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Copies {
+    /// Whether `run` and `evaluate` make copies of the run's own test images, where no folder is named.
+    pub enabled: bool,
     /// `original/` and `strong/` (Copydays), or any images: copies are then made of them.
     pub folder: PathBuf,
     /// Folders of copies beside `original/`.
@@ -89,6 +100,7 @@ pub struct Copies {
 impl Default for Copies {
     fn default() -> Self {
         Self {
+            enabled: false,
             folder: PathBuf::new(),
             sets: vec!["strong".into()],
             // For 16 px patches; DINO's published figures are those of ViT-B/16 at 224 and of ViT-B/8 at 320.

@@ -108,8 +108,10 @@ fn the_files_of_other_tools_are_read_by_h5py_and_those_of_h5py_here() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let (job, clam) = (REFERENCE.run.join(JOB), folder.path().join("clam"));
-    export("clam", &REFERENCE.run, &clam, &[]).with_code(0);
+    let [run, clam] = ["run", "clam"].map(|name| folder.path().join(name));
+    crate::folder::copy(&REFERENCE.run, &run);
+    let job = run.join(JOB);
+    export("clam", &run, &clam, &[]).with_code(0);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/end_to_end/interchange.py");
     let called = Command::new(&python).arg(script).args([&job, &clam, folder.path()]).arg("s02").output().unwrap();
     assert!(called.status.success(), "{}", String::from_utf8_lossy(&called.stderr));

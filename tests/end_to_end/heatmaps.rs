@@ -79,6 +79,12 @@ fn slides_on_request_and_outside_the_cohort() {
         assert_eq!(scores.by_class.is_some(), by_class, "{head}");
         assert!(run.join(format!("heatmap/uni/{head}/elsewhere.png")).exists());
     }
+    // Another file of the same name would be taken for that slide, and drawn over it; another encoder's is no use.
+    let namesake = root.path().join("s03.h5");
+    fs::copy(outside, &namesake).unwrap();
+    let of =
+        |file: &std::path::Path| gensis(["heatmap", out, "--aggregator", "abmil", "--slides", file.to_str().unwrap()]);
+    of(&namesake).with_error(["has the name of a slide of the evaluation", "s03"]);
     // The patches that tell the class have most of the attention.
     let scores = h5::read_attention(&run.join("heatmap/uni/abmil/elsewhere.h5")).unwrap().scores;
     let telling: f32 = scores.iter().step_by(3).sum();

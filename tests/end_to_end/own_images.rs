@@ -113,6 +113,15 @@ fn test_images_are_retrieved_by_class_and_their_copies_found() {
     );
     let settings = ["evaluate.copies.image_size=32", r#"evaluate.copies.baselines=["random"]"#];
     evaluate(&out, "copies", &settings).with_code(3);
+    // They stand in the table of all; the neighbours of other test images do not.
+    let tasks = |out: &Path| {
+        let rows = table(&out.join("results/results.csv"));
+        rows.iter().map(|row| row["task"].clone()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(tasks(&out), ["copy_detection", "retrieval"].map(String::from).into());
+    let both = [settings[0], settings[1], "evaluate.retrieval.enabled=true", "evaluate.retrieval.image_size=32"];
+    evaluate(&out, "all", &both).with_code(3);
+    assert_eq!(tasks(&out), ["copy_detection", "knn", "retrieval"].map(String::from).into());
     let rows = table(&out.join("results/copies.csv"));
     assert_eq!(rows.len(), 2 * 6, "two encoders, six attacks");
     assert!(rows.iter().all(|row| row["task"] == "copy_detection" && row["head"] == "cls_gem"));
@@ -124,6 +133,30 @@ fn test_images_are_retrieved_by_class_and_their_copies_found() {
     let line = ["evaluate", "copies", "--threads", "1", "--update", "--out", out.to_str().unwrap()];
     gensis(line.into_iter().chain(settings.iter().flat_map(|setting| ["--set", setting]))).with_code(3);
     assert_eq!(files(&out.join("results"))["copies.csv"], before["copies.csv"], "threads change nothing");
+}
+
+/// OSVOS's masks of bmx-trees with all objects as one, as DAVIS's own `metrics.py` scores them.
+#[test]
+fn real_masks_have_daviss_own_figures() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+    let [videos, masks] = ["davis", "davis17_palette_pred"].map(|name| data.join(name));
+    if !videos.is_dir() || !masks.is_dir() {
+        eprintln!("skipped: no davis and davis17_palette_pred beside the repository (shared/data)");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("scores");
+    let place = format!("evaluate.video.folder={videos:?}");
+    let line =
+        ["evaluate", "video", "--masks", masks.to_str().unwrap(), "--out", out.to_str().unwrap(), "--set", &place];
+    // There are no masks of blackswan.
+    gensis(line).with_code(3);
+    let objects = table(&out.join("results/video_objects.csv"));
+    let object = objects.iter().find(|row| row["object"] == "1").unwrap();
+    let values: Vec<f64> = object.values().filter_map(|value| value.parse().ok()).collect();
+    for expected in [0.638627, 0.824806, 0.8214, 0.2261] {
+        assert!(values.iter().any(|value| (value - expected).abs() < 6e-5), "{expected}: {object:?}");
+    }
 }
 
 /// Copydays' and the revisited data sets' layout; and a ground truth that is an attack.

@@ -159,13 +159,19 @@ fn clams_splits_are_taken_as_they_are() {
     let cohort = FeatureCohort::write(root.path(), &names, &csv(&names));
     let [one, two, three] = ["splits_0.csv", "splits_1.csv", "splits_2.csv"].map(|name| root.path().join(name));
     fs::write(&one, ",train,val,test\n0,s00,s06,s08\n1,s01,s07,s09\n2,s02,,\n3,s03,,\n4,elsewhere,,\n").unwrap();
-    fs::write(&two, ",train,val,test\n0,s04,s06,s08\n1,s05,s07,s11\n2,s02,,\n3,s03,,\n").unwrap();
+    fs::write(&two, ",train,val,test\n0,s04.svs,s06,s08\n1,s05,s07,s11\n2,s02,,\n3,s03,,\n").unwrap();
     let splits = |files: &[&std::path::Path]| {
         let files: Vec<String> = files.iter().map(|file| format!("'{}'", file.display())).collect();
         format!("evaluate.slide.splits=[{}]", files.join(","))
     };
     let run = root.path().join("run");
-    cohort.evaluate(&run, &["--set", &splits(&[&one, &two])]).with_code(0);
+    // A split of a larger cohort, or a name that is misspelt: only whoever made it knows.
+    let ended = cohort.evaluate(&root.path().join("told"), &["--set", &splits(&[&one, &two])]).with_code(3);
+    assert!(
+        ended.stderr.matches("it is no labelled slide of the cohort").count() == 1
+            && ended.stderr.contains("elsewhere")
+    );
+    cohort.evaluate(&run, &["--set", &splits(&[&one, &two]), "--allow-missing"]).with_code(0);
     let tested: Vec<(String, String)> = table(&run.join("results/slide_scores.csv"))
         .into_iter()
         .map(|row| (row["fold"].clone(), row["slide"].clone()))
@@ -179,6 +185,9 @@ fn clams_splits_are_taken_as_they_are() {
     cohort
         .evaluate(&root.path().join("b"), &["--set", &splits(&[&one, &three])])
         .with_error(["splits_2.csv", "s00 is in two"]);
+    cohort
+        .evaluate(&root.path().join("d"), &["--set", "evaluate.slide.seeds=[0, 1, 0]"])
+        .with_error(["name something twice"]);
     fs::write(&three, "slide_id,label\ns00,1\n").unwrap();
     cohort.evaluate(&root.path().join("c"), &["--set", &splits(&[&three])]).with_error(["no columns train and test"]);
 }

@@ -11,8 +11,9 @@ use super::subjects::Subject;
 /// The columns and what they mean. Other columns, such as the number of the row, are passed over.
 const COLUMNS: [(&str, Part); 3] = [("train", Part::Train), ("val", Part::Val), ("test", Part::Test)];
 
-/// A fold of every file. Slides that are no subjects, and subjects that a file leaves out, are in no part. Where a file has no
-/// slides to choose by, about the share `validation` of its training slides is held out.
+/// A fold of every file, and the names in the files that are no labelled slide's: a slide's extension may follow. Subjects that a
+/// file leaves out are in no part. Where a file has no slides to choose by, about the share `validation` of its training slides
+/// is held out.
 ///
 /// # Errors
 /// A file that cannot be read, names no subject, or has a group in two parts.
@@ -22,20 +23,37 @@ pub(super) fn folds(
     strata: &Strata,
     validation: f64,
     seed: u64,
-) -> Result<Vec<Fold>> {
+) -> Result<(Vec<Fold>, Vec<Unknown>)> {
     let of_slide: BTreeMap<&str, usize> = subjects
         .iter()
         .enumerate()
         .flat_map(|(place, subject)| subject.slides.iter().map(move |slide| (&slide[..], place)))
         .collect();
-    let fold = |file: &PathBuf| -> Result<Fold> {
-        let parts = parts(file, &of_slide, subjects)?;
+    let mut unknown = Vec::new();
+    let mut fold = |file: &PathBuf| -> Result<Fold> {
+        let parts = parts(file, &of_slide, subjects, &mut unknown)?;
         Ok(strata.given(&parts, validation, seed)?)
     };
-    files.iter().map(|file| fold(file).with_context(|| format!("evaluate.slide.splits: {}", file.display()))).collect()
+    let folds = files
+        .iter()
+        .map(|file| fold(file).with_context(|| format!("evaluate.slide.splits: {}", file.display())))
+        .collect::<Result<_>>()?;
+    Ok((folds, unknown))
 }
 
-fn parts(file: &Path, of_slide: &BTreeMap<&str, usize>, subjects: &[Subject]) -> Result<Vec<Option<Part>>> {
+/// A name in a file of a split that is no labelled slide's.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::commands) struct Unknown {
+    pub name: String,
+    pub file: PathBuf,
+}
+
+fn parts(
+    file: &Path,
+    of_slide: &BTreeMap<&str, usize>,
+    subjects: &[Subject],
+    unknown: &mut Vec<Unknown>,
+) -> Result<Vec<Option<Part>>> {
     let mut table = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_path(file)?;
     let headers = table.headers()?.clone();
     let place = |name: &str| headers.iter().position(|header| header == name);
@@ -49,8 +67,12 @@ fn parts(file: &Path, of_slide: &BTreeMap<&str, usize>, subjects: &[Subject]) ->
     for row in table.records() {
         let row = row?;
         for (column, part) in &columns {
-            let name = row.get(*column).filter(|name| !name.is_empty());
-            let Some(&subject) = name.and_then(|name| of_slide.get(name)) else { continue };
+            let Some(name) = row.get(*column).filter(|name| !name.is_empty()) else { continue };
+            let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+            let Some(&subject) = of_slide.get(name).or_else(|| of_slide.get(stem)) else {
+                unknown.push(Unknown { name: name.to_owned(), file: file.to_owned() });
+                continue;
+            };
             match parts[subject].replace(*part) {
                 Some(other) if other != *part => {
                     bail!("{} is in two parts ({other:?} and {part:?})", subjects[subject].id)

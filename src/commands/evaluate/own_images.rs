@@ -105,9 +105,17 @@ pub(super) struct Judged {
 impl Benchmark {
     const ALL: [Self; 3] = [Self::Video, Self::Retrieval, Self::Copies];
 
-    /// Those that a task asks for: one by its name, or all that name a folder.
+    /// Those that a task asks for: one by its name, or all that name a folder or are to take the run's own test images.
     pub fn asked(run: &Run, task: Task) -> Vec<Self> {
-        let named = |benchmark: &Self| !benchmark.named_folder(run).as_os_str().is_empty();
+        let evaluate = &run.experiment.evaluate;
+        let named = |benchmark: &Self| {
+            let enabled = match benchmark {
+                Self::Video => false,
+                Self::Retrieval => evaluate.retrieval.enabled,
+                Self::Copies => evaluate.copies.enabled,
+            };
+            enabled || !benchmark.named_folder(run).as_os_str().is_empty()
+        };
         match task {
             Task::Video => vec![Self::Video],
             Task::Retrieval => vec![Self::Retrieval],
@@ -202,6 +210,11 @@ pub(super) fn rows(run: &Run, task: Task, input: &Input, trained: Option<&[Train
             scored => rows.extend(scored?),
         }
     }
+    if task == Task::All {
+        // What was asked for by name stays beside them.
+        let others = Benchmark::ALL.into_iter().filter(|benchmark| !Benchmark::asked(run, task).contains(benchmark));
+        rows.extend(others.filter_map(|benchmark| current_of(run, benchmark, input, trained)).flatten());
+    }
     Ok(rows)
 }
 
@@ -243,18 +256,19 @@ fn stored(run: &Run, benchmark: Benchmark, header: &Value) -> Option<Vec<ResultR
     ResultTable::read(&path).ok()?.rows().ok()
 }
 
-/// Rows of those benchmarks that the settings ask for and that are current.
+/// Rows of those benchmarks that are current.
 pub(super) fn current(run: &Run, input: &Input, trained: Option<&[Trained]>) -> Vec<ResultRow> {
-    let rows = |benchmark: Benchmark| {
-        let trained = trained?;
-        if run.dir.record(benchmark.stage())?.header.is_null() {
-            // It failed; other data sets have theirs.
-            return Some(Found::beside(run, benchmark, &name_of(benchmark.named_folder(run)), trained).rows);
-        }
-        let header = benchmark_header(run, benchmark, &benchmark.place(run, input).ok()?, trained).ok()?;
-        stored(run, benchmark, &header)
-    };
-    Benchmark::asked(run, Task::All).into_iter().filter_map(rows).flatten().collect()
+    Benchmark::ALL.into_iter().filter_map(|benchmark| current_of(run, benchmark, input, trained)).flatten().collect()
+}
+
+fn current_of(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trained]>) -> Option<Vec<ResultRow>> {
+    let trained = trained?;
+    if run.dir.record(benchmark.stage())?.header.is_null() {
+        // It failed; other data sets have theirs.
+        return Some(Found::beside(run, benchmark, &name_of(benchmark.named_folder(run)), trained).rows);
+    }
+    let header = benchmark_header(run, benchmark, &benchmark.place(run, input).ok()?, trained).ok()?;
+    stored(run, benchmark, &header)
 }
 
 /// Adds what a benchmark gives at a place, for every encoder.

@@ -18,6 +18,7 @@ use slide_io::{Cohort, SlideRecord};
 
 use super::drawn::{confusion, curves};
 use super::foreign::foreign_features;
+use super::given_splits::Unknown;
 use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, remove_heads};
 use super::subjects::{Subject, among, folds, subjects};
 use super::submission::{self, Entrant};
@@ -189,7 +190,16 @@ fn score_slides(
     let all = subjects(labelled, &[], settings.by_patient)?;
     let subjects = subjects(&slides, &paths, settings.by_patient)?;
     // Dealt over all labelled slides, so that every encoder is tested on a slide in the same fold, whichever of them it lacks.
-    let dealt = folds(settings, &all)?;
+    let (dealt, unknown) = folds(settings, &all)?;
+    if !run.experiment.data.allow_missing {
+        for Unknown { name, file } in unknown {
+            let place = format!("{}, {name}", file.display());
+            let unlisted = failure(&place, "it is no labelled slide of the cohort, so it is in no part".into());
+            if !scores.failures.contains(&unlisted) {
+                scores.failures.push(unlisted);
+            }
+        }
+    }
     let folds = among(&dealt, &all, &subjects);
     for (number, (dealt, fold)) in dealt.iter().zip(&folds).enumerate() {
         for (part, before, left) in [
@@ -199,7 +209,11 @@ fn score_slides(
         ] {
             ensure!(
                 left.is_empty() <= before.is_empty(),
-                "no slide of fold {number}'s {part} part has usable features"
+                "no slide of fold {number}'s {part} part has usable features: {} of {} labelled slides have none, the first of them \
+                 {}",
+                labelled.len() - slides.len(),
+                labelled.len(),
+                labelled.iter().find(|slide| slides.iter().all(|s| s.id != slide.id)).map_or("", |slide| &slide.id)
             );
         }
     }

@@ -10,7 +10,7 @@ use evaluation::split::{Fold, Part, Strata};
 use slide_io::manifest::Split;
 use slide_io::{SlideRecord, h5};
 
-use super::given_splits;
+use super::given_splits::{self, Unknown};
 use crate::config::SlideLevel;
 
 /// A slide, or a patient.
@@ -83,7 +83,7 @@ impl Subject {
 }
 
 /// The given split as one fold, or cross-validation folds.
-pub(in crate::commands) fn folds(settings: &SlideLevel, subjects: &[Subject]) -> Result<Vec<Fold>> {
+pub(in crate::commands) fn folds(settings: &SlideLevel, subjects: &[Subject]) -> Result<(Vec<Fold>, Vec<Unknown>)> {
     let labels: Vec<u32> = subjects.iter().filter_map(|subject| subject.label).collect();
     let groups: Vec<String> = subjects.iter().map(|subject| subject.group.clone()).collect();
     let mut numbers = BTreeMap::new();
@@ -106,9 +106,9 @@ pub(in crate::commands) fn folds(settings: &SlideLevel, subjects: &[Subject]) ->
     if !settings.splits.is_empty() {
         given_splits::folds(&settings.splits, subjects, &strata, settings.validation, seed)
     } else if parts.iter().any(Option::is_some) {
-        Ok(vec![strata.given(&parts, settings.validation, seed)?])
+        Ok((vec![strata.given(&parts, settings.validation, seed)?], vec![]))
     } else {
-        Ok(strata.k_fold(settings.folds, settings.validation, seed)?)
+        Ok((strata.k_fold(settings.folds, settings.validation, seed)?, vec![]))
     }
 }
 
@@ -141,7 +141,7 @@ mod tests {
         let some: Vec<&SlideRecord> = slides.iter().filter(|slide| slide.id != "s03").collect();
         let some = subjects(&some, &[], false).unwrap();
         let settings = SlideLevel { folds: 3, ..SlideLevel::default() };
-        let dealt = folds(&settings, &all).unwrap();
+        let (dealt, _) = folds(&settings, &all).unwrap();
         let ids = |part: &[usize], of: &[Subject]| part.iter().map(|&n| of[n].id.clone()).collect::<Vec<_>>();
         for (whole, less) in dealt.iter().zip(among(&dealt, &all, &some)) {
             for (whole, less) in

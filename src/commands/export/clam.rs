@@ -122,7 +122,7 @@ fn write_tables(run: &Run, labelled: &[&SlideRecord], folder: &Folder) -> Result
     folder.write_table("dataset.csv", &std::iter::once(head).chain(labelled.iter().map(row)).collect::<Vec<_>>())?;
     let settings = &run.experiment.evaluate.slide;
     let split =
-        subjects(labelled, &[], settings.by_patient).and_then(|subjects| Ok((folds(settings, &subjects)?, subjects)));
+        subjects(labelled, &[], settings.by_patient).and_then(|subjects| Ok((folds(settings, &subjects)?.0, subjects)));
     let (folds, subjects) = match split {
         Ok(split) => split,
         Err(error) => {

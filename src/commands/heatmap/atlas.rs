@@ -138,9 +138,17 @@ impl Atlas {
     /// The attention to a slide, given by its id or by a features file.
     ///
     /// # Errors
-    /// A slide without features, features of another encoder or of another width, and numbers that are not finite.
+    /// A slide without features, features of another encoder or of another width, another file of a slide of the evaluation, and
+    /// numbers that are not finite.
     pub fn map(&self, slide: &str) -> Result<SlideMap> {
         let slide = self.known_by(slide);
+        if let Some(known) = self.namesake(slide) {
+            bail!(
+                "{slide} has the name of a slide of the evaluation, whose features are in {}: give its id, {known}, or another name \
+                 to a slide that is another",
+                self.file(known).display()
+            );
+        }
         let place = self.encoder.subjects.iter().position(|subject| subject.slides.iter().any(|id| id == slide));
         let subject = place.map(|place| &self.encoder.subjects[place]);
         let relation = place.map_or(Relation::Outside, |place| self.relation(place));
@@ -209,6 +217,20 @@ impl Atlas {
         ids.find(|id| self.file(id).canonicalize().is_ok_and(|file| file == given)).map_or(slide, String::as_str)
     }
 
+    /// The slide of the evaluation that a features file of somewhere else is called after.
+    fn namesake(&self, slide: &str) -> Option<&str> {
+        let stem = Path::new(slide.strip_suffix(".h5")?).file_name()?.to_str()?;
+        let mut ids = self.encoder.subjects.iter().flat_map(|subject| &subject.slides);
+        ids.find(|id| *id == stem).map(String::as_str)
+    }
+
+    /// What made the features that the heads were trained on, by the first of their files that tells.
+    fn made_by(&self) -> Option<String> {
+        let slides = self.encoder.subjects.iter().flat_map(|subject| &subject.slides);
+        let named = |slide: &String| h5::features_shape(&self.file(slide)).ok().map(|shape| shape.encoder);
+        slides.filter_map(named).next()
+    }
+
     fn file(&self, slide: &str) -> PathBuf {
         match slide.ends_with(".h5") {
             true => PathBuf::from(slide),
@@ -231,7 +253,17 @@ impl Atlas {
             let ours = header["encoder"] == self.encoder.hash.as_str();
             ensure!(ours, "{} holds features of other weights than the heads were trained on", file.display());
         }
-        Ok(h5::read_features(file)?)
+        let features = h5::read_features(file)?;
+        if file.starts_with(self.root.join(&self.encoder.features)) {
+            return Ok(features);
+        }
+        let theirs = h5::features_shape(file)?.encoder;
+        match self.made_by().filter(|ours| !ours.is_empty() && !theirs.is_empty() && *ours != theirs) {
+            Some(ours) => {
+                bail!("{} holds features of {theirs}, the heads were trained on those of {ours}", file.display())
+            }
+            None => Ok(features),
+        }
     }
 
     /// The bag of a patient, and where the patches of `slide` begin in it.
