@@ -18,7 +18,7 @@ pub struct GridSpec {
     pub mpp: Mpp,
     /// Side of a patch, px at `mpp`.
     pub size: u32,
-    /// Distance between patches, px at `mpp`; equal to `size` for no overlap.
+    /// Distance between patches, px at `mpp`; 0 takes `size`: no overlap, no gaps.
     pub stride: u32,
     /// Smallest share of tissue in a kept patch, 0 to 1; 0 keeps the background too.
     pub min_tissue: f64,
@@ -27,11 +27,19 @@ pub struct GridSpec {
 impl Default for GridSpec {
     fn default() -> Self {
         // 0.5 µm/px (20x) and 256 px are the field's usual choice (CLAM, TRIDENT, PANDA solutions); half a patch of tissue.
-        Self { mpp: Mpp(0.5), size: 256, stride: 256, min_tissue: 0.5 }
+        Self { mpp: Mpp(0.5), size: 256, stride: 0, min_tissue: 0.5 }
     }
 }
 
+/// Most positions of a grid on one slide: their corners take 1.6 GB.
+const MAX_POSITIONS: usize = 100_000_000;
+
 impl GridSpec {
+    /// Distance between patches, px at their scale.
+    pub fn step(&self) -> u32 {
+        if self.stride == 0 { self.size } else { self.stride }
+    }
+
     /// Level-0 pixels per patch pixel on a slide of `native` µm/px; below 1 where the slide is coarser than the patches.
     pub fn ratio(&self, native: Mpp) -> f64 {
         self.mpp.0 / native.0
@@ -51,11 +59,8 @@ impl GridSpec {
         if !(self.mpp.0.is_finite() && self.mpp.0 > 0.0) {
             return wrong(format!("grid.mpp is {}: give the µm/px of the patches, for example 0.5", self.mpp.0));
         }
-        if self.size == 0 || self.stride == 0 {
-            return wrong(format!(
-                "grid.size is {} and grid.stride {}: both must be at least 1",
-                self.size, self.stride
-            ));
+        if self.size == 0 {
+            return wrong("grid.size is 0: give the side of a patch in pixels, for example 256".into());
         }
         if !(0.0..=1.0).contains(&self.min_tissue) {
             return wrong(format!("grid.min_tissue is {}: it is a share, from 0 to 1", self.min_tissue));
@@ -91,14 +96,27 @@ impl Grid {
             return Err(Error::Usage(format!("a slide cannot have {} µm/px", native.0)));
         }
         let side = spec.side_level0(native);
-        let step = f64::from(spec.stride) * spec.ratio(native);
+        let step = f64::from(spec.step()) * spec.ratio(native);
         if step < 1.0 {
             return Err(Error::Usage(format!(
                 "patches {} px apart at {} would start less than one pixel apart on a slide of {native}: choose a larger grid.stride",
-                spec.stride, spec.mpp
+                spec.step(),
+                spec.mpp
             )));
         }
         let (columns, rows) = (starts(slide.width, step, side), starts(slide.height, step, side));
+        if columns.len().saturating_mul(rows.len()) > MAX_POSITIONS {
+            return Err(Error::Usage(format!(
+                "patches {} px apart at {} would be {} x {} on a slide of {} x {} px, more than {MAX_POSITIONS}: choose a larger \
+                 grid.stride (it is the distance between patches, not their overlap)",
+                spec.step(),
+                spec.mpp,
+                columns.len(),
+                rows.len(),
+                slide.width,
+                slide.height
+            )));
+        }
         let (mut origins, mut dropped) = (Vec::new(), Vec::new());
         for &y in &rows {
             for &x in &columns {
@@ -218,7 +236,16 @@ mod tests {
         assert!(message(spec(0.0, 4, 4, 0.5), 0.5).contains("grid.mpp"));
         assert!(message(spec(f64::NAN, 4, 4, 0.5), 0.5).contains("grid.mpp"));
         assert!(message(spec(0.5, 0, 4, 0.5), 0.5).contains("grid.size"));
-        assert!(message(spec(0.5, 4, 0, 0.5), 0.5).contains("grid.stride"));
+        assert!(message(spec(0.5, 0, 4, 0.5), 0.5).contains("grid.size"));
+        let huge = Grid::new(
+            Size::new(90_000, 90_000),
+            Mpp(0.25),
+            &spec(0.25, 256, 1, 0.0),
+            &TissueMask::full(Size::new(1, 1)),
+        );
+        assert!(huge.unwrap_err().to_string().contains("not their overlap"));
+        let whole = GridSpec { stride: 0, ..spec(0.5, 4, 4, 0.5) };
+        assert_eq!((whole.step(), GridSpec { stride: 3, ..whole }.step()), (4, 3));
         assert!(message(spec(0.5, 4, 4, 1.5), 0.5).contains("grid.min_tissue"));
         assert!(message(spec(0.5, 4, 1, 0.5), 1.0).contains("grid.stride"));
         assert!(message(spec(0.5, 4, 4, 0.5), 0.0).contains("µm/px"));

@@ -27,9 +27,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-#[cfg(not(feature = "hdf5"))]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::geometry::{Level, Mpp, Point, Size};
 use crate::grid::{Grid, GridSpec};
 use crate::patch::coarsest_level;
@@ -88,7 +86,7 @@ impl Coordinates {
             slide: levels.first().map(|level| level.size),
             mpp: Some(mpp),
             size: grid.spec.size,
-            stride: grid.spec.stride,
+            stride: grid.spec.step(),
             side_level0: grid.side_level0,
             min_tissue: grid.spec.min_tissue,
             level,
@@ -142,7 +140,7 @@ pub struct ClassScores {
 
 /// The folder of everything cut in this way: `20x_256px_0px_overlap`, TRIDENT's name. 10 µm/px are 1x.
 pub fn job_folder(spec: &GridSpec) -> String {
-    let overlap = i64::from(spec.size) - i64::from(spec.stride);
+    let overlap = i64::from(spec.size) - i64::from(spec.step());
     format!("{}x_{}px_{overlap}px_overlap", general(10.0 / spec.mpp.0), spec.size)
 }
 
@@ -260,10 +258,15 @@ pub fn read_header(path: &Path) -> Result<Option<Value>> {
 /// Whether `path` holds a complete file with exactly this header. A damaged file counts as none: it is written anew.
 ///
 /// # Errors
-/// Only without the cargo feature `hdf5`.
+/// A file that is there and cannot be opened, since it is locked or not ours to read; without the cargo feature `hdf5`, any.
 pub fn is_current(path: &Path, header: &Value) -> Result<bool> {
     #[cfg(feature = "hdf5")]
-    return Ok(store::header_text(path).is_ok_and(|text| text.as_deref() == Some(header.to_string().as_str())));
+    return match store::header_text(path) {
+        Ok(text) => Ok(text.as_deref() == Some(header.to_string().as_str())),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error @ Error::Io { .. }) => Err(error),
+        Err(_) => Ok(false),
+    };
     #[cfg(not(feature = "hdf5"))]
     return missing(path, header);
 }

@@ -34,7 +34,6 @@ pub struct LabelMask {
     /// Level-0 pixels of the slide along a side of a mask pixel.
     factor: u32,
     labels: Vec<u8>,
-    lossy: bool,
 }
 
 impl LabelMask {
@@ -45,32 +44,16 @@ impl LabelMask {
     /// then rounded up or down. TIFFs of every kind that [`Slide`] reads without losses will do, and PNGs of 8 bits;
     /// values are those of the red channel, or of the only one.
     ///
-    /// # Errors [`Error::Unsupported`] for another size (both are named), a mask that is compressed with losses (JPEG),
+    /// # Errors
+    /// [`Error::Unsupported`] for another size (both are named), a mask that is compressed with losses (JPEG),
     /// tiles that are not stored, and a PNG that holds colours of a palette or other than 8 bits instead of class
     /// numbers; [`Error::Usage`] if there are no labels or one is there twice; errors of opening the file.
     pub fn open(path: &Path, slide: Size, labels: &[u8]) -> Result<Self> {
-        let mask = Self::open_lossy(path, slide, labels)?;
-        match mask.lossy {
-            // At quality 70 a flat area of 0 comes back as 1, which is another class: nothing in the file tells.
-            true => Err(Error::unsupported(
-                path,
-                "no label mask: it is compressed with losses (JPEG), which changes labels. Use a lossless copy",
-            )),
-            false => Ok(mask),
-        }
-    }
-
-    /// Opens a mask as [`open`](Self::open) does, and also one that is compressed with losses, for masks that exist in
-    /// no other form. Shares may then be wrong; only values that are no label are noticed.
-    ///
-    /// # Errors
-    /// Those of [`open`](Self::open), losses aside.
-    pub fn open_lossy(path: &Path, slide: Size, labels: &[u8]) -> Result<Self> {
         if labels.is_empty() || labels.iter().enumerate().any(|(place, label)| labels[..place].contains(label)) {
             return Err(Error::Usage(format!("{labels:?} are no labels of a mask: name each value once")));
         }
         let refused = |what: String| Err(Error::unsupported(path, format!("no label mask: {what}")));
-        let lossy = match Kind::of(path)? {
+        match Kind::of(path)? {
             Kind::Tiff { sparse: true, .. } => return refused("some of its tiles are not stored".to_owned()),
             Kind::Png { palette: true, .. } => {
                 return refused("its PNG holds colours of a palette, not class numbers".to_owned());
@@ -78,10 +61,13 @@ impl LabelMask {
             Kind::Png { depth, .. } if depth != 8 => {
                 return refused(format!("its PNG has {depth} bits a sample, where 8 are read as they are"));
             }
-            Kind::Tiff { lossy, .. } => lossy,
-            Kind::Jpeg => true,
-            Kind::Png { .. } | Kind::Other => false,
-        };
+            // At quality 70 a flat area of 0 comes back as 1, which is another class: nothing in the file tells.
+            Kind::Tiff { lossy: true, .. } | Kind::Jpeg => {
+                let what = "it is compressed with losses (JPEG), which changes labels. Use a lossless copy";
+                return refused(what.to_owned());
+            }
+            Kind::Tiff { .. } | Kind::Png { .. } | Kind::Other => {}
+        }
         let mask = Slide::open(path)?;
         let own = mask.size();
         let factor = (1..=MAX_FACTOR).find(|&factor| is_fraction(own, slide, factor)).ok_or_else(|| {
@@ -89,7 +75,7 @@ impl LabelMask {
             let what = format!("it has {w} x {h} px, the slide {width} x {height}: a label mask has the slide's size");
             Error::unsupported(path, format!("{what}, or a whole fraction of it"))
         })?;
-        Ok(Self { mask, factor, labels: labels.to_vec(), lossy })
+        Ok(Self { mask, factor, labels: labels.to_vec() })
     }
 
     /// The values that pixels may have, in the order of the shares.
@@ -97,21 +83,12 @@ impl LabelMask {
         &self.labels
     }
 
-    /// Level-0 pixels of the slide along a side of a mask pixel: 1 for a mask of the slide's size.
-    pub fn factor(&self) -> u32 {
-        self.factor
-    }
-
-    /// Whether the mask is compressed with losses (JPEG), which may turn one label into another.
-    pub fn is_lossy(&self) -> bool {
-        self.lossy
-    }
-
     /// The share of each of [`labels`](Self::labels) in the square patch whose top left corner is the level-0 pixel
     /// `origin` and whose sides are `side` level-0 pixels, which need not be whole. Shares are of the part of the patch
     /// that lies on the mask and add up to 1.
     ///
-    /// # Errors [`Error::Unsupported`] that names a value that is no label, with its place; [`Error::Usage`] for a
+    /// # Errors
+    /// [`Error::Unsupported`] that names a value that is no label, with its place; [`Error::Usage`] for a
     /// patch that does not touch the mask; errors of reading the mask.
     pub fn fractions(&self, origin: Point, side: f64) -> Result<Vec<f32>> {
         let scale = f64::from(self.factor);
@@ -159,11 +136,7 @@ impl LabelMask {
         });
         let (x, y) = found.map_or((0, 0), |(x, y, _)| (columns.first + x, rows.first + y));
         let labels: Vec<_> = self.labels.iter().map(u8::to_string).collect();
-        let hint = match self.lossy {
-            true => ". The mask is compressed with losses (JPEG), which changes values: a lossless copy is needed",
-            false => "",
-        };
-        let what = format!("its pixel ({x}, {y}) has the value {value}, which is none of {}{hint}", labels.join(", "));
+        let what = format!("its pixel ({x}, {y}) has the value {value}, which is none of {}", labels.join(", "));
         Error::unsupported(self.mask.path(), what)
     }
 }

@@ -83,6 +83,7 @@ pub use folder::ImageFolder;
 pub use format::PLAUSIBLE_MPP;
 pub use geometry::{Level, Mpp, Point, Region, Size};
 pub use grid::{Grid, GridSpec};
+pub use listing::files_below;
 pub use manifest::{Cohort, SlideRecord};
 pub use mask::Mask;
 pub use pack::{PackSpec, PackedPatches};

@@ -65,6 +65,14 @@ pub(crate) fn files(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec
     Ok(below(folder, usize::MAX)?.into_iter().filter_map(kept).collect())
 }
 
+/// Every file below `folder`, sorted, hidden ones aside; links to nothing and folders that cannot be listed stand among them.
+///
+/// # Errors
+/// A folder that is not there or cannot be listed.
+pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    files(folder, |_| true)
+}
+
 /// A path below `root`, with `/` on every system.
 pub(crate) fn relative(root: &Path, path: &Path) -> String {
     let below = path.strip_prefix(root).unwrap_or(path);

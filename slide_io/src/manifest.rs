@@ -15,9 +15,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::folder::sort_names;
+use crate::format::PLAUSIBLE_MPP;
 use crate::geometry::Mpp;
 use labels::Row;
+pub use labels::csv_text;
 use search::Found;
+pub use search::slide_id;
 
 /// Column names of a labels csv; an empty name means there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +110,7 @@ impl Cohort {
     /// [`Error::Usage`] with what to do: no slide found, a column that does not exist, conflicting rows, values that cannot
     /// be read. [`Error::Io`] and [`Error::BadFile`] for the csv itself.
     pub fn load(slides: &str, csv: Option<&Path>, columns: &ColumnNames, mpp: Option<Mpp>) -> Result<Self> {
-        if let Some(Mpp(value)) = mpp.filter(|mpp| !labels::plausible(mpp.0)) {
+        if let Some(Mpp(value)) = mpp.filter(|mpp| !PLAUSIBLE_MPP.contains(&mpp.0)) {
             return Err(Error::Usage(format!("{value} µm/px is no scale of a slide: give a number such as 0.5")));
         }
         let found = search::slides(slides)?;

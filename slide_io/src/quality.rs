@@ -2,7 +2,7 @@
 //!
 //! Ink and folds are found on the low-resolution copy that the tissue mask is made from, so they cost nothing more. Blur
 //! and glass between the tissue need the patches themselves; those two rules are off by default because they read the
-//! slide. A patch is dropped for the first reason that holds, in the order of [`DropReason`].
+//! slide. A patch is dropped for one reason, the first that is found: too little tissue, ink, folds, damage, then glass and blur.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -242,7 +242,8 @@ pub fn for_slide(folder: &Path, id: &str) -> Result<Option<PathBuf>> {
 /// differ by 1 pixel or 0.5 % from what the other asks for. A mask pixel is inside if at least half of the image's
 /// pixels on it are.
 ///
-/// # Errors Those of [`Regions::read`]; for images [`Error::Unsupported`] if the shape is not the slide's (with the
+/// # Errors
+/// Those of [`Regions::read`]; for images [`Error::Unsupported`] if the shape is not the slide's (with the
 /// sizes), if it is compressed with losses, which moves borders, or of a kind that is not read; and [`Error::BadFile`]
 /// for a damaged one.
 pub fn read_mask(path: &Path, found: &Mask, slide: Size) -> Result<TissueMask> {

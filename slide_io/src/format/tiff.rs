@@ -261,9 +261,9 @@ impl Reader for TiffReader {
         if image.compression != JPEG || !whole || image.lengths[index] == 0 {
             return Ok(None);
         }
-        let stored = self.stored(image.offsets[index], image.lengths[index]);
-        let complete = stored.and_then(|bytes| chunk::complete_jpeg(image, &bytes));
-        complete.map(Some).map_err(|what| self.bad_tile(level, column, row, &what))
+        let named = |what: String| self.bad_tile(level, column, row, &what);
+        let bytes = self.stored(image.offsets[index], image.lengths[index])?.map_err(named)?;
+        chunk::complete_jpeg(image, &bytes).map(Some).map_err(named)
     }
 
     fn probe(&self, level: usize, column: u32, row: u32) -> Result<()> {
@@ -378,7 +378,8 @@ impl TiffReader {
         let decode = || {
             let named = |what: String| self.bad_tile(level, column, row, &what);
             let read = |index| self.stored(image.offsets[index], image.lengths[index]);
-            let planes = stored.clone().map(read).collect::<std::result::Result<Vec<_>, _>>().map_err(named)?;
+            let planes = stored.clone().map(read).collect::<Result<Vec<_>>>()?;
+            let planes = planes.into_iter().collect::<std::result::Result<Vec<_>, _>>().map_err(named)?;
             Ok(Arc::new(chunk::decode(image, size, halvings, &planes).map_err(named)?))
         };
         let Size { width, height } = size.halved(halvings);
@@ -443,15 +444,21 @@ impl TiffReader {
         Error::bad(&self.path, format!("{image}, tile (column {column}, row {row}): {what}"))
     }
 
-    /// The bytes of one chunk, and what is wrong where there are none.
-    fn stored(&self, offset: u64, length: u64) -> std::result::Result<Vec<u8>, String> {
+    /// The bytes of one chunk, or what is wrong with the file where there are none. The outer error is the disk's, which may
+    /// answer another time.
+    fn stored(&self, offset: u64, length: u64) -> Result<std::result::Result<Vec<u8>, String>> {
         // Also of associated images, whose tables are not checked when the file is opened.
         if length == 0 || length > MAX_CHUNK_BYTES || offset.saturating_add(length) > self.length {
-            return Err(format!("{length} bytes at byte {offset} are not in the file, or none, or too many"));
+            return Ok(Err(format!("{length} bytes at byte {offset} are not in the file, or none, or too many")));
         }
         let mut bytes = vec![0; length as usize];
-        self.file.read_exact_at(&mut bytes, offset).map_err(|e| e.to_string())?;
-        Ok(bytes)
+        match self.file.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(Ok(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Ok(Err("the file has become shorter since it was opened".into()))
+            }
+            Err(error) => Err(Error::io(&self.path, error)),
+        }
     }
 }
 

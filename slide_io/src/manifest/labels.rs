@@ -7,6 +7,7 @@ use csv::{ReaderBuilder, StringRecord, Trim};
 
 use super::{ColumnNames, Split};
 use crate::error::{Error, Result};
+use crate::format::PLAUSIBLE_MPP;
 use crate::geometry::Mpp;
 
 /// One row of a labels csv.
@@ -46,21 +47,25 @@ impl Row {
     }
 }
 
-/// Whether a number can be the µm/px of a slide's level 0: from electron microscopy to a macro photograph.
-pub(super) fn plausible(mpp: f64) -> bool {
-    (0.001..=1000.0).contains(&mpp)
-}
-
-/// The rows of a csv (separated by comma, semicolon or tab), rows without a slide aside.
-pub(super) fn read(path: &Path, columns: &ColumnNames) -> Result<Vec<Row>> {
+/// The text of a csv as spreadsheets save it, without a byte order mark, and what separates its columns: a comma, a semicolon
+/// or a tab.
+///
+/// # Errors
+/// A file that cannot be read, or is not UTF-8.
+pub fn csv_text(path: &Path) -> Result<(String, u8)> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
     let text = String::from_utf8(bytes).map_err(|_| Error::bad(path, "it is not UTF-8 text: save it as CSV UTF-8"))?;
-    let text = text.trim_start_matches('\u{feff}');
+    let text = text.trim_start_matches('\u{feff}').to_owned();
     let header = text.lines().next().unwrap_or_default();
     let separator =
         [b',', b';', b'\t'].into_iter().max_by_key(|&s| (header.bytes().filter(|&b| b == s).count(), s == b','));
-    let mut reader =
-        ReaderBuilder::new().delimiter(separator.unwrap_or(b',')).trim(Trim::All).from_reader(text.as_bytes());
+    Ok((text, separator.unwrap_or(b',')))
+}
+
+/// The rows of a csv, rows without a slide aside.
+pub(super) fn read(path: &Path, columns: &ColumnNames) -> Result<Vec<Row>> {
+    let (text, separator) = csv_text(path)?;
+    let mut reader = ReaderBuilder::new().delimiter(separator).trim(Trim::All).from_reader(text.as_bytes());
     let damaged = |error: csv::Error| Error::bad(path, error.to_string());
     let headers = reader.headers().map_err(damaged)?.clone();
     if headers.iter().all(str::is_empty) {
@@ -139,7 +144,7 @@ impl Places {
         let mpp = match get(self.mpp) {
             None => None,
             Some(text) => match text.parse::<f64>() {
-                Ok(value) if plausible(value) => Some(Mpp(value)),
+                Ok(value) if PLAUSIBLE_MPP.contains(&value) => Some(Mpp(value)),
                 _ => return Err(wrong(format!("{text:?} is no µm/px: give a number such as 0.25, or leave it empty"))),
             },
         };

@@ -126,6 +126,11 @@ fn named(files: Vec<(PathBuf, String)>) -> Result<Vec<Found>> {
         .collect()
 }
 
+/// The id of the slide that a list means by a name, a file name or a path.
+pub fn slide_id(name: &str) -> &str {
+    without_extension(file_name(name))
+}
+
 fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
