@@ -21,7 +21,7 @@ pub struct Comparison {
     pub first: String,
     /// The other.
     pub second: String,
-    /// `delong` or `permutation`.
+    /// `delong`, `obuchowski` (the same where a patient has several slides) or `permutation`.
     pub test: String,
     /// Name of the metric.
     pub metric: String,
@@ -100,7 +100,8 @@ pub fn read(frame: &DataFrame) -> Result<Vec<Comparison>> {
 }
 
 /// Compares two encoders under one head on the slides that both have scored in the same fold: DeLong's test for the area of each
-/// class, where no patient has several slides (DeLong's variance takes slides for independent), and a permutation of whole patients for every metric.
+/// class, with Obuchowski's variance where a patient has several slides, and a permutation of whole patients for every
+/// metric.
 ///
 /// # Errors
 /// A slide without a label, or with two.
@@ -122,18 +123,17 @@ pub fn compare(first: &Scored, second: &Scored, classes: &[String], exchanges: &
     let mut patients = groups.clone();
     patients.sort_unstable();
     patients.dedup();
-    if patients.len() == groups.len() {
-        for (class, test) in classes.iter().zip(delong(&a, &b)?) {
-            let Some(test) = test else { continue };
-            found.push(Comparison {
-                test: "delong".into(),
-                metric: "auc".into(),
-                class: Some(class.clone()),
-                values: test.auc.map(Some),
-                p: test.p,
-                ..base.clone()
-            });
-        }
+    let name = if patients.len() == groups.len() { "delong" } else { "obuchowski" };
+    for (class, test) in classes.iter().zip(delong(&a, &b, Some(&groups))?) {
+        let Some(test) = test else { continue };
+        found.push(Comparison {
+            test: name.into(),
+            metric: "auc".into(),
+            class: Some(class.clone()),
+            values: test.auc.map(Some),
+            p: test.p,
+            ..base.clone()
+        });
     }
     for metric in Metric::ALL {
         let test = permutation(&a, &b, Some(&groups), metric, exchanges)?;
@@ -203,6 +203,18 @@ abmil,2,a,b,delong,auc,,0.75,,0.5,9
         let accuracy = tests.iter().find(|test| test.metric == "accuracy").unwrap();
         assert_eq!(accuracy.values, [Some(1.0), Some(0.0)]);
         assert!(accuracy.p.unwrap() < 0.05, "{accuracy:?}");
+        assert_eq!(tests[0].test, "delong");
+        // Two slides of each patient, one of each class: the areas are still compared, with another variance.
+        let paired = |scored: Scored| Scored {
+            slides: scored
+                .slides
+                .into_iter()
+                .map(|slide| SlideScore { group: (slide.id.parse::<u32>().unwrap() / 2).to_string(), ..slide })
+                .collect(),
+            ..scored
+        };
+        let [a, b] = [("right", 0.9), ("wrong", 0.2)].map(|(name, sure)| paired(scored(name, sure, 0..12)));
+        assert_eq!(compare(&a, &b, &classes, &exchanges).unwrap()[1].test, "obuchowski");
         let unlabelled = Scored {
             slides: vec![SlideScore { label: None, ..scored("x", 0.5, 2..3).slides[0].clone() }],
             ..scored("x", 0.5, 2..3)

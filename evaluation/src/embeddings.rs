@@ -57,11 +57,6 @@ impl EmbeddingTable {
         &self.values[index * self.dim..(index + 1) * self.dim]
     }
 
-    /// Scales every row to length 1 (see [`l2_normalise`]).
-    pub fn normalise(&mut self) {
-        l2_normalise(&mut self.values, self.dim);
-    }
-
     /// The class of every row.
     ///
     /// # Errors

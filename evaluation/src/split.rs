@@ -65,8 +65,8 @@ impl<'a> Strata<'a> {
         Ok(Self { strata: Some(strata), ..self })
     }
 
-    /// `folds` folds: every item is in exactly one test part. A class of fewer groups than folds is absent from some of them. Of the others, about the share `validation` (0 for
-    /// none) is held out for choosing the model.
+    /// `folds` folds: every item is in exactly one test part, and of the items that are not tested about the share `validation`
+    /// (0 for none) is held out for choosing the model. A class of fewer groups than folds is absent from some test parts.
     pub fn k_fold(&self, folds: usize, validation: f64, seed: u64) -> Result<Vec<Fold>> {
         let all: Vec<usize> = (0..self.labels.len()).collect();
         if folds < 2 {

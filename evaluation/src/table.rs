@@ -147,6 +147,11 @@ impl ResultTable {
         atomic_file::replace(&path, |file| file.write_all(text.as_bytes()).map_err(|e| Error::io(&path, e)))
     }
 
+    /// Whether a data frame has the columns of a result table.
+    pub fn has_columns(frame: &DataFrame) -> bool {
+        ["task", "data", "encoder", "head", "metric", "value"].iter().all(|name| frame.column(name).is_ok())
+    }
+
     /// Reads the Parquet file of a table.
     pub fn read(path: &Path) -> Result<Self> {
         let table = Self { frame: read_parquet(path)? };
@@ -202,7 +207,7 @@ pub fn lower_is_better(metric: &str) -> bool {
 }
 
 /// Each value once, in order of appearance.
-fn distinct<T: Ord + Clone>(values: impl Iterator<Item = T>) -> Vec<T> {
+pub fn distinct<T: Ord + Clone>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = BTreeSet::new();
     values.filter(|value| seen.insert(value.clone())).collect()
 }

@@ -61,31 +61,35 @@ impl Reference {
         Ok(slide_io::atomic_file::write(path, &file)?)
     }
 
-    /// Reads statistics that came from where `expected` says.
+    /// That features made in this way may be held against them.
     ///
     /// # Errors
-    /// A file that is damaged or cannot be read; statistics of other data, preprocessing or of another encoder, with both
-    /// values named.
-    pub fn load(path: &Path, expected: &ReferenceHeader) -> Result<Self> {
+    /// Features of another encoder or of images prepared otherwise, with both values.
+    pub fn require(&self, preprocessing: &str, encoder: &str) -> Result<()> {
+        for (what, ours, wanted) in [
+            ("preprocessing", &self.header.preprocessing[..], preprocessing),
+            ("encoder", &self.header.encoder, encoder),
+        ] {
+            if ours != wanted {
+                return Err(Error::usage(format!(
+                    "statistics with {what} {ours:?} where {wanted:?} is compared; make them again"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads statistics.
+    ///
+    /// # Errors
+    /// A file that is damaged or cannot be read.
+    pub fn load(path: &Path) -> Result<Self> {
         let file = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let bad = |what: String| Error::bad(path, what);
         let (_, metadata) = SafeTensors::read_metadata(&file).map_err(|e| bad(e.to_string()))?;
         let json = metadata.metadata().as_ref().and_then(|texts| texts.get(METADATA_KEY));
         let json = json.ok_or_else(|| bad("it does not say where its statistics came from".into()))?;
         let Metadata { header, count } = serde_json::from_str(json).map_err(|e| bad(format!("its header: {e}")))?;
-        for (what, ours, wanted) in [
-            ("data", &header.data, &expected.data),
-            ("split", &header.split, &expected.split),
-            ("preprocessing", &header.preprocessing, &expected.preprocessing),
-            ("encoder", &header.encoder, &expected.encoder),
-        ] {
-            if ours != wanted {
-                let path = path.display();
-                return Err(Error::usage(format!(
-                    "{path}: statistics with {what} {ours:?} where {wanted:?} is compared; make them again"
-                )));
-            }
-        }
         let arrays = SafeTensors::deserialize(&file).map_err(|e| bad(e.to_string()))?;
         let read = |name: &str| {
             let array = arrays.tensor(name).map_err(|e| bad(format!("{name}: {e}")))?;

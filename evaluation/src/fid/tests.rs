@@ -160,31 +160,24 @@ fn stored_statistics_come_back_and_others_are_refused() {
     };
     let values = rows(9, 4, 0.0);
     let gaussian = Gaussian::of(Features::new(&values, 4).unwrap()).unwrap();
-    let reference = Reference { header: header.clone(), gaussian };
+    let reference = Reference { header, gaussian };
     reference.save(&path).unwrap();
-    assert_eq!(Reference::load(&path, &header).unwrap(), reference);
+    assert_eq!(Reference::load(&path).unwrap(), reference);
+    reference.require("resize 256, crop 224", "sha256:ab").unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-    let other = ReferenceHeader { encoder: "sha256:cd".into(), ..header.clone() };
-    let error = Reference::load(&path, &other).unwrap_err().to_string();
+    let error = reference.require("resize 256, crop 224", "sha256:cd").unwrap_err().to_string();
     assert!(error.contains("encoder") && error.contains("sha256:ab") && error.contains("sha256:cd"), "{error}");
-    let other = ReferenceHeader { split: "test".into(), ..header.clone() };
-    assert!(Reference::load(&path, &other).unwrap_err().to_string().contains("make them again"));
+    assert!(reference.require("", "sha256:ab").unwrap_err().to_string().contains("make them again"));
 
     let file = std::fs::read(&path).unwrap();
     for length in [0, 7, 60, file.len() - 8] {
         std::fs::write(&path, &file[..length]).unwrap();
-        assert!(
-            matches!(Reference::load(&path, &header), Err(Error::File(slide_io::Error::BadFile { .. }))),
-            "{length}"
-        );
+        assert!(matches!(Reference::load(&path), Err(Error::File(slide_io::Error::BadFile { .. }))), "{length}");
     }
     let mut nan = file.clone();
     let end = nan.len() - 8;
     nan[end..].copy_from_slice(&f64::NAN.to_le_bytes());
     std::fs::write(&path, nan).unwrap();
-    assert!(Reference::load(&path, &header).unwrap_err().to_string().contains("not finite"));
-    assert!(matches!(
-        Reference::load(&folder.path().join("none"), &header),
-        Err(Error::File(slide_io::Error::Io { .. }))
-    ));
+    assert!(Reference::load(&path).unwrap_err().to_string().contains("not finite"));
+    assert!(matches!(Reference::load(&folder.path().join("none")), Err(Error::File(slide_io::Error::Io { .. }))));
 }

@@ -176,12 +176,6 @@ impl Predictions {
         &self.scores[index * self.classes..(index + 1) * self.classes]
     }
 
-    /// Classes of which no item is true: they do not count in the means over classes, which a report
-    /// should say.
-    pub fn absent_classes(&self) -> Vec<u32> {
-        (0..self.classes as u32).filter(|class| !self.truth.contains(class)).collect()
-    }
-
     /// The value of `metric`; `None` where it is not defined (no items; an AUC with one class; a kappa without expected
     /// disagreement; a calibration of scores that are no probabilities).
     pub fn value(&self, metric: Metric) -> Option<f64> {

@@ -115,6 +115,8 @@ pub struct MilConfig {
     pub lr: f64,
     /// Where the cosine ends.
     pub final_lr: f64,
+    /// Decay rates of Adam's moments.
+    pub betas: [f64; 2],
     /// Weight decay of Adam, added to the gradient as `torch.optim.Adam` does (not AdamW's).
     pub weight_decay: f64,
     /// Width of the hidden layer.
@@ -142,6 +144,7 @@ impl Default for MilConfig {
             patience: 10,
             lr: 2e-4,
             final_lr: 5e-6,
+            betas: [0.5, 0.9],
             weight_decay: 1e-2,
             hidden: 384,
             attention: 256,
@@ -170,6 +173,9 @@ impl MilConfig {
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return refuse(format!("dropout lies in 0..1, not {}", self.dropout));
+        }
+        if !self.betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
+            return refuse(format!("betas lie in 0..1, not {:?}", self.betas));
         }
         for (name, value) in [("lr", self.lr), ("final_lr", self.final_lr), ("weight_decay", self.weight_decay)] {
             if !(value >= 0.0 && value.is_finite()) {

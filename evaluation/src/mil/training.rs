@@ -97,12 +97,12 @@ pub fn train_fold<A: Aggregator>(
     Ok(TrainedHead { model, shape, standard, best_epoch, history })
 }
 
-/// Adam as `torch.optim.Adam(betas=(.5, .9), eps=1e-8, weight_decay=...)`: burn's Adam adds the decay to the gradient
+/// Adam as `torch.optim.Adam(betas=..., eps=1e-8, weight_decay=...)`: burn's Adam adds the decay to the gradient
 /// too, before the moments, and differs only in its default epsilon.
 pub(super) fn optimiser(config: &MilConfig) -> ModuleOptimizer {
     AdamConfig::new()
-        .with_beta_1(0.5)
-        .with_beta_2(0.9)
+        .with_beta_1(config.betas[0] as f32)
+        .with_beta_2(config.betas[1] as f32)
         .with_epsilon(1e-8)
         .with_weight_decay(Some(WeightDecayConfig::new(config.weight_decay as f32)))
         .init()

@@ -1,9 +1,9 @@
 //! Figures to rows and columns.
 
-use super::paper::{TABLES, encoder};
+use super::paper::{PaperTable, TABLES, encoder};
 use super::{Cell, Figure, Over};
 use crate::spread::three_digits;
-use crate::table::lower_is_better;
+use crate::table::{distinct, lower_is_better};
 
 /// A table ready to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,54 +58,66 @@ impl Entry {
     }
 }
 
-/// The paper's tables that the figures can fill: encoders as rows, data sets, heads and metrics as columns.
+/// Columns of figures that a page is wide enough for.
+const WIDEST: usize = 9;
+
+/// The paper's tables that the figures can fill: encoders as rows, data sets, heads and metrics as columns; where these would
+/// be more than a page is wide, heads are rows.
 pub fn paper_tables(figures: &[Figure]) -> Vec<Grid> {
-    TABLES
-        .iter()
-        .filter_map(|table| {
-            let shown = |figure: &&Figure| {
-                table.tasks.contains(&figure.task.as_str())
-                    && (table.shows)(&figure.head)
-                    && table.metrics.iter().any(|(metric, _)| *metric == figure.metric)
-            };
-            let figures: Vec<&Figure> = figures.iter().filter(shown).collect();
-            if figures.is_empty() {
-                return None;
-            }
-            let places = distinct(figures.iter().map(|figure| (figure.data.as_str(), figure.head.as_str())));
-            let columns: Vec<(&str, &str, &str, &str)> = places
-                .iter()
-                .flat_map(|&(data, head)| table.metrics.iter().map(move |&(metric, name)| (data, head, metric, name)))
-                .filter(|&(data, head, metric, _)| {
-                    figures.iter().any(|figure| (&*figure.data, &*figure.head, &*figure.metric) == (data, head, metric))
-                })
-                .collect();
-            let row = |encoder_name: &str| {
-                let entry = |&(data, head, metric, _): &(&str, &str, &str, &str)| {
-                    let key = (data, head, metric, encoder_name);
-                    let of =
-                        |figure: &&&Figure| (&*figure.data, &*figure.head, &*figure.metric, &*figure.encoder) == key;
-                    figures.iter().find(of).and_then(|figure| Entry::of(&figure.cell, figure.best, table.percent))
-                };
-                (vec![encoder(encoder_name).1], columns.iter().map(entry).collect())
-            };
-            let unit = if table.percent { ", %" } else { "" };
-            Some(Grid {
-                id: format!("table{}", table.number),
-                title: format!("Table {}: {}{unit}", table.number, table.title),
-                stub: vec!["Encoder".into()],
-                columns: columns
-                    .iter()
-                    .map(|&(data, head, metric, name)| Column {
-                        group: format!("{data}, {head}"),
-                        name: name.into(),
-                        lower: lower_is_better(metric),
-                    })
-                    .collect(),
-                rows: encoders(&figures).into_iter().map(row).collect(),
+    TABLES.iter().filter_map(|table| paper_table(table, figures)).collect()
+}
+
+fn paper_table(table: &PaperTable, figures: &[Figure]) -> Option<Grid> {
+    let shown = |figure: &&Figure| {
+        table.tasks.contains(&figure.task.as_str())
+            && (table.shows)(&figure.head)
+            && table.metrics.iter().any(|(metric, _)| *metric == figure.metric)
+    };
+    let figures: Vec<&Figure> = figures.iter().filter(shown).collect();
+    if figures.is_empty() {
+        return None;
+    }
+    // Data set, head (none where heads are rows) and metric of every column.
+    let columns_of = |of_head: fn(&Figure) -> Option<&str>| {
+        let places = distinct(figures.iter().map(|&figure| (figure.data.as_str(), of_head(figure))));
+        let of_place = |(data, head)| table.metrics.iter().map(move |&(metric, name)| (data, head, metric, name));
+        let there = |&(data, head, metric, _): &(&str, Option<&str>, &str, &str)| {
+            figures.iter().any(|&figure| (&*figure.data, of_head(figure), &*figure.metric) == (data, head, metric))
+        };
+        places.into_iter().flat_map(of_place).filter(there).collect::<Vec<_>>()
+    };
+    let wide = columns_of(|figure| Some(&figure.head));
+    let (columns, heads) = match wide.len() > WIDEST {
+        true => (columns_of(|_| None), distinct(figures.iter().map(|figure| Some(figure.head.as_str())))),
+        false => (wide, vec![None]),
+    };
+    let row = |of_row: Option<&str>, encoder_name: &str| {
+        let entry = |&(data, head, metric, _): &(&str, Option<&str>, &str, &str)| {
+            let key = (data, head.or(of_row)?, metric, encoder_name);
+            let of = |figure: &&&Figure| (&*figure.data, &*figure.head, &*figure.metric, &*figure.encoder) == key;
+            figures.iter().find(of).and_then(|figure| Entry::of(&figure.cell, figure.best, table.percent))
+        };
+        let names = of_row.into_iter().map(str::to_owned).chain([encoder(encoder_name).1]);
+        (names.collect(), columns.iter().map(entry).collect::<Vec<_>>())
+    };
+    let (row, encoders) = (&row, &encoders(&figures));
+    let rows = heads.iter().flat_map(|&head| encoders.iter().map(move |encoder| row(head, encoder)));
+    let stub = if heads == [None] { vec!["Encoder".into()] } else { vec!["Head".into(), "Encoder".into()] };
+    let unit = if table.percent { ", %" } else { "" };
+    Some(Grid {
+        id: format!("table{}", table.number),
+        title: format!("Table {}: {}{unit}", table.number, table.title),
+        stub,
+        columns: columns
+            .iter()
+            .map(|&(data, head, metric, name)| Column {
+                group: head.map_or(data.to_owned(), |head| format!("{data}, {head}")),
+                name: name.into(),
+                lower: lower_is_better(metric),
             })
-        })
-        .collect()
+            .collect(),
+        rows: rows.filter(|(_, entries)| entries.iter().any(Option::is_some)).collect(),
+    })
 }
 
 /// Whether a figure is one point of a curve over the severity of a shift, `<shift>@<severity>`: tables hold means over them.
@@ -153,16 +165,6 @@ fn encoders<'a>(figures: &[&'a Figure]) -> Vec<&'a str> {
     let mut names = distinct(figures.iter().map(|figure| figure.encoder.as_str()));
     names.sort_by_key(|name| encoder(name).0);
     names
-}
-
-/// Each item once, in order of appearance.
-fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
-    items.fold(Vec::new(), |mut seen, item| {
-        if !seen.contains(&item) {
-            seen.push(item);
-        }
-        seen
-    })
 }
 
 /// A name of letters, digits and `_`.

@@ -173,6 +173,26 @@ fn the_papers_tables_of_retrieval_copies_and_videos() {
 }
 
 #[test]
+fn heads_are_rows_where_columns_would_be_too_many() {
+    let mut rows = Vec::new();
+    for head in ["mean", "abmil", "dsmil", "transmil"] {
+        for (encoder, shift) in [("random", 0.0), ("dino", 0.1)] {
+            let of = |metric: &str| ResultRow { head: head.into(), ..row(encoder, metric, None, 0, Some(0.5 + shift)) };
+            rows.extend(["accuracy", "macro_f1", "macro_auc"].map(of));
+        }
+    }
+    rows.retain(|row| (&*row.head, &*row.encoder) != ("transmil", "random"));
+    let grid = &paper_tables(&figures(&[run("a", rows)]))[0];
+    assert_eq!(grid.stub, ["Head", "Encoder"]);
+    assert_eq!(grid.columns.iter().map(|column| column.group.as_str()).collect::<Vec<_>>(), ["panda"; 3]);
+    let names: Vec<String> = grid.rows.iter().map(|(names, _)| names.join(" ")).collect();
+    assert_eq!(names[..3], ["mean DINO", "mean Untrained", "abmil DINO"]);
+    assert_eq!(names.len(), 7, "{names:?}");
+    assert!(grid.rows.iter().all(|(_, cells)| cells.iter().all(Option::is_some)));
+    assert!(markdown(grid).contains("| dsmil | DINO | **0.600** | **0.600** | **0.600** |"), "{}", markdown(grid));
+}
+
+#[test]
 fn spreads_over_folds_are_marked() {
     let rows = vec![
         row("a|b", "accuracy", Some(0), 0, Some(0.5)),

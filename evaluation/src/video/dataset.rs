@@ -127,7 +127,12 @@ fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<Frame>> {
     let files = entries(folder)?.into_iter().filter(|path| is_one(path));
     let named = |path: PathBuf| Some(Frame { id: path.file_stem()?.to_string_lossy().into_owned(), path });
     let mut files: Vec<Frame> = files.filter_map(named).filter(|frame| !frame.id.starts_with('.')).collect();
+    // By number where all are numbers: 10 comes after 2.
+    let number = |frame: &Frame| frame.id.parse::<u64>().ok();
     files.sort();
+    if files.iter().all(|frame| number(frame).is_some()) {
+        files.sort_by_key(number);
+    }
     Ok(files)
 }
 
