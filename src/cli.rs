@@ -45,13 +45,13 @@ pub enum Command {
     Pretrain(PretrainArgs),
     /// Train the first stage of latent diffusion, or take one from a file; continues where it was stopped.
     #[command(
-        after_help = "Example:\n  gensis autoencoder --out runs/mosaic --set autoencoder.kind=kl_f4 --device cuda\n  \
-        gensis autoencoder --out runs/mosaic --set autoencoder.weights=vq-f4.ckpt"
+        after_help = "Example:\n  gensis autoencoder --out runs/mosaic --update --set autoencoder.kind=kl_f4 --device cuda\n  \
+        gensis autoencoder --out runs/mosaic --update --set autoencoder.weights=vq-f4.ckpt"
     )]
     Autoencoder(TrainingArgs),
     /// Train the latent diffusion model on the encoder's own embeddings; continues where it was stopped.
     #[command(
-        after_help = "Example:\n  gensis diffusion --out runs/mosaic --set diffusion.unet.channels=96 --device cuda"
+        after_help = "Example:\n  gensis diffusion --out runs/mosaic --update --set diffusion.unet.channels=96 --device cuda"
     )]
     Diffusion(TrainingArgs),
     /// Draw images from the diffusion model: of an image's embedding, of stored embeddings, or between two images.

@@ -241,7 +241,8 @@ fn remove_temporary_files(folder: &Path) {
     for entry in folder.read_dir().into_iter().flatten().flatten() {
         let path = entry.path();
         match entry.file_type() {
-            Ok(kind) if kind.is_dir() => remove_temporary_files(&path),
+            // A folder with a lock of its own, such as an export, may be in use.
+            Ok(kind) if kind.is_dir() && !path.join(LOCK).exists() => remove_temporary_files(&path),
             Ok(kind) if kind.is_file() && entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) => {
                 // Best effort: a stale temporary file harms nobody.
                 let _ = fs::remove_file(&path);

@@ -61,7 +61,7 @@ pub enum ExportTask {
     /// patches/, h5_files/, pt_files/, dataset.csv and splits/, as CLAM's scripts read them.
     #[command(after_help = "Example:\n  gensis export clam runs/mosaic --out clam")]
     Clam(ExportClamArgs),
-    /// Every patch as an image file, one folder a slide, with patches.csv.
+    /// Every patch as an image file, one folder a slide, with patches.csv and failures.csv.
     #[command(after_help = "Example:\n  gensis export patches runs/mosaic --out patches --format jpeg")]
     Patches(ExportPatchesArgs),
 }

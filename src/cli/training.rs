@@ -21,8 +21,8 @@ pub struct AugmentArgs {
 /// Options of `pretrain`.
 #[derive(Debug, Clone, Args)]
 pub struct PretrainArgs {
-    /// Train the encoders of gen_dino.variants on real and synthetic images (gen_dino.enabled); the vanilla encoder and the
-    /// bank are made before.
+    /// Train the encoders of gen_dino.variants on real and synthetic images (gen_dino.enabled): `gensis pretrain`, `autoencoder`,
+    /// `diffusion` and `augment` have to come first. A run that began without gen_dino.enabled takes it with --update.
     #[arg(long)]
     pub gen_dino: bool,
     /// The training's options.

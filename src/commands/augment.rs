@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
@@ -74,11 +74,18 @@ pub(super) fn models(run: &Run, input: &Input) -> Result<Models> {
 }
 
 /// What draws images, and the embeddings it draws from.
-fn painter(run: &Run, input: &Input) -> Result<(Painter, LatentFile)> {
+pub(super) fn painter(run: &Run, input: &Input) -> Result<(Painter, LatentFile)> {
     let device = device::open(run.device)?;
-    let encoder = Encoder::load(&require_encoder(run, input)?.0, &device)?;
-    let stage = FirstStage::load(&require_first_stage(run, input)?.0, &device)?;
-    let model = DiffusionModel::load(&require_model(run, input)?.0, &device)?;
+    let (encoder_path, encoder_hash) = require_encoder(run, input)?;
+    let (stage_path, stage_hash) = require_first_stage(run, input)?;
+    let (model_path, model_hash) = require_model(run, input)?;
+    let encoder = Encoder::load(&encoder_path, &device)?;
+    let stage = FirstStage::load(&stage_path, &device)?;
+    let model = DiffusionModel::load(&model_path, &device)?;
+    training::same_weights(&encoder_path, &encoder.hash, &encoder_hash)?;
+    training::same_weights(&stage_path, &stage.hash, &stage_hash)?;
+    training::same_weights(&model_path, &model.hash, &model_hash)?;
+    model.require(&encoder.hash, &stage.hash)?;
     let latents = latents::open(run, input, &stage, &encoder)?;
     Ok((Painter::new(model, stage, &run.experiment.sample, &device)?, latents))
 }
@@ -103,6 +110,12 @@ pub(super) fn make(
     let banks = banks(run);
     let headers = banks.iter().map(|&bank| header(run, input, models, bank)).collect::<Result<Vec<_>>>()?;
     let record = json!({ "stage": "bank", "format": sources::FORMAT, "banks": headers });
+    if let Some(most) = headers.iter().map(Header::shards).max() {
+        ensure!(
+            (0..most).any(|shard| part.holds(shard)),
+            "--shard {part}: there are only {most} shard files (bank.shard), so that this part has none to make"
+        );
+    }
     let mut complete = true;
     for (&interpolation, header) in banks.iter().zip(&headers) {
         let folder = folder(run, interpolation);
@@ -147,6 +160,11 @@ fn banks(run: &Run) -> Vec<Interpolation> {
         true => vec![Interpolation::Slerp],
         false => needed.into_iter().collect(),
     }
+}
+
+/// The bank whose images are shown and judged: the usual one where the variants need it.
+pub(super) fn shown_bank(run: &Run) -> Option<Interpolation> {
+    banks(run).into_iter().min_by_key(|&bank| bank != Interpolation::Slerp)
 }
 
 fn folder(run: &Run, interpolation: Interpolation) -> PathBuf {

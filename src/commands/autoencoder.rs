@@ -12,7 +12,6 @@ use slide_io::PatchSource;
 use slide_io::patch::Subset;
 
 use super::Run;
-use super::diffusion::write_png;
 use super::pretrain::require_encoder;
 use super::progress::Steps;
 use super::sources::{self, Input};
@@ -24,7 +23,7 @@ use crate::device;
 use crate::model::perceptual::{Lpips, Perceptual};
 use crate::model::{Encoder, FirstStage, lies_in_host_memory};
 use crate::run_dir::{Failure, StageRecord};
-use crate::sample::sheet::sheet;
+use crate::sample::sheet::{sheet, write_png};
 use crate::train::autoencoder::{
     FIRST_STAGE, Observer, Quality, Settings, StepReport, Training, reconstructions, scaled, train,
 };
@@ -46,20 +45,24 @@ const SIDE: u32 = 64;
 pub(super) fn autoencoder(run: &Run, must_resume: bool) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     let device = device::open(run.device)?;
-    let Asked { given, perceptual, settings, header } = Asked::of(run, &input, &device)?;
+    let Asked { settings, header } = Asked::of(run, &input)?;
     let folder = run.dir.root().join(STAGE);
     if run.dir.current(STAGE, &header).is_some() && folder.join(FIRST_STAGE).exists() {
         eprintln!("{STAGE}: up to date");
         return Ok(());
     }
     training::check_resume(must_resume, &folder, CHECKPOINT)?;
+    let given = given(&settings.autoencoder, &device)?;
+    let perceptual =
+        if given.is_some() { Perceptual::None } else { perceptual(run, &settings.autoencoder, &input, &device)? };
     let (source, unusable) = training::patches(run, STAGE, input)?;
-    run.dir.forget(STAGE)?;
-    let resume = training::begin(run, STAGE, &header, &[CHECKPOINT, FIRST_STAGE])?;
-
+    // Before anything is set aside for it.
     let (source, held_out, unreadable) = held_out(source, settings.autoencoder.image_size)?;
     let loader = loader(run, &settings.autoencoder, source.clone())?;
+    run.dir.forget(STAGE)?;
+    let resume = training::begin(run, STAGE, &header, &[CHECKPOINT, FIRST_STAGE])?;
     let mut watcher = Watcher::new(run, &settings, &loader, resume);
+    let given_hash = given.as_ref().map(|stage| stage.hash.clone());
     let stage = match given {
         Some(stage) => taken(stage, &loader, &folder, &device)?,
         None => {
@@ -71,11 +74,17 @@ pub(super) fn autoencoder(run: &Run, must_resume: bool) -> Result<()> {
     let quality = picture(&stage, &settings.autoencoder, &held_out, &folder.join(PICTURE), &device)?;
     let watched = watcher.finish(&quality, &settings)?;
     let failures = unusable.into_iter().chain(unreadable).chain(watched).collect();
+    let section = &settings.autoencoder;
     let summary = json!({
         "first_stage": stage.hash,
         "scale": stage.config.scale,
         "patches": source.len(),
-        "perceptual": { "kind": settings.autoencoder.perceptual, "hash": settings.perceptual },
+        "perceptual": settings.perceptual.as_ref().map(|hash| json!({ "kind": section.perceptual, "hash": hash })),
+        "weights": given_hash.as_ref().map(|_| &section.weights),
+        "files": {
+            "weights": known(run, &section.weights, given_hash.as_deref()),
+            "lpips_weights": known(run, &section.lpips_weights, settings.perceptual.as_deref()),
+        },
         "psnr": quality.psnr,
         "codebook_usage": quality.codebook_usage,
         "last": training::last_metrics(&folder.join(METRICS)),
@@ -83,23 +92,53 @@ pub(super) fn autoencoder(run: &Run, must_resume: bool) -> Result<()> {
     run.dir.finish(STAGE, &StageRecord { header, failures, summary })
 }
 
-/// What the experiment asks for.
+/// What the experiment asks for; weights are known by their hashes.
 struct Asked {
-    given: Option<FirstStage>,
-    perceptual: Perceptual,
     settings: Settings,
     header: Value,
 }
 
 impl Asked {
-    fn of(run: &Run, input: &Input, device: &Device) -> Result<Self> {
+    fn of(run: &Run, input: &Input) -> Result<Self> {
         let section = run.experiment.autoencoder.resolve()?;
-        let given = given(&section, device)?;
-        let perceptual = if given.is_some() { Perceptual::None } else { perceptual(run, &section, input, device)? };
-        let hash = perceptual.hash().map(str::to_owned);
-        let settings = Settings { seed: run.experiment.seed, autoencoder: section, perceptual: hash };
-        let header = header(run, &settings, given.as_ref(), input)?;
-        Ok(Self { given, perceptual, settings, header })
+        let device = || device::open(run.device);
+        let given = match section.weights.as_os_str().is_empty() {
+            true => None,
+            false => Some(content(run, "weights", &section.weights, || {
+                Ok(given(&section, &device()?)?.map_or(String::new(), |stage| stage.hash))
+            })?),
+        };
+        let perceptual = match section.perceptual {
+            _ if given.is_some() => None,
+            PerceptualKind::None => None,
+            PerceptualKind::Encoder => Some(vanilla(run, input)?.1),
+            PerceptualKind::Lpips => Some(content(run, "lpips_weights", &section.lpips_weights, || {
+                Ok(Lpips::load(&section.lpips_weights, &device()?)?.hash)
+            })?),
+        };
+        let settings = Settings { seed: run.experiment.seed, autoencoder: section, perceptual };
+        let header = header(run, &settings, given.as_deref(), input)?;
+        Ok(Self { settings, header })
+    }
+}
+
+/// The hash of the weights in a file as it was when the stage was done, if the file is still the same or not there any more: what
+/// was made of it needs it no longer. Otherwise `load` reads it.
+fn content(run: &Run, key: &str, file: &Path, load: impl FnOnce() -> Result<String>) -> Result<String> {
+    let known = run.dir.record(STAGE).map(|record| record.summary["files"][key].clone()).unwrap_or_default();
+    let digest = sources::whole_digest(run, file);
+    match known["hash"].as_str() {
+        Some(hash) if digest.is_none() || known["file"] == json!(digest) => Ok(hash.to_owned()),
+        _ => load(),
+    }
+}
+
+/// A file of weights as [`content`] knows it.
+fn known(run: &Run, file: &Path, hash: Option<&str>) -> Value {
+    if file.as_os_str().is_empty() {
+        Value::Null
+    } else {
+        json!({ "file": sources::whole_digest(run, file), "hash": hash })
     }
 }
 
@@ -122,7 +161,7 @@ fn given(section: &Autoencoder, device: &Device) -> Result<Option<FirstStage>> {
 
 /// The first stage's file and hash, if it was trained with these settings on these patches.
 pub(super) fn require_first_stage(run: &Run, input: &Input) -> Result<(PathBuf, String)> {
-    let Asked { header, .. } = Asked::of(run, input, &device::open(run.device)?)?;
+    let Asked { header, .. } = Asked::of(run, input)?;
     let path = run.dir.root().join(STAGE).join(FIRST_STAGE);
     let record = run.dir.current(STAGE, &header).filter(|_| path.exists());
     let hash = record.as_ref().and_then(|record| record.summary["first_stage"].as_str()).map(str::to_owned);
@@ -136,17 +175,18 @@ fn perceptual(run: &Run, section: &Autoencoder, input: &Input, device: &Device) 
     Ok(match section.perceptual {
         PerceptualKind::None => Perceptual::None,
         PerceptualKind::Lpips => Perceptual::Lpips(Box::new(Lpips::load(&section.lpips_weights, device)?)),
-        PerceptualKind::Encoder => {
-            let (path, _) = require_encoder(run, input).context(
-                "autoencoder.perceptual = \"encoder\" looks through the pretrained encoder; \"none\" does without",
-            )?;
-            Perceptual::Encoder(Box::new(Encoder::load(&path, device)?))
-        }
+        PerceptualKind::Encoder => Perceptual::Encoder(Box::new(Encoder::load(&vanilla(run, input)?.0, device)?)),
     })
 }
 
+/// File and hash of the encoder that reconstructions are looked at through.
+fn vanilla(run: &Run, input: &Input) -> Result<(PathBuf, String)> {
+    require_encoder(run, input)
+        .context("autoencoder.perceptual = \"encoder\" looks through the pretrained encoder; \"none\" does without")
+}
+
 /// Everything the first stage depends on. Weights are known by their hash, not by where they lie.
-fn header(run: &Run, settings: &Settings, given: Option<&FirstStage>, input: &Input) -> Result<Value> {
+fn header(run: &Run, settings: &Settings, given: Option<&str>, input: &Input) -> Result<Value> {
     let mut settings = serde_json::to_value(settings)?;
     if let Some(section) = settings["autoencoder"].as_object_mut() {
         // How often to look does not change what is learnt.
@@ -158,7 +198,7 @@ fn header(run: &Run, settings: &Settings, given: Option<&FirstStage>, input: &In
         "stage": STAGE,
         "format": sources::FORMAT,
         "settings": settings,
-        "weights": given.map(|stage| &stage.hash),
+        "weights": given,
         "data": training::fingerprint(run, input),
     });
     Ok(sources::with_stain(run, header))

@@ -1,6 +1,6 @@
 //! `gensis demo`: draw a cohort, run the whole experiment on it.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::json;
 use slide_io::atomic_file;
 
@@ -16,6 +16,7 @@ const DEMO_TOML: &str = include_str!("../../configs/demo.toml");
 
 pub(super) fn demo(args: &DemoArgs) -> Result<Outcome> {
     let cohort = args.out.join("cohort");
+    ensure!(cohort.to_str().is_some(), "--out {}: the demo needs a folder whose name is UTF-8", args.out.display());
     let mut settings = vec![
         format!("data.slides={}", json!(cohort.join("slides"))),
         format!("data.labels={}", json!(cohort.join("labels.csv"))),

@@ -1,10 +1,9 @@
 //! `gensis diffusion`: the latent diffusion model, conditioned on the encoder's own embeddings.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use evaluation::fid::{Features, Gaussian, frechet_distance};
-use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::autoencoder::require_first_stage;
@@ -20,7 +19,7 @@ use crate::model::{Encoder, FirstStage};
 use crate::run_dir::StageRecord;
 use crate::sample::encode::Eyes;
 use crate::sample::painter::{Painter, Wish};
-use crate::sample::sheet::sheet;
+use crate::sample::sheet::{sheet, write_png};
 use crate::train::diffusion::{LatentLoader, MODEL, Observer, Settings, StepReport, check_latents, train};
 use crate::train::{CHECKPOINT, METRICS};
 
@@ -46,11 +45,15 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
     let device = device::open(run.device)?;
     let stage = FirstStage::load(&stage_path, &device)?;
     let encoder = Encoder::load(&encoder_path, &device)?;
+    training::same_weights(&stage_path, &stage.hash, &stage_hash)?;
+    training::same_weights(&encoder_path, &encoder.hash, &encoder_hash)?;
     let experiment = &run.experiment;
     let side = experiment.autoencoder.image_size;
     // Before anything is set aside for it.
     check_latents(side / stage.factor(), &experiment.diffusion.unet)?;
     let (source, unusable) = training::patches(run, STAGE, input)?;
+    let Diffusion { epochs, batch, .. } = experiment.diffusion;
+    ensure!(source.len() >= batch, "{} images do not fill a batch of diffusion.batch = {batch}", source.len());
     run.dir.forget(STAGE)?;
     let resume = training::begin(run, STAGE, &header, &[CHECKPOINT, MODEL])?;
 
@@ -79,7 +82,6 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
         },
     };
     let loader = LatentLoader::new(file, &settings)?;
-    let Diffusion { epochs, batch, .. } = settings.diffusion;
     let progress = Steps::new(STAGE, epochs * loader.steps_per_epoch(), batch, "images");
     let image_side = latent[1] * stage.factor();
     let mut watcher = Watcher { run, stage, examples, judge, folder: folder.clone(), progress };
@@ -111,7 +113,7 @@ pub(super) fn header(run: &Run, input: &Input, encoder: &str, autoencoder: &str)
         "seed": run.experiment.seed,
         "settings": settings,
         "image_size": run.experiment.autoencoder.image_size,
-        "embed": { "resize": run.experiment.embed.resize, "crop": run.experiment.embed.crop },
+        "embed": sources::embed_header(run),
         "encoder": encoder,
         "autoencoder": autoencoder,
         "data": training::fingerprint(run, input),
@@ -154,7 +156,7 @@ impl Observer for Watcher<'_> {
         let mut rows = vec![painter.decoded(self.examples.iter().map(|example| example.latent.clone()).collect())?];
         for sample in 0..SHEET[1] as u64 {
             let wish = |example: &Encoded| Wish {
-                embedding: Some(example.embedding.clone()),
+                condition: painter.condition(&example.embedding),
                 seed: self.run.experiment.seed ^ (sample << 32),
             };
             rows.push(painter.images(&self.examples.iter().map(wish).collect::<Vec<_>>())?);
@@ -193,18 +195,11 @@ impl Judge {
     /// Fréchet distance of samples, each of another image's embedding, in the features of the encoder that conditions.
     fn distance(&self, painter: &Painter, seed: u64) -> Result<f64> {
         let wish = |(number, embedding): (usize, &Vec<f32>)| Wish {
-            embedding: Some(embedding.clone()),
+            condition: painter.condition(embedding),
             seed: seed ^ ((number as u64) << 32),
         };
         let images = painter.images(&self.wanted.iter().enumerate().map(wish).collect::<Vec<_>>())?;
         let drawn = self.eyes.look(&images)?;
         Ok(frechet_distance(&self.real, &Gaussian::of(Features::new(&drawn, self.dim)?)?)?)
     }
-}
-
-/// Writes a picture, atomically.
-pub(super) fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image.write_to(&mut bytes, image::ImageFormat::Png)?;
-    Ok(slide_io::atomic_file::write(path, bytes.get_ref())?)
 }

@@ -13,10 +13,10 @@ use slide_io::duplicates::{Criteria, Fingerprint, Kind, Pair, groups, pairs};
 use slide_io::manifest::Split;
 use slide_io::{ImageFolder, Mpp, PatchSource, Slide, atomic_file, folder};
 
+use super::guarded;
 use super::output::say_line;
 use super::progress::Progress;
 use super::sources::{FORMAT, cohort};
-use super::tile::guarded;
 use super::{Outcome, start_threads};
 use crate::cli::DuplicatesArgs;
 use crate::config::{Columns, Data, Experiment};

@@ -13,9 +13,9 @@ use slide_io::stain::Normalized;
 use slide_io::{Cohort, ImageFolder, PatchSource, SlidePatches, SlideRecord, atomic_file, h5};
 
 use super::encoders::{Trained, UNLOADABLE, all_encoders};
+use super::guarded;
 use super::progress::Progress;
 use super::sources::{self, Input, UNTRAINED_NAME};
-use super::tile::guarded;
 use super::{Run, unreadable};
 use crate::config::{Baseline, Embed, View};
 use crate::data::{EvalLoader, ReadFailure};
@@ -91,7 +91,7 @@ pub(super) fn embed_with(run: &Run, input: Input, trained: &[Trained]) -> Result
     failures.extend(lost);
     failures.sort_by(|a, b| a.item.cmp(&b.item));
     failures.dedup();
-    let header = json!({ "encoder": first.hash, "embed": run.experiment.embed, "baselines": baselines });
+    let header = json!({ "encoder": first.hash, "embed": sources::embed_header(run), "baselines": baselines });
     let mut summary = json!({ "encoder": first.hash, "dim": dims[&first.name], "dims": dims, "hashes": hashes });
     if !unloadable.is_empty() {
         summary[UNLOADABLE] = json!(unloadable);
@@ -275,6 +275,7 @@ fn remove_features_of_others(run: &Run, name: &str, cohort: &Cohort, patches: &S
         .map(|slide| patches.slides()[slide].id.as_str())
         .collect();
     let others = cohort.slides.iter().filter(|slide| !embedded.contains(slide.id.as_str()));
+    let others = others.filter(|slide| sources::is_readable(run, slide));
     others.map(|slide| sources::features_path(run, name, &slide.id)).try_for_each(|path| remove(&path))
 }
 
@@ -320,15 +321,22 @@ impl SlideEmbedding<'_> {
         let failures_path = run.dir.file(&format!("stages/embed/{name}/{id}.json"))?;
         if h5::is_current(&path, &header)?
             && let Ok(text) = std::fs::read_to_string(&failures_path)
+            && let Ok(failures) = serde_json::from_str(&text)
         {
             progress.advance(range.len() as u64);
             self.reused.fetch_add(1, Ordering::SeqCst);
-            return Ok(serde_json::from_str(&text).unwrap_or_default());
+            return Ok(failures);
         }
+        // Features vouch for the list of failures, which is therefore written before them.
+        let write_failures = |failures: &[Failure]| -> Result<()> {
+            Ok(atomic_file::write(&failures_path, &serde_json::to_vec_pretty(failures)?)?)
+        };
         let failures = match self.features_of(slide)? {
             Err(reason) => {
                 remove(&path)?;
-                vec![Failure { stage: "embed".into(), item: id.clone(), reason }]
+                let failures = vec![Failure { stage: "embed".into(), item: id.clone(), reason }];
+                write_failures(&failures)?;
+                failures
             }
             Ok(embedded) => {
                 let mut kept = h5::read_coordinates(&sources::coordinates_path(run, id))?;
@@ -337,9 +345,12 @@ impl SlideEmbedding<'_> {
                 kept.origins = embedded.indices.iter().map(|&index| kept.origins[index - range.start]).collect();
                 let (encoder, dim) = ((*name).to_owned(), encoder.dim());
                 let features = h5::Features { encoder, dim, values: embedded.values, coordinates: kept };
+                let failures: Vec<_> = embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect();
+                remove(&path)?;
+                write_failures(&failures)?;
                 h5::write_features(&path, &features, &header)
                     .with_context(|| format!("cannot write the features of {id}"))?;
-                embedded.failures.iter().map(|failure| unreadable("embed", failure)).collect::<Vec<_>>()
+                failures
             }
         };
         if let [first, more @ ..] = &failures[..] {
@@ -348,7 +359,6 @@ impl SlideEmbedding<'_> {
                 progress.line(&format!("embed: {id}: {} more patches cannot be read, see failures.csv", more.len()));
             }
         }
-        atomic_file::write(&failures_path, &serde_json::to_vec_pretty(&failures)?)?;
         Ok(failures)
     }
 

@@ -22,9 +22,8 @@ mod submission;
 mod usable;
 mod video;
 
-pub(crate) use slides::mil_config;
 pub(super) use slides::{COMPARISONS, SCORES, check_folds, exchanges};
-pub(super) use subjects::{Subject, folds, subjects};
+pub(super) use subjects::{Subject, among, folds, subjects};
 pub(super) use video::masks;
 
 use std::path::{Path, PathBuf};
@@ -297,7 +296,7 @@ fn own_embeddings(run: &Run, encoders: Vec<Trained>) -> Result<Own> {
     let embed = run.dir.record("embed").context("there are no embeddings: run `gensis embed` first")?;
     let current = encoders.iter().all(|trained| embed.summary["hashes"][&trained.name] == *trained.hash);
     ensure!(
-        current && embed.header["embed"] == as_stored(&json!(run.experiment.embed)),
+        current && embed.header["embed"] == as_stored(&sources::embed_header(run)),
         "the embeddings are of another encoder or of other settings: run `gensis embed` first"
     );
     Ok(Own { encoders, summary: embed.summary })
@@ -353,7 +352,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
     });
     let splits = &run.experiment.evaluate.slide.splits;
     if !splits.is_empty() {
-        header["splits"] = splits.iter().map(|file| json!(sources::digest(run, file))).collect();
+        header["splits"] = splits.iter().map(|file| json!(sources::whole_digest(run, file))).collect();
     }
     if !run.experiment.data.classes.is_empty() {
         header["classes"] = json!(run.experiment.data.classes);

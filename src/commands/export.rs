@@ -26,18 +26,19 @@ pub(super) fn export(args: &ExportArgs) -> Result<Outcome> {
     }
 }
 
-/// A run of slides, and the slides asked for: those `named`, or all.
-fn open(root: &Path, threads: usize, named: &[String]) -> Result<(Run, Cohort)> {
+/// A run of slides, its cohort, and the slides of it that are asked for: those `named`, or all.
+fn open(root: &Path, threads: usize, named: &[String]) -> Result<(Run, Cohort, Vec<SlideRecord>)> {
     let experiment = RunDir::experiment(root)?;
     let run = Run::open(experiment, root, false, &ComputeArgs { device: DeviceChoice::Cpu, threads })?;
-    let Input::Slides(mut cohort) = Input::open(&run.experiment.data)? else {
+    let Input::Slides(cohort) = Input::open(&run.experiment.data)? else {
         bail!("{} works on image folders, which other tools read as they are", root.display());
     };
     for name in named {
         ensure!(cohort.slides.iter().any(|slide| slide.id == *name), "--slides: there is no slide {name} in this run");
     }
-    cohort.slides.retain(|slide| named.is_empty() || named.contains(&slide.id));
-    Ok((run, cohort))
+    let asked = |slide: &&SlideRecord| named.is_empty() || named.contains(&slide.id);
+    let slides = cohort.slides.iter().filter(asked).cloned().collect();
+    Ok((run, cohort, slides))
 }
 
 /// A folder that one export fills. Files in it are complete, so that a stopped export goes on where it was.

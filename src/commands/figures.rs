@@ -1,34 +1,42 @@
 //! `gensis figures`: pictures of what the models of a run do. Attention of the encoders, and real beside generated and
 //! interpolated images.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
 use super::augment::{self, models};
-use super::diffusion::write_png;
 use super::encoders::require_encoders;
 use super::evaluate::examples;
-use super::sources::Input;
+use super::sources::{self, Input};
 use super::{Run, training};
 use crate::config::{Embed, Interpolation};
 use crate::data::normalize::Normalize;
 use crate::data::{Squares, crop};
 use crate::device;
 use crate::model::Encoder;
-use crate::run_dir::StageRecord;
+use crate::run_dir::{StageRecord, read_record};
 use crate::sample::bank::Kind;
-use crate::sample::sheet::sheet;
+use crate::sample::interpolate::mix_pixels;
+use crate::sample::painter::Wish;
+use crate::sample::sheet::{sheet, write_png};
 
 /// Patches shown.
 const SHOWN: usize = 8;
 /// Smallest side of a picture in a sheet, px.
 const SIDE: u32 = 96;
+
+/// Pairs of patches that images are drawn between, and the weights of the first.
+const PAIRS: usize = 2;
+const ALPHAS: [f64; 4] = [0.2, 0.4, 0.6, 0.8];
+/// Their picture.
+const STRIPS: &str = "between.png";
 
 /// The folder of the pictures.
 pub(super) const FOLDER: &str = "figures";
@@ -38,9 +46,9 @@ pub(super) fn figures(run: &Run) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     let device = device::open(run.device)?;
     let encoders = require_encoders(run, &input)?;
-    let bank = run.dir.record("bank").filter(|_| run.experiment.gen_dino.enabled).map(|record| record.header);
+    let bank = run.dir.record("bank").filter(|_| augment::shown_bank(run).is_some()).map(|record| record.header);
     let hashes: Vec<_> = encoders.iter().map(|trained| json!([trained.name, trained.hash])).collect();
-    let header = json!({ "stage": FOLDER, "encoders": hashes, "bank": bank, "embed": run.experiment.embed });
+    let header = json!({ "stage": FOLDER, "encoders": hashes, "bank": bank, "embed": sources::embed_header(run) });
     if run.dir.current(FOLDER, &header).is_some() {
         eprintln!("figures: up to date");
         return Ok(());
@@ -56,6 +64,11 @@ pub(super) fn figures(run: &Run) -> Result<()> {
     if bank.is_some() {
         let rows = synthetic(run, &input, source, &shown)?;
         write(run, "synthetic.png", &rows)?;
+        match strips(run, &input, &shown) {
+            Ok(rows) => write(run, STRIPS, &rows)?,
+            // As on a machine that was given the bank alone.
+            Err(error) => eprintln!("figures: images between two patches are left out: {error:#}"),
+        }
     }
     eprintln!("figures: {}", run.dir.root().join(FOLDER).display());
     run.dir.finish(FOLDER, &StageRecord { header, failures: vec![], summary: Value::Null })
@@ -118,7 +131,8 @@ fn synthetic(
     shown: &[(usize, RgbImage)],
 ) -> Result<Vec<Vec<RgbImage>>> {
     let models = models(run, input)?;
-    let bank = augment::open(run, input, &models, Interpolation::Slerp, source.clone())?;
+    let kind = augment::shown_bank(run).context("no bank is needed")?;
+    let bank = augment::open(run, input, &models, kind, source.clone())?;
     let squares = Squares::new(models.size[0], [0.0; 2]);
     let mut rows = Vec::new();
     for (index, image) in shown {
@@ -131,6 +145,35 @@ fn synthetic(
             row.extend([made.image, squares.of(other.image)?]);
         }
         rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Between two pairs of patches, the second on the left and the first on the right: on the great circle and on the line of their
+/// embeddings, all from one noise, and in the pixels (figures 4 and 5 of the paper).
+fn strips(run: &Run, input: &Input, shown: &[(usize, RgbImage)]) -> Result<Vec<Vec<RgbImage>>> {
+    let (painter, latents) = augment::painter(run, input)?;
+    let squares = Squares::new(painter.image_side() as u32, [0.0; 2]);
+    let records: BTreeMap<usize, usize> =
+        (0..latents.len()).map(|record| Ok((latents.source(record)?, record))).collect::<Result<_>>()?;
+    let mut rows = Vec::new();
+    // Patches that lie far apart: of different classes, where a source has its classes one after another.
+    for (first, second) in shown.iter().zip(&shown[shown.len() / 2..]).take(PAIRS) {
+        let [one, two] = [first, second].map(|(index, _)| records.get(index).map(|&record| latents.read(record, 0)));
+        let (Some(one), Some(two)) = (one.transpose()?, two.transpose()?) else { continue };
+        let [right, left] = [squares.of(first.1.clone())?, squares.of(second.1.clone())?];
+        let strip = |between: Vec<RgbImage>| -> Vec<RgbImage> {
+            std::iter::once(left.clone()).chain(between).chain([right.clone()]).collect()
+        };
+        for kind in [Interpolation::Slerp, Interpolation::Lerp] {
+            let wish = |&alpha: &f64| Wish {
+                condition: painter.between(kind, &one.embedding, &two.embedding, alpha),
+                seed: run.experiment.seed,
+            };
+            rows.push(strip(painter.images(&ALPHAS.iter().map(wish).collect::<Vec<_>>())?));
+        }
+        let mixed = ALPHAS.iter().map(|&alpha| mix_pixels(&right, &left, alpha)).collect::<Result<Vec<_>>>()?;
+        rows.push(strip(mixed));
     }
     Ok(rows)
 }
@@ -154,7 +197,16 @@ pub(super) fn pictures(root: &Path) -> Vec<(String, String, Vec<u8>)> {
     add(
         &root.join(FOLDER).join("synthetic.png"),
         "Real, generated and interpolated patches".into(),
-        "Each row: a patch, images generated from its embedding, an image between it and another patch, and that other patch",
+        &format!(
+            "Each row: a patch, images generated from its embedding, an image between it and another patch{}, and that other patch",
+            alphas(root)
+        ),
+    );
+    add(
+        &root.join(FOLDER).join(STRIPS),
+        "Between two patches".into(),
+        "Each three rows: from the second patch to the first, which weighs 0.2, 0.4, 0.6 and 0.8; on the great circle of their \
+         embeddings, on their line, and in the pixels",
     );
     if let Some(last) = named("diffusion/samples", "step-").last() {
         let caption = "First row: patches as the autoencoder has them; below, images drawn from their embeddings";
@@ -162,16 +214,37 @@ pub(super) fn pictures(root: &Path) -> Vec<(String, String, Vec<u8>)> {
     }
     let caption = "Held-out patches over what the autoencoder makes of them";
     add(&root.join("autoencoder/reconstructions.png"), "Reconstructions".into(), caption);
+    // Pictures of encoders that are no longer the run's may lie there too.
+    let header = read_record(root, FOLDER).map(|record| record.header).unwrap_or_default();
+    let encoders: Vec<&str> =
+        header["encoders"].as_array().into_iter().flatten().filter_map(|pair| pair[0].as_str()).collect();
     for path in named(FOLDER, "attention_") {
         let encoder = path.file_stem().unwrap_or_default().to_string_lossy().replace("attention_", "");
+        if !encoders.contains(&&*encoder) {
+            continue;
+        }
         let caption = "Each row: a patch, what [CLS] attends to in the last block (mean over heads), and each head";
         add(&path, format!("Attention of {encoder}"), caption);
+    }
+    for path in named("samples", "sample-") {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        add(&path, format!("Drawn by `gensis sample`: {name}"), "What the command printed says what is where");
     }
     for path in examples::pictures(root) {
         let caption = "Each row: a query and what is nearest to it, the right ones framed in green";
         add(&path, format!("Retrieval by {}", examples::encoder(&path)), caption);
     }
     pictures
+}
+
+/// The weights of the first patch in the bank that is shown.
+fn alphas(root: &Path) -> String {
+    let bank = read_record(root, "bank").map(|record| record.header["banks"][0]["alpha"].clone()).unwrap_or_default();
+    match (bank[0].as_f64(), bank[1].as_f64()) {
+        (Some(low), Some(high)) if low == high => format!(", of which it weighs {low}"),
+        (Some(low), Some(high)) => format!(", of which it weighs {low} to {high}"),
+        _ => String::new(),
+    }
 }
 
 #[cfg(test)]

@@ -125,7 +125,14 @@ pub(super) fn stage(run: &Run) -> Result<()> {
     let (mut drawn, mut failures) = (Vec::new(), Vec::new());
     for (heads, slides) in index.encoders.iter().zip(&chosen) {
         let choice = Choice { encoder: Some(&heads.name), ..Choice::default() };
-        let atlas = Atlas::open(run.dir.root(), index.clone(), &choice, &device)?;
+        // Its heads with attention may have failed, which is listed; the other encoders have theirs.
+        let atlas = match Atlas::open(run.dir.root(), index.clone(), &choice, &device) {
+            Ok(atlas) => atlas,
+            Err(error) => {
+                failures.push(Failure { stage: FOLDER.into(), item: heads.name.clone(), reason: format!("{error:#}") });
+                continue;
+            }
+        };
         for slide in slides {
             match draw(run.dir.root(), &run.experiment, &atlas, slide, "") {
                 Ok(one) => drawn.push(one),

@@ -11,9 +11,9 @@ use slide_io::{Level, Mpp, PLAUSIBLE_MPP, Slide, TissueMask, TissueParams, atomi
 use std::path::Path;
 
 use super::Outcome;
+use super::guarded;
 use super::output::say_line;
 use super::sources::cohort;
-use super::tile::guarded;
 use crate::cli::InspectArgs;
 use crate::config::Data;
 

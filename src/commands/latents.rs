@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use slide_io::PatchSource;
 
 use super::Run;
@@ -37,6 +37,7 @@ pub(super) fn header(run: &Run, model: &Value, stage: &FirstStage, embedding: us
     }
     let side = run.experiment.autoencoder.image_size / stage.factor();
     let diffusion = &run.experiment.diffusion;
+    origin["flips"] = json!({ "horizontal": diffusion.hflip, "vertical": diffusion.vflip });
     let flips = (1 + usize::from(diffusion.hflip)) * (1 + usize::from(diffusion.vflip));
     LatentHeader { shape: [stage.latent_channels(), side, side], embedding, flips, origin }
 }

@@ -31,9 +31,8 @@ mod tables;
 mod tile;
 mod training;
 
-pub(crate) use evaluate::mil_config;
-
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
@@ -42,6 +41,7 @@ use anyhow::{Context, Result};
 use crate::cli::{Cli, Command, ComputeArgs, StageArgs};
 use crate::config::Experiment;
 use crate::data::ReadFailure;
+use crate::data::prefetch::panic_message;
 use crate::device::DeviceChoice;
 use crate::run_dir::{Failure, RunDir};
 
@@ -130,6 +130,14 @@ impl Run {
             eprintln!("{} failure(s), listed in {}", failures.len(), self.dir.root().join("failures.csv").display());
         }
         Ok(Outcome::of(failures.len()))
+    }
+}
+
+/// A decoder that panics on one slide must not end the cohort.
+fn guarded<T>(work: impl FnOnce() -> slide_io::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("internal fault while reading it: {}", panic_message(&*panic))),
     }
 }
 

@@ -4,9 +4,9 @@ use anyhow::Result;
 use slide_io::{Error, Point, Slide, SlideRecord, h5, pack};
 
 use super::Run;
+use super::guarded;
 use super::progress::Progress;
 use super::sources::{coordinates_path, grid_spec, pack_header, pack_path};
-use super::tile::guarded;
 use crate::run_dir::Failure;
 
 /// Packs the patches of every slide that has some, slide after slide on all threads; returns those that cannot be read.

@@ -15,7 +15,7 @@ use super::sources::UNTRAINED_NAME;
 use super::tables;
 use super::tile::TiledSlide;
 use crate::report::{self, Chart, Comparison, Figure, Highlight, Report, Series, SlideRow, Thumbnail};
-use crate::run_dir::{RunDir, STAGES, read_record};
+use crate::run_dir::{RunDir, STAGES, StageRecord, read_record};
 use crate::train::METRICS;
 
 /// Thumbnails shown, at most, and their longer side in px: a cohort of thousands must not make a page of gigabytes.
@@ -36,18 +36,22 @@ fn collect(root: &Path) -> Result<Report> {
     let record = |stage| read_record(root, stage);
     let slides: Vec<TiledSlide> =
         record("tile").and_then(|record| serde_json::from_value(record.summary).ok()).unwrap_or_default();
-    let results = tables::rows(root);
+    let results = tables::rows(root)?;
+    let cohort: Vec<SlideRow> = match (slides.is_empty(), record("evaluate")) {
+        (true, Some(evaluated)) => only_features(&evaluated),
+        _ => slides.iter().map(slide_row).collect(),
+    };
     let failures = STAGES.iter().filter_map(|stage| record(stage)).flat_map(|record| record.failures);
     let name = root.file_name().map_or("gensis".into(), |name| name.to_string_lossy().into_owned());
     let configuration = experiment.to_toml()?;
     let pretrained = record("pretrain");
     Ok(Report {
         title: name,
-        subtitle: subtitle(&slides, pretrained.as_ref().map(|record| &record.summary)),
+        subtitle: subtitle(&slides, cohort.len(), pretrained.as_ref().map(|record| &record.summary)),
         provenance: provenance(root, &experiment, record("embed").map(|record| record.summary)),
         summary: highlights(&results),
         thumbnails: thumbnails(root, &h5::job_folder(&experiment.grid), &slides, &experiment.grid),
-        cohort: slides.into_iter().map(slide_row).collect(),
+        cohort,
         failures: failures
             .map(|failure| report::Failure { stage: failure.stage, item: failure.item, reason: failure.reason })
             .collect(),
@@ -91,13 +95,14 @@ fn heatmaps(root: &Path) -> Vec<Figure> {
     heatmap::drawn(root).into_iter().filter_map(picture).collect()
 }
 
-fn subtitle(slides: &[TiledSlide], pretrained: Option<&Value>) -> String {
+fn subtitle(slides: &[TiledSlide], listed: usize, pretrained: Option<&Value>) -> String {
     let patches: usize = slides.iter().filter_map(|slide| slide.kept).sum();
     let count = |key: &str| pretrained.and_then(|summary| summary[key].as_u64());
     let drawn = count("per_epoch").filter(|&drawn| Some(drawn) < count("patches") && drawn > 0);
     let each = if drawn.is_some() { " an epoch" } else { "" };
     match (slides.len(), drawn.or(count("patches"))) {
         (0, Some(images)) => format!("An encoder learnt from {images} images{each} without their labels"),
+        (0, None) if listed > 0 => format!("{listed} slides, of which features made elsewhere are known"),
         (0, None) => String::new(),
         (slides, Some(learnt)) => {
             format!("{slides} slides, {patches} patches; an encoder learnt from {learnt} of them{each} without labels")
@@ -116,15 +121,20 @@ fn provenance(root: &Path, experiment: &crate::config::Experiment, embedded: Opt
             lines.push((format!("Weights of {name} (SHA-256)"), hash.to_owned()));
         }
     }
+    if let Some(autoencoder) = read_record(root, "autoencoder") {
+        lines.push(("Autoencoder".to_owned(), first_stage(&autoencoder.summary)));
+    }
     let log = std::fs::read_to_string(root.join("log.jsonl")).unwrap_or_default();
     let events: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let last = |event: &str| events.iter().rev().find(|line| line["event"] == event);
-    if let Some(started) = last("started") {
+    let last = |event: &str| events.iter().rposition(|line| line["event"] == event);
+    // Of the program that trained, where one did: another may have drawn a heatmap since, elsewhere.
+    let before = &events[..last("pretrained").unwrap_or(events.len())];
+    if let Some(started) = before.iter().rev().find(|line| line["event"] == "started") {
         let text = |key: &str| started[key].as_str().map_or_else(|| started[key].to_string(), str::to_owned);
         lines.push(("Started (UTC)".to_owned(), text("time")));
         lines.push(("Device".to_owned(), format!("{}, {} threads", text("device"), text("threads"))));
     }
-    if let Some(line) = last("pretrained")
+    if let Some(line) = last("pretrained").map(|place| &events[place])
         && let (Some(seconds), Some(shown)) = (line["seconds"].as_f64(), line["patches_shown"].as_f64())
     {
         lines.push(("Pre-training".to_owned(), format!("{:.1} min, {:.1} patches/s", seconds / 60.0, shown / seconds)));
@@ -132,9 +142,22 @@ fn provenance(root: &Path, experiment: &crate::config::Experiment, embedded: Opt
     lines
 }
 
-/// What a reader looks for: the trained encoder's figures, means over folds and seeds as in the tables; 20-NN of several.
+/// What the first stage learnt from beside the pixels, or where it comes from: labels may have entered by that.
+fn first_stage(summary: &Value) -> String {
+    let short = |hash: &Value| hash.as_str().map_or(String::new(), |hash| hash.chars().take(12).collect());
+    let hash = short(&summary["perceptual"]["hash"]);
+    match summary["perceptual"]["kind"].as_str() {
+        _ if summary["weights"].is_string() => format!("weights from elsewhere ({})", short(&summary["first_stage"])),
+        Some("encoder") => format!("trained here, with features of the pretrained encoder ({hash})"),
+        Some("lpips") => format!("trained here, with LPIPS ({hash}), whose VGG16 learnt ImageNet's labels"),
+        _ => "trained here, on pixels alone".to_owned(),
+    }
+}
+
+/// What a reader looks for: the trained encoder's figures, means over folds and seeds as in the tables; of several heads the
+/// customary one.
 fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
-    let usual = results.iter().find(|row| row.head == "20-NN");
+    let usual = ["20-NN", "abmil"].into_iter().find_map(|head| results.iter().find(|row| row.head == head));
     let Some(shown) = usual.or(results.first()) else { return vec![] };
     let by = format!("{} with {}", shown.encoder, shown.head);
     let names = [("accuracy", "Accuracy"), ("balanced_accuracy", "Balanced accuracy"), ("macro_auc", "Macro AUC")];
@@ -162,8 +185,29 @@ fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
     names.into_iter().filter_map(|(metric, name)| figure(metric, name)).collect()
 }
 
-fn slide_row(slide: TiledSlide) -> SlideRow {
+/// The slides of an evaluation of features made elsewhere.
+fn only_features(evaluated: &StageRecord) -> Vec<SlideRow> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let row = |item: &Value| {
+        let id = text(&item[0]);
+        let failure =
+            evaluated.failures.iter().find(|failure| failure.item == id).map(|failure| failure.reason.clone());
+        SlideRow {
+            id,
+            label: text(&item[1]),
+            split: text(&item[3]),
+            only_features: true,
+            failure,
+            ..SlideRow::default()
+        }
+    };
+    let slides = evaluated.header["items"].as_array().filter(|_| evaluated.header["of"] == "slides");
+    slides.into_iter().flatten().map(row).collect()
+}
+
+fn slide_row(slide: &TiledSlide) -> SlideRow {
     let dropped = quality::list(&slide.dropped());
+    let slide = slide.clone();
     SlideRow {
         id: slide.id,
         label: slide.label.unwrap_or_default(),
@@ -172,6 +216,7 @@ fn slide_row(slide: TiledSlide) -> SlideRow {
         size: (slide.width > 0).then_some((slide.width.into(), slide.height.into())),
         mpp: slide.mpp,
         levels: (slide.levels > 0).then_some(slide.levels),
+        only_features: false,
         tissue_share: slide.tissue_share,
         candidates: slide.candidates,
         kept: slide.kept,
@@ -230,6 +275,8 @@ fn training_curves(root: &Path) -> Vec<Chart> {
     charts.extend(curves("Diffusion", &root.join("diffusion").join(METRICS), &denoising));
     let mut variants: Vec<_> =
         root.join("gen_dino").read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    // Trainings of other settings were set aside there.
+    variants.retain(|folder| folder.extension().is_none());
     variants.sort();
     for folder in variants {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().replace('_', " ");

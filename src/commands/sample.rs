@@ -3,9 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use evaluation::embeddings::EmbeddingTable;
 use image::RgbImage;
+use serde_json::Value;
+use slide_io::stain::Target;
+use slide_io::{folder, h5};
 
 use super::Outcome;
 use super::output::say_line;
@@ -16,9 +19,9 @@ use crate::model::diffusion::DiffusionModel;
 use crate::model::{Encoder, FirstStage};
 use crate::run_dir::RunDir;
 use crate::sample::encode::Eyes;
-use crate::sample::interpolate::{interpolate, mix_pixels};
+use crate::sample::interpolate::mix_pixels;
 use crate::sample::painter::{Painter, Wish};
-use crate::sample::sheet::sheet;
+use crate::sample::sheet::{sheet, write_png};
 use crate::train::autoencoder::FIRST_STAGE;
 use crate::train::diffusion::MODEL;
 use crate::train::pretrain::ENCODER;
@@ -45,7 +48,7 @@ pub(super) fn sample(args: &SampleArgs) -> Result<Outcome> {
     }
     let images: Vec<Vec<RgbImage>> =
         rows.into_iter().map(|row| row.into_iter().map(|drawn| drawn.image).collect()).collect();
-    super::diffusion::write_png(&picture, &sheet(&images, SHOWN))?;
+    write_png(&picture, &sheet(&images, SHOWN))?;
     eprintln!("sample: {}", picture.display());
     Ok(Outcome::Done)
 }
@@ -72,10 +75,13 @@ struct Drawn {
     own: Vec<f32>,
 }
 
-/// The three networks of a run.
+/// The three networks of a run, and the stain that they know.
 struct Studio {
     painter: Painter,
     eyes: Eyes,
+    stain: Option<Target>,
+    /// Hash of the encoder whose embeddings condition.
+    encoder: String,
     seed: u64,
 }
 
@@ -87,20 +93,24 @@ impl Studio {
         super::start_threads(args.compute.threads)?;
         let device = device::open(args.compute.device)?;
         let file = |folder: &str, name: &str| args.run.join(folder).join(name);
+        let there = file("diffusion", MODEL).exists();
+        ensure!(there, "{} has no diffusion model: run `gensis diffusion` first", args.run.display());
         let model = DiffusionModel::load(&file("diffusion", MODEL), &device)?;
         let stage = FirstStage::load(&file("autoencoder", FIRST_STAGE), &device)?;
         let encoder = Encoder::load(&file("pretrain", ENCODER), &device)?;
         model.require(&encoder.hash, &stage.hash)?;
+        let hash = encoder.hash.clone();
         let painter = Painter::new(model, stage.clone(), &experiment.sample, &device)?;
         let unflipped = Diffusion { hflip: false, vflip: false, ..Diffusion::default() };
         let eyes = Eyes::new(stage, encoder, painter.image_side() as u32, &experiment.embed, &unflipped, &device);
-        Ok(Self { painter, eyes, seed: experiment.seed })
+        let (stain, encoder) = (Target::new(&experiment.stain)?, hash);
+        Ok(Self { painter, eyes, stain, encoder, seed: experiment.seed })
     }
 
     /// Rows of an image, and samples of its embedding.
     fn of_images(&self, args: &SampleArgs) -> Result<Vec<Vec<Drawn>>> {
         let row = |path: &PathBuf| -> Result<Vec<Drawn>> {
-            let source = open(path)?;
+            let source = self.read(path)?;
             let embedding = self.embedding(&source)?;
             let mut row = vec![self.shown("source", source)?];
             row.extend(self.samples(&embedding, args.count as usize)?);
@@ -111,7 +121,14 @@ impl Studio {
 
     /// Rows of samples of stored embeddings.
     fn of_embeddings(&self, path: &Path, args: &SampleArgs) -> Result<Vec<Vec<Drawn>>> {
-        let (dim, values) = stored_embeddings(path)?;
+        let (dim, values, encoder) = stored_embeddings(path)?;
+        ensure!(
+            encoder.as_ref().is_none_or(|encoder| *encoder == self.encoder),
+            "{} holds embeddings by the encoder {}, and the diffusion model is conditioned on those of {}",
+            path.display(),
+            encoder.unwrap_or_default(),
+            self.encoder
+        );
         let rows = values.len() / dim.max(1);
         let row = |&row: &usize| {
             ensure!(row < rows, "{} has {rows} embeddings, and row {row} (from 0) is asked for", path.display());
@@ -121,7 +138,8 @@ impl Studio {
     }
 
     fn samples(&self, embedding: &[f32], count: usize) -> Result<Vec<Drawn>> {
-        let wish = |sample: usize| Wish { embedding: Some(embedding.to_vec()), seed: self.seed + sample as u64 };
+        let wish =
+            |sample: usize| Wish { condition: self.painter.condition(embedding), seed: self.seed + sample as u64 };
         let images = self.painter.images(&(0..count).map(wish).collect::<Vec<_>>())?;
         let drawn = |image| Ok(Drawn { first: Some(embedding.to_vec()), ..self.shown("sample", image)? });
         images.into_iter().map(drawn).collect()
@@ -129,7 +147,7 @@ impl Studio {
 
     /// Rows from the second image to the first: α, the weight of the first, grows from left to right.
     fn between(&self, first: &Path, second: &Path, args: &SampleArgs) -> Result<Vec<Vec<Drawn>>> {
-        let (one, two) = (open(first)?, open(second)?);
+        let (one, two) = (self.read(first)?, self.read(second)?);
         let (e1, e2) = (self.embedding(&one)?, self.embedding(&two)?);
         let squares = [&one, &two].map(|image| self.eyes.square(image));
         let [one, two] = squares;
@@ -164,9 +182,22 @@ impl Studio {
         alphas: &[f64],
         sample: usize,
     ) -> Result<Vec<RgbImage>> {
-        let wish =
-            |&alpha: &f64| Wish { embedding: Some(interpolate(kind, e1, e2, alpha)), seed: self.seed + sample as u64 };
+        let wish = |&alpha: &f64| Wish {
+            condition: self.painter.between(kind, e1, e2, alpha),
+            seed: self.seed + sample as u64,
+        };
         self.painter.images(&alphas.iter().map(wish).collect::<Vec<_>>())
+    }
+
+    /// An image, with the stain that the run gives its images: by the statistics of this image.
+    fn read(&self, path: &Path) -> Result<RgbImage> {
+        let mut image = folder::read_image(path)?;
+        if let Some(stain) = &self.stain {
+            let normalizer = stain.normalizer(image.as_chunks::<3>().0);
+            let lacking = |why| anyhow!("{}: its stain cannot be normalised: {why}", path.display());
+            normalizer.map_err(lacking)?.apply(&mut image);
+        }
+        Ok(image)
     }
 
     fn embedding(&self, image: &RgbImage) -> Result<Vec<f32>> {
@@ -187,16 +218,15 @@ impl Studio {
     }
 }
 
-fn open(path: &Path) -> Result<RgbImage> {
-    Ok(image::open(path).with_context(|| format!("cannot read the image {}", path.display()))?.to_rgb8())
-}
-
-/// Width and values of the embeddings in a table (`.parquet`) or a slide's features (`.h5`).
-fn stored_embeddings(path: &Path) -> Result<(usize, Vec<f32>)> {
+/// Width and values of the embeddings in a table (`.parquet`) or a slide's features (`.h5`), and the hash of their encoder where
+/// the file says it.
+fn stored_embeddings(path: &Path) -> Result<(usize, Vec<f32>, Option<String>)> {
+    let encoder = |header: &Value| header["encoder"].as_str().map(str::to_owned);
     if path.extension().is_some_and(|extension| extension == "h5") {
-        let features = slide_io::h5::read_features(path)?;
-        return Ok((features.dim, features.values));
+        let features = h5::read_features(path)?;
+        let header = h5::read_header(path)?;
+        return Ok((features.dim, features.values, header.as_ref().and_then(encoder)));
     }
     let table = EmbeddingTable::load(path)?;
-    Ok((table.dim, table.values))
+    Ok((table.dim, table.values, encoder(&table.header)))
 }

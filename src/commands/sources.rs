@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use slide_io::manifest::{ColumnNames, Problem, Split};
+use slide_io::manifest::{ColumnNames, Problem, Split, csv_text, slide_id};
 use slide_io::pack::{self, PackedPatches, PackedSlide};
 use slide_io::stain::{Method, Normalized, Target};
 use slide_io::{
@@ -80,11 +80,9 @@ fn restricted(mut cohort: Cohort, data: &Data) -> Result<Cohort> {
     if included.is_none() && data.exclude.is_empty() {
         return Ok(cohort);
     }
-    let stem =
-        |name: &str| Path::new(name).file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
-    let within = |names: &[String], id: &str| names.iter().any(|name| name == id || stem(name) == id);
+    let within = |names: &[String], id: &str| names.iter().any(|name| name == id || slide_id(name) == id);
     let kept = |id: &str| included.as_ref().is_none_or(|names| within(names, id)) && !within(&data.exclude, id);
-    let known = |name: &String| cohort.slides.iter().any(|slide| slide.id == *name || slide.id == stem(name));
+    let known = |name: &String| cohort.slides.iter().any(|slide| slide.id == *name || slide.id == slide_id(name));
     let unknown = |key: &str, names: &[String]| -> Vec<Problem> {
         let reason = format!("{key} names it, but there is no such slide");
         let missing = names.iter().filter(|name| !known(name));
@@ -95,7 +93,7 @@ fn restricted(mut cohort: Cohort, data: &Data) -> Result<Cohort> {
     cohort.slides.retain(|slide| kept(&slide.id));
     // What else is wrong with a slide that is not used is nobody's concern.
     let concerns = |item: &str| {
-        let either = |names: &[String]| within(names, item) || within(names, &stem(item));
+        let either = |names: &[String]| within(names, item) || within(names, slide_id(item));
         included.as_deref().is_none_or(either) && !either(&data.exclude)
     };
     cohort.problems.retain(|problem| concerns(&problem.item));
@@ -119,12 +117,10 @@ pub(super) fn missing(run: &Run, cohort: &Cohort, stage: &str) -> Vec<Failure> {
 /// The slides in a list: a name a line, or a csv with a column of that name or the slides in its first.
 fn listed(path: &Path, column: &str) -> Result<Vec<String>> {
     let open = || format!("cannot read data.include {}", path.display());
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .from_path(path)
-        .with_context(open)?;
+    let (text, separator) = csv_text(path).with_context(open)?;
+    let mut builder = csv::ReaderBuilder::new();
+    let builder = builder.delimiter(separator).has_headers(false).flexible(true).trim(csv::Trim::All);
+    let mut reader = builder.from_reader(text.as_bytes());
     let rows: Vec<csv::StringRecord> = reader.records().collect::<Result<_, _>>().with_context(open)?;
     let headed = rows.first().and_then(|row| row.iter().position(|field| field == column));
     let names = rows.iter().skip(usize::from(headed.is_some())).filter_map(|row| row.get(headed.unwrap_or(0)));
@@ -245,6 +241,11 @@ pub(super) fn digest(run: &Run, path: &Path) -> Option<String> {
     digest_once(run, path, ends)
 }
 
+/// Whether a slide's file is there and can be read. What was made of one that is not stays, and is not used meanwhile.
+pub(super) fn is_readable(run: &Run, record: &SlideRecord) -> bool {
+    digest(run, &record.path).is_some()
+}
+
 /// SHA-256 of a whole file, read once a run: what people draw is small, and a vertex may move in the middle of it.
 pub(super) fn whole_digest(run: &Run, path: &Path) -> Option<String> {
     digest_once(run, path, sha256)
@@ -295,6 +296,12 @@ fn ends(path: &Path) -> std::io::Result<String> {
     Ok(hex(hash))
 }
 
+/// How patches are put before an encoder, as headers have it. How many at a time changes no embedding.
+pub(super) fn embed_header(run: &Run) -> Value {
+    let embed = &run.experiment.embed;
+    json!({ "resize": embed.resize, "crop": embed.crop })
+}
+
 /// Everything a slide's packed patches depend on.
 pub(super) fn pack_header(run: &Run, record: &SlideRecord) -> Value {
     json!({ "stage": "pack", "quality": run.experiment.pack.quality, "coordinates": patches_header(run, record) })
@@ -306,7 +313,7 @@ pub(super) fn features_header(run: &Run, encoder_hash: &str, record: &SlideRecor
         "stage": "embed",
         "format": FORMAT,
         "encoder": encoder_hash,
-        "embed": run.experiment.embed,
+        "embed": embed_header(run),
         "coordinates": patches_header(run, record),
     });
     with_stain(run, encoders::with_weights(run, encoder_hash, header))
@@ -346,7 +353,7 @@ pub(super) fn table_header(run: &Run, encoder: &str, folder: &ImageFolder) -> Va
         "stage": "embed",
         "format": FORMAT,
         "encoder": encoder,
-        "embed": run.experiment.embed,
+        "embed": embed_header(run),
         "data": images_fingerprint(folder),
     });
     with_stain(run, encoders::with_weights(run, encoder, header))
@@ -370,7 +377,7 @@ pub(super) fn some_patches(
     let mut grids = Vec::new();
     for slide in slides {
         let path = coordinates_path(run, &slide.id);
-        if !path.exists() {
+        if !path.exists() || !is_readable(run, slide) {
             // Listed among the failures of `tile`.
             continue;
         }

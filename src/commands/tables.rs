@@ -21,7 +21,7 @@ use crate::run_dir::RunDir;
 
 /// Settings in which runs may differ and still be repetitions of each other: seeds, places, what is only looked at, and how
 /// many figures are made of one training.
-const REPEATED: [&str; 36] = [
+const REPEATED: [&str; 44] = [
     "seed",
     "data.slides",
     "data.labels",
@@ -32,6 +32,12 @@ const REPEATED: [&str; 36] = [
     "pack.",
     "pretrain.knn_every",
     "pretrain.checkpoint_every",
+    "autoencoder.checkpoint_every",
+    "diffusion.checkpoint_every",
+    "diffusion.sample_every",
+    "diffusion.judged",
+    "sample.batch",
+    "embed.batch",
     "evaluate.knn.k",
     "evaluate.knn.baselines",
     "evaluate.linear.enabled",
@@ -44,8 +50,10 @@ const REPEATED: [&str; 36] = [
     "evaluate.fid.",
     "evaluate.video.folder",
     "evaluate.video.baselines",
+    "evaluate.retrieval.enabled",
     "evaluate.retrieval.folder",
     "evaluate.retrieval.baselines",
+    "evaluate.copies.enabled",
     "evaluate.copies.folder",
     "evaluate.copies.sets",
     "evaluate.copies.distractors",
@@ -132,7 +140,7 @@ fn tables(paths: &[PathBuf], out: &Path) -> Result<Outcome> {
 
 fn read(path: &Path) -> Result<Read> {
     let experiment = RunDir::experiment(path)?;
-    let rows = rows(path);
+    let rows = rows(path)?;
     ensure!(!rows.is_empty(), "it has no results: run `gensis evaluate`");
     let table = |stem: &str| {
         let path = path.join(stem).with_extension("parquet");
@@ -145,21 +153,29 @@ fn read(path: &Path) -> Result<Read> {
 }
 
 /// The rows of every result table of a run: of the whole evaluation, and of benchmarks that keep one of their own.
-pub(super) fn rows(run: &Path) -> Vec<ResultRow> {
+///
+/// # Errors
+/// A table that is damaged.
+pub(super) fn rows(run: &Path) -> Result<Vec<ResultRow>> {
     let stem = run.join(RESULTS);
     let folder = stem.parent().unwrap_or(run);
     let mut paths: Vec<PathBuf> = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|kind| kind == "parquet"));
     paths.sort_by_key(|path| (path.with_extension("") != stem, path.clone()));
-    // Slides' scores and paired tests lie there too: they are no result tables.
-    let tables = paths.iter().filter_map(|path| ResultTable::read(path).ok()?.rows().ok());
     let mut rows: Vec<ResultRow> = Vec::new();
-    for row in tables.flatten() {
-        if !rows.contains(&row) {
-            rows.push(row);
+    for path in paths {
+        // Slides' scores and paired tests lie there too: they are no result tables.
+        let frame = read_parquet(&path)?;
+        if !ResultTable::has_columns(&frame) {
+            continue;
+        }
+        for row in ResultTable::read(&path)?.rows()? {
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
         }
     }
-    rows
+    Ok(rows)
 }
 
 /// Gives encoders of one name that were trained or scored with different settings different names: their figures must not be

@@ -3,7 +3,6 @@
 mod sheet;
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -21,13 +20,11 @@ use slide_io::{
     atomic_file, h5,
 };
 
-use super::Run;
-use super::pack;
 use super::progress::Progress;
 use super::sources::{
     self, Input, coordinates_header, coordinates_path, given_coordinates, label_mask, pack_path, roi,
 };
-use crate::data::prefetch::panic_message;
+use super::{Run, guarded, pack};
 use crate::run_dir::{Failure, StageRecord, as_stored, remove};
 
 /// What the cohort table says about a slide.
@@ -129,6 +126,10 @@ pub(super) fn tile(run: &Run) -> Result<()> {
     if !dropped.is_empty() {
         eprintln!("tile: {}", quality::describe(&dropped));
     }
+    let (size, step) = (run.experiment.grid.size, run.experiment.grid.step());
+    if step > size {
+        eprintln!("tile: warning: patches of {size} px every {step} px leave gaps of {} px between them", step - size);
+    }
     let wanted = run.experiment.grid.mpp.0;
     let coarse: Vec<&TiledSlide> = rows.iter().filter(|row| row.mpp.is_some_and(|mpp| mpp > 1.05 * wanted)).collect();
     if let [first, ..] = coarse[..] {
@@ -173,8 +174,11 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
     let cut = match guarded(|| cut(run, record, &mut row)) {
         Ok(cut) => cut,
         Err(error) => {
-            // What other settings made must not be taken for this slide's.
-            remove_outputs(run, &record.id)?;
+            // What other settings made must not be taken for this slide's. A file that is not there at all may be back
+            // tomorrow, and what was made of it is then still right.
+            if sources::is_readable(run, record) {
+                remove_outputs(run, &record.id)?;
+            }
             row.failure = Some(error);
             return Ok((row, false));
         }
@@ -233,14 +237,6 @@ fn write_contours(run: &Run, slide: &str, contours: &Regions) -> Result<()> {
 fn picture_paths(run: &Run, slide: &str) -> Result<[PathBuf; 2]> {
     let job = h5::job_folder(&run.experiment.grid);
     Ok([run.dir.file(&format!("thumbnails/{slide}.jpg"))?, run.dir.file(&format!("{job}/visualization/{slide}.jpg"))?])
-}
-
-/// A decoder that panics on one slide must not end the cohort.
-pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(format!("internal fault while reading it: {}", panic_message(&*panic))),
-    }
 }
 
 /// What one slide leaves.

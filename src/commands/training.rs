@@ -10,9 +10,9 @@ use serde_json::Value;
 use slide_io::stain::Normalized;
 use slide_io::{PatchSource, atomic_file};
 
+use super::guarded;
 use super::progress::Progress;
 use super::sources::{self, Input};
-use super::tile::guarded;
 use super::{Run, unreadable};
 use crate::data::ReadFailure;
 use crate::run_dir::{Failure, as_stored};
@@ -40,8 +40,8 @@ pub(super) fn check_resume(must_resume: bool, folder: &Path, checkpoint: &str) -
     Ok(())
 }
 
-/// Whether to continue what lies in the folder of `stage`, which holds a training where one of `files` is there. A training with other settings or patches is never continued, and never
-/// lost: with --update it is kept beside the new one.
+/// Whether to continue what lies in the folder of `stage`, which holds a training where one of `files` is there. A training with
+/// other settings or patches is never continued, and never lost: with --update it is kept beside the new one.
 pub(super) fn begin(run: &Run, stage: &str, header: &Value, files: &[&str]) -> Result<bool> {
     let folder = &run.dir.root().join(stage);
     let begun = folder.join("header.json");
@@ -60,6 +60,23 @@ pub(super) fn begin(run: &Run, stage: &str, header: &Value, files: &[&str]) -> R
     }
     atomic_file::write(&begun, &serde_json::to_vec_pretty(header)?)?;
     Ok(false)
+}
+
+/// That the weights in a file of a run are those that its stage has recorded.
+///
+/// # Errors
+/// Others, with both hashes.
+pub(super) fn same_weights(path: &Path, found: &str, recorded: &str) -> Result<()> {
+    let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
+    ensure!(
+        found == recorded,
+        "{} holds other weights ({}) than this run has made ({}): put the right file back, or remove it and run the stage \
+         again",
+        path.display(),
+        short(found),
+        short(recorded)
+    );
+    Ok(())
 }
 
 /// Moves a folder with `what` of other settings out of the way.

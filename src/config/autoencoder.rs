@@ -177,6 +177,8 @@ pub struct Autoencoder {
     pub patches_per_epoch: usize,
     /// Learning rate of one image; the rate used is `lr * batch`.
     pub lr: f64,
+    /// In the last this many epochs the rate falls to 0 along half a cosine; 0 keeps it constant, as the reference does.
+    pub decay_epochs: usize,
     /// Probabilities of a horizontal and of a vertical flip.
     pub flips: [f64; 2],
     /// What sees whether a reconstruction looks like its image.
@@ -220,6 +222,7 @@ impl Default for Autoencoder {
             batch: 8,
             patches_per_epoch: 0,
             lr: 4.5e-6,
+            decay_epochs: 0,
             flips: [0.5, 0.0],
             perceptual: PerceptualKind::default(),
             perceptual_weight: 1.0,
@@ -271,6 +274,12 @@ impl Autoencoder {
         ensure!(self.epochs > 0 && self.batch > 0, "autoencoder.epochs and autoencoder.batch must be above 0");
         ensure!(self.lr > 0.0 && self.lr.is_finite(), "autoencoder.lr must be above 0");
         ensure!(
+            self.decay_epochs <= self.epochs,
+            "autoencoder.decay_epochs = {} is longer than autoencoder.epochs = {}",
+            self.decay_epochs,
+            self.epochs
+        );
+        ensure!(
             self.flips.iter().all(|p| (0.0..=1.0).contains(p)),
             "autoencoder.flips are two probabilities, of a horizontal and of a vertical flip"
         );
@@ -283,14 +292,23 @@ impl Autoencoder {
             self.perceptual != PerceptualKind::Lpips || !self.lpips_weights.as_os_str().is_empty(),
             "autoencoder.perceptual = \"lpips\" needs autoencoder.lpips_weights: no weights come with the program"
         );
-        Ok(Self {
+        let resolved = Self {
             ch_mult: sizes.ch_mult,
             codebook: sizes.codebook,
             disc_weight: if self.disc_weight < 0.0 { weight } else { self.disc_weight },
             disc_start: if self.disc_start < 0 { start as i64 } else { self.disc_start },
             disc_layers: if self.disc_layers == 0 { layers } else { self.disc_layers },
             ..self.clone()
-        })
+        };
+        // Every strided layer halves the sides; the last two take one pixel each.
+        let left = u32::try_from(resolved.disc_layers).ok().and_then(|layers| side.checked_shr(layers)).unwrap_or(0);
+        ensure!(
+            resolved.disc_weight == 0.0 || left >= 3,
+            "autoencoder.disc_layers = {} leave {left} of autoencoder.image_size = {side} px, and a judgement needs 3: take fewer \
+             layers, or none with autoencoder.disc_weight = 0",
+            resolved.disc_layers
+        );
+        Ok(resolved)
     }
 }
 
@@ -325,8 +343,11 @@ mod tests {
         assert!(refused(Autoencoder { channels: 48, ..base() }).contains("channels = 48"));
         assert!(refused(Autoencoder { ch_mult: vec![1, 2], ..base() }).contains("3 levels"));
         assert!(refused(Autoencoder { image_size: 62, ..base() }).contains("image_size = 62"));
+        assert!(refused(Autoencoder { image_size: 16, ..base() }).contains("disc_layers = 3 leave 2 of"));
+        assert!(Autoencoder { image_size: 16, disc_weight: 0.0, ..base() }.resolve().is_ok());
         assert!(refused(Autoencoder { codebook: 5, kind: AutoencoderKind::KlF4, ..base() }).contains("codebook = 5"));
         assert!(refused(Autoencoder { perceptual: PerceptualKind::Lpips, ..base() }).contains("lpips_weights"));
         assert!(refused(Autoencoder { lr: f64::NAN, ..base() }).contains("lr"));
+        assert!(refused(Autoencoder { decay_epochs: 21, ..base() }).contains("decay_epochs = 21"));
     }
 }

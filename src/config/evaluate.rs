@@ -1,8 +1,10 @@
 //! `[evaluate]`: the benchmarks.
 
+use super::load::all_hold;
 use super::probes::{Linear, Robustness};
 use super::{Copies, Retrieval, Video};
-use evaluation::mil::HeadKind;
+use anyhow::Result;
+use evaluation::mil::{HeadKind, MilConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -28,13 +30,25 @@ pub struct Evaluate {
     pub copies: Copies,
 }
 
-/// Distances of generated images, beside those in the features of the encoder that conditions the diffusion model.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+/// Distances of generated images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fid {
+    /// Encoders of the run in whose features images are held against each other, by name: `dino`, which conditions the diffusion
+    /// model, any variant of Gen-DINO, and those of `[[encoders]]`.
+    pub encoders: Vec<String>,
+    /// Stored statistics (`fid_reference*.safetensors` of this or another run) to hold the images against as well: of other
+    /// images, by one of these encoders.
+    pub references: Vec<PathBuf>,
     /// Weights of the Inception network of the published FID, `pt_inception-2015-12-05-*.pth` as pytorch-fid distributes
     /// them, for rows that can be compared with the literature. Empty for none: they were trained with labels.
     pub inception: PathBuf,
+}
+
+impl Default for Fid {
+    fn default() -> Self {
+        Self { encoders: vec!["dino".into()], references: vec![], inception: PathBuf::new() }
+    }
 }
 
 /// Patch-level weighted k-NN.
@@ -57,6 +71,21 @@ pub enum Baseline {
     Random,
     /// The pixels themselves, after the evaluation transform.
     Pixels,
+}
+
+impl Knn {
+    /// Checks the values on their own.
+    ///
+    /// # Errors
+    /// What makes no sense, by its key.
+    pub fn check(&self) -> Result<()> {
+        all_hold(&[
+            (self.temperature > 0.0, "evaluate.knn.temperature must be above 0"),
+            (!self.k.is_empty(), "evaluate.knn.k needs at least one number of neighbours"),
+            (self.k.iter().all(|&k| k > 0), "evaluate.knn.k: a number of neighbours is at least 1"),
+            (distinct(&self.k), "evaluate.knn.k names a number twice: it would count twice"),
+        ])
+    }
 }
 
 impl Default for Knn {
@@ -84,8 +113,12 @@ pub struct SlideLevel {
     pub epochs: usize,
     /// Epochs without a better validation loss before training stops; 0 never stops early.
     pub patience: usize,
-    /// Learning rate of Adam.
+    /// Learning rate of Adam at the start.
     pub lr: f64,
+    /// Where the cosine that it follows ends; `lr` itself keeps it constant.
+    pub final_lr: f64,
+    /// Decay rates of Adam's moments.
+    pub betas: [f64; 2],
     /// Weight decay of Adam.
     pub weight_decay: f64,
     /// Width of the hidden layer.
@@ -138,6 +171,63 @@ impl Default for Submission {
     }
 }
 
+impl SlideLevel {
+    /// Checks the values on their own, and for the heads asked for.
+    ///
+    /// # Errors
+    /// What makes no sense, by its key.
+    pub fn check(&self) -> Result<()> {
+        all_hold(&[
+            (
+                !self.baselines.contains(&Baseline::Pixels),
+                "evaluate.slide.baselines has \"random\" only: raw pixels are a baseline of evaluate.knn",
+            ),
+            (self.folds >= 2, "evaluate.slide.folds must be at least 2"),
+            (!self.seeds.is_empty(), "evaluate.slide.seeds needs at least one seed"),
+            (!self.aggregators.is_empty(), "evaluate.slide.aggregators needs at least one head"),
+            (
+                distinct(&self.seeds) && distinct(&self.aggregators),
+                "evaluate.slide.seeds or evaluate.slide.aggregators names something twice: it would count twice",
+            ),
+            (
+                distinct(&self.features.iter().map(|path| path.canonicalize().ok()).collect::<Vec<_>>())
+                    || self.features.iter().any(|path| !path.exists()),
+                "evaluate.slide.features names a folder twice",
+            ),
+            (
+                (0.0..1.0).contains(&self.validation),
+                "evaluate.slide.validation is a share below 1; with 0 the head trains for all its epochs",
+            ),
+            (
+                self.submission.slide.is_empty() || self.keep_heads,
+                "evaluate.slide.submission needs evaluate.slide.keep_heads: slides without a label are scored with the heads",
+            ),
+            ((0.0..1.0).contains(&self.dropout), "evaluate.slide.dropout is a probability below 1"),
+        ])?;
+        let config = self.mil();
+        self.aggregators.iter().try_for_each(|head| Ok(head.check(&config)?))
+    }
+
+    /// The settings of the heads.
+    pub fn mil(&self) -> MilConfig {
+        MilConfig {
+            epochs: self.epochs,
+            patience: self.patience,
+            lr: self.lr,
+            final_lr: self.final_lr,
+            betas: self.betas,
+            weight_decay: self.weight_decay,
+            hidden: self.hidden,
+            attention: self.attention,
+            dropout: self.dropout,
+            standardize: self.standardize,
+            accumulate: self.accumulate,
+            max_patches: self.max_patches,
+            balanced: self.balanced,
+        }
+    }
+}
+
 impl Default for SlideLevel {
     fn default() -> Self {
         // SI-MIL and PromptMIL's training of gated ABMIL heads (Adam 2e-4, wd 1e-2, 40 epochs, 8 bags per step).
@@ -150,6 +240,8 @@ impl Default for SlideLevel {
             epochs: 40,
             patience: 10,
             lr: 2e-4,
+            final_lr: 5e-6,
+            betas: [0.5, 0.9],
             weight_decay: 1e-2,
             hidden: 384,
             attention: 256,
@@ -168,4 +260,9 @@ impl Default for SlideLevel {
             submission: Submission::default(),
         }
     }
+}
+
+/// Whether no value is there twice.
+fn distinct<T: PartialEq>(values: &[T]) -> bool {
+    values.iter().enumerate().all(|(at, value)| !values[..at].contains(value))
 }

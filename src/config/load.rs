@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use toml::{Table, Value};
 
 use super::{Baseline, Experiment, ForeignEncoder};
-use crate::commands::mil_config;
 use crate::data::augment;
 
 /// The commented defaults, as `gensis config default` prints them. A test keeps them equal to `Experiment::default()`.
@@ -85,34 +84,6 @@ impl Experiment {
             (scale_range(self.crops.local_scale), "crops.local_scale is [smallest, largest] share of the area, 0 to 1"),
             (self.head.out > 1, "head.out must be above 1"),
             (
-                !self.evaluate.slide.baselines.contains(&Baseline::Pixels),
-                "evaluate.slide.baselines has \"random\" only: raw pixels are a baseline of evaluate.knn",
-            ),
-            (self.pretrain.epochs > 0, "pretrain.epochs must be above 0"),
-            (self.pretrain.batch > 0, "pretrain.batch must be above 0"),
-            (self.pretrain.lr > 0.0 && self.pretrain.lr.is_finite(), "pretrain.lr must be above 0"),
-            (
-                self.pretrain.warmup_epochs <= self.pretrain.epochs,
-                "pretrain.warmup_epochs must not exceed pretrain.epochs",
-            ),
-            (
-                self.pretrain.teacher_temp > 0.0
-                    && self.pretrain.warmup_teacher_temp > 0.0
-                    && self.pretrain.student_temp > 0.0,
-                "temperatures must be above 0",
-            ),
-            (
-                [self.pretrain.lr, self.pretrain.min_lr, self.pretrain.weight_decay, self.pretrain.weight_decay_end]
-                    .iter()
-                    .chain([&self.pretrain.clip_grad])
-                    .all(|value| value.is_finite() && *value >= 0.0),
-                "pretrain.lr, min_lr, weight_decay, weight_decay_end and clip_grad are 0 or more",
-            ),
-            (
-                [self.pretrain.teacher_momentum, self.pretrain.center_momentum].iter().all(|m| (0.0..=1.0).contains(m)),
-                "pretrain.teacher_momentum and center_momentum lie between 0 and 1",
-            ),
-            (
                 !self.pretrained_only || !self.encoders.is_empty(),
                 "pretrained_only leaves nothing to embed with: name [[encoders]]",
             ),
@@ -134,9 +105,6 @@ impl Experiment {
                 self.embed.crop == 0 || self.embed.crop as usize >= self.model.patch,
                 "embed.crop must be at least model.patch: an image needs a token",
             ),
-            (self.evaluate.knn.temperature > 0.0, "evaluate.knn.temperature must be above 0"),
-            (!self.evaluate.knn.k.is_empty(), "evaluate.knn.k needs at least one number of neighbours"),
-            (self.evaluate.knn.k.iter().all(|&k| k > 0), "evaluate.knn.k: a number of neighbours is at least 1"),
             (
                 [&self.evaluate.video.baselines, &self.evaluate.retrieval.baselines, &self.evaluate.copies.baselines]
                     .iter()
@@ -155,33 +123,8 @@ impl Experiment {
                 "evaluate.retrieval.image_size and evaluate.copies.image_size must be at least model.patch",
             ),
             (self.evaluate.copies.gem_power > 0.0, "evaluate.copies.gem_power must be above 0"),
-            (self.evaluate.slide.folds >= 2, "evaluate.slide.folds must be at least 2"),
-            (!self.evaluate.slide.seeds.is_empty(), "evaluate.slide.seeds needs at least one seed"),
-            (!self.evaluate.slide.aggregators.is_empty(), "evaluate.slide.aggregators needs at least one head"),
-            (
-                distinct(&self.evaluate.slide.seeds)
-                    && distinct(&self.evaluate.slide.aggregators)
-                    && distinct(&self.evaluate.knn.k),
-                "evaluate.slide.seeds, evaluate.slide.aggregators and evaluate.knn.k name something twice: it would count twice",
-            ),
-            (
-                distinct(&self.evaluate.slide.features.iter().map(|path| path.canonicalize().ok()).collect::<Vec<_>>())
-                    || self.evaluate.slide.features.iter().any(|path| !path.exists()),
-                "evaluate.slide.features names a folder twice",
-            ),
-            (
-                (0.0..1.0).contains(&self.evaluate.slide.validation),
-                "evaluate.slide.validation is a share below 1; with 0 the head trains for all its epochs",
-            ),
-            (
-                self.evaluate.slide.submission.slide.is_empty() || self.evaluate.slide.keep_heads,
-                "evaluate.slide.submission needs evaluate.slide.keep_heads: slides without a label are scored with the heads",
-            ),
-            ((0.0..1.0).contains(&self.evaluate.slide.dropout), "evaluate.slide.dropout is a probability below 1"),
         ];
-        if let Some((_, message)) = rules.iter().find(|(holds, _)| !holds) {
-            bail!("configuration: {message}");
-        }
+        all_hold(rules).context("configuration")?;
         // Each part knows its own rules best.
         self.tissue.check().context("configuration: [tissue]")?;
         self.grid.check().context("configuration: [grid]")?;
@@ -190,19 +133,24 @@ impl Experiment {
         self.stain.check().context("configuration: [stain]")?;
         self.model.resolve().context("configuration: [model]")?;
         self.encoders.iter().try_for_each(ForeignEncoder::check).context("configuration: [[encoders]]")?;
+        self.pretrain.check().context("configuration: [pretrain]")?;
         self.autoencoder.resolve().context("configuration: [autoencoder]")?;
         augment::check(&self.crops).context("configuration: [crops]")?;
         self.diffusion.check().context("configuration: [diffusion]")?;
         self.sample.check(self.diffusion.noise.steps).context("configuration: [sample]")?;
         self.bank.check().context("configuration: [bank]")?;
         self.gen_dino.check(&self.bank).context("configuration: [gen_dino]")?;
+        self.evaluate.knn.check().context("configuration: [evaluate.knn]")?;
         self.evaluate.linear.check().context("configuration: [evaluate.linear]")?;
         self.evaluate.robustness.check().context("configuration: [evaluate.robustness]")?;
-        self.heatmap.check().context("configuration: [heatmap]")?;
-        let heads = &self.evaluate.slide.aggregators;
-        let config = mil_config(&self.evaluate.slide);
-        heads.iter().try_for_each(|head| head.check(&config)).context("configuration: [evaluate.slide]")
+        self.evaluate.slide.check().context("configuration: [evaluate.slide]")?;
+        self.heatmap.check().context("configuration: [heatmap]")
     }
+}
+
+/// Refuses with the message of the first rule that does not hold.
+pub(super) fn all_hold(rules: &[(bool, &str)]) -> Result<()> {
+    rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, message)| Err(anyhow!("{message}")))
 }
 
 fn scale_range([low, high]: [f64; 2]) -> bool {
@@ -257,11 +205,6 @@ fn collect_differences(path: &str, ours: &Value, theirs: &Value, lines: &mut Vec
         _ if ours == theirs => {}
         _ => lines.push(format!("{path}: {ours} -> {theirs}")),
     }
-}
-
-/// Whether no value is there twice.
-fn distinct<T: PartialEq>(values: &[T]) -> bool {
-    values.iter().enumerate().all(|(at, value)| !values[..at].contains(value))
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! `[head]`, `[crops]` and `[pretrain]`: DINO.
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::load::all_hold;
 use super::presets::{IMAGENET_MEAN, IMAGENET_STD};
 
 /// DINO projection head.
@@ -146,6 +148,36 @@ pub enum Precision {
     F32,
     /// Brain float: range of single precision, 8 bits of mantissa.
     Bf16,
+}
+
+impl Pretrain {
+    /// Checks the values on their own.
+    ///
+    /// # Errors
+    /// What makes no sense, by its key.
+    pub fn check(&self) -> Result<()> {
+        all_hold(&[
+            (self.epochs > 0, "pretrain.epochs must be above 0"),
+            (self.batch > 0, "pretrain.batch must be above 0"),
+            (self.lr > 0.0 && self.lr.is_finite(), "pretrain.lr must be above 0"),
+            (self.warmup_epochs <= self.epochs, "pretrain.warmup_epochs must not exceed pretrain.epochs"),
+            (
+                self.teacher_temp > 0.0 && self.warmup_teacher_temp > 0.0 && self.student_temp > 0.0,
+                "temperatures must be above 0",
+            ),
+            (
+                [self.lr, self.min_lr, self.weight_decay, self.weight_decay_end]
+                    .iter()
+                    .chain([&self.clip_grad])
+                    .all(|value| value.is_finite() && *value >= 0.0),
+                "pretrain.lr, min_lr, weight_decay, weight_decay_end and clip_grad are 0 or more",
+            ),
+            (
+                [self.teacher_momentum, self.center_momentum].iter().all(|m| (0.0..=1.0).contains(m)),
+                "pretrain.teacher_momentum and center_momentum lie between 0 and 1",
+            ),
+        ])
+    }
 }
 
 impl Default for Pretrain {

@@ -3,7 +3,8 @@
 //!
 //! One file: the length of a JSON header (8 bytes, little-endian), the header, then one record per image:
 //! the image's number in the data set (8 bytes), and for each of its flips the latent in half precision
-//! (`channels * side * side`) and the embedding in single precision. Images that could not be read have no record.
+//! (`channels * side * side`) and the embedding in single precision. Images that could not be read have no record. The number
+//! of records (8 bytes) is the end.
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::f16;
@@ -73,11 +74,18 @@ impl LatentFile {
         }
         let context = || format!("cannot read the latents {}", path.display());
         let mut file = File::open(path).with_context(context)?;
-        let Some(start) = read_header(&mut file, header).with_context(context)? else { return Ok(None) };
-        let bytes = file.metadata().with_context(context)?.len() - start;
+        let cut = || format!("{}: remove it, it is made again", context());
+        let Some(start) = read_header(&mut file, header).with_context(cut)? else { return Ok(None) };
+        let bytes = (file.metadata().with_context(context)?.len() - start).checked_sub(8);
         let record = header.record_bytes() as u64;
-        ensure!(bytes.is_multiple_of(record), "{}: it was cut; remove it, it is made again", context());
-        let records = (bytes / record) as usize;
+        let records = bytes.filter(|bytes| bytes.is_multiple_of(record)).map(|bytes| bytes / record);
+        let mut last = [0; 8];
+        if let Some(bytes) = bytes {
+            file.read_exact_at(&mut last, start + bytes).with_context(context)?;
+        }
+        let whole = records.filter(|&records| records == u64::from_le_bytes(last));
+        let records =
+            whole.with_context(|| format!("{}: it was cut; remove it, it is made again", context()))? as usize;
         Ok(Some(Self { file, path: path.to_owned(), header: header.clone(), start, records }))
     }
 
@@ -152,6 +160,7 @@ pub struct LatentWriter {
     path: PathBuf,
     header: LatentHeader,
     begun: Vec<usize>,
+    records: u64,
 }
 
 impl LatentWriter {
@@ -173,7 +182,8 @@ impl LatentWriter {
         };
         let (file, begun) = open().with_context(|| format!("cannot write {}", part.display()))?;
         let file = BufWriter::with_capacity(1 << 20, file);
-        Ok(Self { file, part, path: path.to_owned(), header: header.clone(), begun })
+        let records = begun.len() as u64;
+        Ok(Self { file, part, path: path.to_owned(), header: header.clone(), begun, records })
     }
 
     /// Images of an earlier run that are in the file already, by their number in the data set.
@@ -197,6 +207,7 @@ impl LatentWriter {
             record.extend(halves.flat_map(f16::to_le_bytes));
             record.extend(embedding.iter().flat_map(|value| value.to_le_bytes()));
         }
+        self.records += 1;
         self.file.write_all(&record).with_context(|| format!("cannot write {}", self.part.display()))
     }
 
@@ -206,6 +217,7 @@ impl LatentWriter {
     /// A full disk.
     pub fn finish(mut self) -> Result<()> {
         let mut finish = || -> Result<()> {
+            self.file.write_all(&self.records.to_le_bytes())?;
             self.file.flush()?;
             self.file.get_ref().sync_all()?;
             Ok(std::fs::rename(&self.part, &self.path)?)

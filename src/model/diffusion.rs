@@ -4,7 +4,8 @@ use super::noise::NoiseSchedule;
 use super::parameters;
 use super::unet::Unet;
 use super::weights::{hash, read_safetensors, write_safetensors};
-use crate::config::{Condition, Noise, UnetShape};
+use crate::config::{Condition, Interpolation, Noise, UnetShape};
+use crate::sample::interpolate::interpolate;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,18 @@ impl DiffusionConfig {
             }
         }
         embedding
+    }
+
+    /// What conditions between two embeddings, interpolated where it conditions: on the sphere, or with every channel at mean 0
+    /// and deviation 1. A constant part that all embeddings share would bend the arc between any two of them alike.
+    pub fn between(&self, kind: Interpolation, first: &[f32], second: &[f32], alpha: f64) -> Vec<f32> {
+        let [first, second] = [first, second].map(|embedding| self.conditioned(embedding.to_vec()));
+        let point = interpolate(kind, &first, &second, alpha);
+        match self.condition {
+            // A chord lies below the sphere.
+            Condition::Sphere => self.conditioned(point),
+            Condition::Standardized => point,
+        }
     }
 }
 

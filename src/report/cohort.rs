@@ -29,8 +29,9 @@ pub fn table(rows: &[SlideRow]) -> String {
     let head = words + &numbers.concat();
     let body: String = rows.iter().map(|row| line(row, most)).collect();
     let sum = |of: fn(&SlideRow) -> Option<usize>| grouped(rows.iter().filter_map(of).sum::<usize>() as u64);
+    let done = if rows.iter().all(|row| row.only_features) { "with features" } else { "tiled" };
     let foot = format!(
-        r#"<th scope="row">{} slides</th><td>{} tiled, {failed} left out</td><td colspan="7"></td><td class="num">{}</td><td class="num">{}</td>"#,
+        r#"<th scope="row">{} slides</th><td>{} {done}, {failed} left out</td><td colspan="7"></td><td class="num">{}</td><td class="num">{}</td>"#,
         grouped(rows.len() as u64),
         grouped((rows.len() - failed) as u64),
         sum(|r| r.candidates),
@@ -69,6 +70,7 @@ fn line(row: &SlideRow, most: usize) -> String {
     .concat();
     let (class, mut status) = match &row.failure {
         Some(reason) => (r#" class="failed""#, format!(r#"<strong>left out:</strong> {}"#, escape(reason))),
+        None if row.only_features => ("", "features made elsewhere".into()),
         None if row.problem.is_empty() => ("", "tiled".into()),
         None => ("", format!("tiled, but {}", escape(&row.problem))),
     };

@@ -84,7 +84,7 @@ pub struct Highlight {
     pub interval: String,
 }
 
-/// A slide of the cohort. What is not known, because the slide failed before, is `None`.
+/// A slide of the cohort. What is not known, because the slide failed before or was not looked at, is `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SlideRow {
     /// Slide id.
@@ -101,6 +101,8 @@ pub struct SlideRow {
     pub mpp: Option<f64>,
     /// Levels of the pyramid.
     pub levels: Option<usize>,
+    /// Whether only its features are known, made elsewhere.
+    pub only_features: bool,
     /// Share of the slide that is tissue, 0 to 1.
     pub tissue_share: Option<f64>,
     /// Positions of the grid before the tissue rule.

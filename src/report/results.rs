@@ -1,7 +1,7 @@
 //! Results: the long-form table pivoted to one table per task and data set, and the long form itself.
 
 use evaluation::spread::Spread;
-use evaluation::table::lower_is_better;
+use evaluation::table::{distinct, lower_is_better};
 
 use super::html::{escape, scroll_box};
 use super::number::{grouped, score};
@@ -151,17 +151,6 @@ pub fn spelled(metric: &str) -> String {
 fn heading(metric: &str) -> String {
     let arrow = if lower_is_better(metric) { r#" <span title="lower is better">↓</span>"# } else { "" };
     escape(&spelled(metric)) + arrow
-}
-
-/// Each item once, in order of appearance.
-fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
-    let mut seen = Vec::new();
-    items.for_each(|item| {
-        if !seen.contains(&item) {
-            seen.push(item)
-        }
-    });
-    seen
 }
 
 impl Pivot<'_> {

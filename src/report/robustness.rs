@@ -1,5 +1,7 @@
 //! Curves of a figure over the severity of a shift, from result rows whose head is `<shift>@<severity>`.
 
+use evaluation::table::distinct;
+
 use super::{Chart, ResultRow, Series, results};
 
 /// The task of those rows.
@@ -74,15 +76,6 @@ pub fn charts(rows: &[ResultRow]) -> Vec<Chart> {
 fn means(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mean = |same: &[(f64, f64)]| (same[0].0, same.iter().map(|point| point.1).sum::<f64>() / same.len() as f64);
     points.chunk_by(|a, b| a.0 == b.0).map(mean).collect()
-}
-
-fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
-    items.fold(Vec::new(), |mut seen, item| {
-        if !seen.contains(&item) {
-            seen.push(item);
-        }
-        seen
-    })
 }
 
 #[cfg(test)]

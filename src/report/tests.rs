@@ -84,6 +84,7 @@ fn cohort(rng: &mut impl Rng) -> (Vec<SlideRow>, Vec<Failure>) {
                 size: opened.then(|| (rng.random_range(9_000..90_000), rng.random_range(9_000..60_000))),
                 mpp: (opened && i != 17).then_some(if i % 5 == 0 { 0.4862 } else { 0.2520 }),
                 levels: opened.then_some(3 + i % 2),
+                only_features: false,
                 tissue_share: (opened && i != 17).then_some(if failure.is_some() { 0.0 } else { share }),
                 candidates: failure.is_none().then_some(candidates),
                 kept: failure.is_none().then_some((candidates as f64 * share) as usize),

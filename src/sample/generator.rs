@@ -1,7 +1,6 @@
 //! The generator of a bank: the diffusion model on the stored embeddings of the data set.
 
-use super::bank::{Generator, Kind, Latent, Request};
-use super::interpolate::interpolate;
+use super::bank::{Generator, Kind, Latent, Picture, Request};
 use super::painter::{Painter, Wish};
 use crate::config::Interpolation;
 use crate::data::latents::LatentFile;
@@ -37,24 +36,25 @@ impl EmbeddingGenerator {
     fn wishes(&self, requests: &[Request]) -> Result<Vec<Wish>> {
         let wish = |request: &Request| {
             let first = self.embedding(request.source)?;
-            let embedding = match (request.kind, request.secondary) {
+            let condition = match (request.kind, request.secondary) {
                 (Kind::Interpolated, Some(other)) => {
-                    interpolate(self.interpolation, &first, &self.embedding(other)?, f64::from(request.alpha))
+                    let alpha = f64::from(request.alpha);
+                    self.painter.between(self.interpolation, &first, &self.embedding(other)?, alpha)
                 }
-                _ => first,
+                _ => self.painter.condition(&first),
             };
-            Ok(Wish { embedding: Some(embedding), seed: request.seed })
+            Ok(Wish { condition, seed: request.seed })
         };
         requests.iter().map(wish).collect()
     }
 }
 
 impl Generator for EmbeddingGenerator {
-    fn generate(&self, requests: &[Request]) -> Result<Vec<RgbImage>> {
-        self.painter.images(&self.wishes(requests)?)
+    fn generate(&self, requests: &[Request]) -> Result<Vec<Picture>> {
+        Ok(self.painter.latents(&self.wishes(requests)?)?.into_iter().map(Picture::Latent).collect())
     }
 
-    fn latents(&self, requests: &[Request]) -> Result<Vec<Latent>> {
-        self.painter.latents(&self.wishes(requests)?)
+    fn decode(&self, latents: &[Latent]) -> Result<Vec<RgbImage>> {
+        self.painter.decode_all(latents)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::bank::{Decoder, Latent};
 use super::solver::Trajectory;
-use crate::config::Sample;
+use crate::config::{Interpolation, Sample};
 use crate::data::loader::squares::to_images;
 use crate::model::FirstStage;
 use crate::model::diffusion::DiffusionModel;
@@ -21,8 +21,8 @@ const PIECE: usize = 4;
 /// What is drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wish {
-    /// The embedding it should have; none draws without condition.
-    pub embedding: Option<Vec<f32>>,
+    /// What conditions it ([`Painter::condition`], [`Painter::between`]); none draws without condition.
+    pub condition: Option<Vec<f32>>,
     /// Of its noise.
     pub seed: u64,
 }
@@ -60,15 +60,22 @@ impl Painter {
         self.side * self.stage.factor()
     }
 
+    /// What asks for an image of this embedding.
+    pub fn condition(&self, embedding: &[f32]) -> Option<Vec<f32>> {
+        Some(self.model.config.conditioned(embedding.to_vec()))
+    }
+
+    /// What asks for an image between two embeddings; `alpha` weighs the first.
+    pub fn between(&self, kind: Interpolation, first: &[f32], second: &[f32], alpha: f64) -> Option<Vec<f32>> {
+        Some(self.model.config.between(kind, first, second, alpha))
+    }
+
     /// One image for each wish, in their order. An image depends on its own wish alone.
     ///
     /// # Errors
     /// An embedding of another width than the model's, a failing device.
     pub fn images(&self, wishes: &[Wish]) -> Result<Vec<RgbImage>> {
-        self.in_pieces(wishes, |piece| {
-            let pixels = self.stage.decode(self.draw(piece)?);
-            Ok(to_images(&host(pixels)?, self.image_side()))
-        })
+        self.decode_all(&self.latents(wishes)?)
     }
 
     /// One latent for each wish, as the autoencoder decodes it.
@@ -84,6 +91,27 @@ impl Painter {
         })
     }
 
+    /// The images of latents that this model has drawn.
+    ///
+    /// # Errors
+    /// A latent of another shape than the autoencoder's, a failing device.
+    pub fn decode_all(&self, latents: &[Latent]) -> Result<Vec<RgbImage>> {
+        self.in_pieces(latents, |piece| {
+            let [channels, height, width] = piece.first().map_or([0; 3], |latent| latent.shape);
+            let fits = |latent: &Latent| {
+                latent.shape == [channels, height, width] && latent.values.len() == channels * height * width
+            };
+            ensure!(
+                channels == self.stage.latent_channels() && height == width && piece.iter().all(fits),
+                "a latent of {channels} x {height} x {width} is none of the autoencoder's"
+            );
+            let values: Vec<f32> = piece.iter().flat_map(|latent| latent.values.iter().copied()).collect();
+            let shape = [piece.len(), channels, height, width];
+            let pixels = self.stage.decode(Tensor::from_data(TensorData::new(values, shape), &self.device));
+            Ok(to_images(&host(pixels)?, height * self.stage.factor()))
+        })
+    }
+
     /// The images of scaled latents, as they are stored for training.
     ///
     /// # Errors
@@ -96,17 +124,17 @@ impl Painter {
         Ok(to_images(&host(pixels)?, self.image_side()))
     }
 
-    fn in_pieces<T: Send>(
+    fn in_pieces<W: Sync, T: Send>(
         &self,
-        wishes: &[Wish],
-        draw: impl Fn(&[Wish]) -> Result<Vec<T>> + Sync + Send,
+        asked: &[W],
+        make: impl Fn(&[W]) -> Result<Vec<T>> + Sync + Send,
     ) -> Result<Vec<T>> {
         if lies_in_host_memory(&self.device) {
-            let drawn = wishes.par_chunks(PIECE).map(draw).collect::<Result<Vec<_>>>()?;
-            return Ok(drawn.into_iter().flatten().collect());
+            let made = asked.par_chunks(PIECE).map(make).collect::<Result<Vec<_>>>()?;
+            return Ok(made.into_iter().flatten().collect());
         }
-        let drawn = wishes.chunks(self.settings.batch).map(draw).collect::<Result<Vec<_>>>()?;
-        Ok(drawn.into_iter().flatten().collect())
+        let made = asked.chunks(self.settings.batch).map(make).collect::<Result<Vec<_>>>()?;
+        Ok(made.into_iter().flatten().collect())
     }
 
     /// From noise to latents `[n, channels, side, side]`, unscaled.
@@ -148,21 +176,21 @@ impl Painter {
         Tensor::from_data(TensorData::new(values, [wishes.len(), channels, side, side]), &self.device)
     }
 
-    /// The embeddings as the model was conditioned on them; zeros where there is none, or if not `told`.
+    /// What conditions each; zeros where nothing does, or if not `told`.
     fn conditions(&self, wishes: &[Wish], told: bool) -> Result<Tensor<2>> {
         let config = &self.model.config;
         let mut values = Vec::with_capacity(wishes.len() * config.embedding);
         for wish in wishes {
-            match wish.embedding.as_ref().filter(|_| told) {
+            match wish.condition.as_ref().filter(|_| told) {
                 None => values.extend(vec![0.0; config.embedding]),
-                Some(embedding) => {
+                Some(condition) => {
                     ensure!(
-                        embedding.len() == config.embedding,
+                        condition.len() == config.embedding,
                         "the diffusion model is conditioned on embeddings of width {}, and this one has {}",
                         config.embedding,
-                        embedding.len()
+                        condition.len()
                     );
-                    values.extend(config.conditioned(embedding.clone()));
+                    values.extend(condition);
                 }
             }
         }
@@ -173,15 +201,8 @@ impl Painter {
 /// The decoder of a bank of latents.
 impl Decoder for Painter {
     fn decode(&self, latent: &Latent) -> Result<RgbImage> {
-        let [channels, height, width] = latent.shape;
-        let fits = channels == self.stage.latent_channels()
-            && height == width
-            && latent.values.len() == channels * height * width;
-        ensure!(fits, "a latent of {channels} x {height} x {width} is none of the autoencoder's");
-        let latents =
-            Tensor::from_data(TensorData::new(latent.values.clone(), [1, channels, height, width]), &self.device);
-        let pixels = host(self.stage.decode(latents))?;
-        to_images(&pixels, height * self.stage.factor()).pop().ok_or_else(|| anyhow!("the autoencoder made no image"))
+        let images = self.decode_all(std::slice::from_ref(latent))?;
+        images.into_iter().next().ok_or_else(|| anyhow!("the autoencoder made no image"))
     }
 }
 

@@ -1,6 +1,10 @@
 //! Pictures of pictures: rows of images on a white ground.
 
-use image::{Rgb, RgbImage, imageops};
+use std::io::Cursor;
+use std::path::Path;
+
+use anyhow::Result;
+use image::{ImageFormat, Rgb, RgbImage, imageops};
 
 /// Pixels between images.
 const GAP: u32 = 4;
@@ -22,6 +26,16 @@ pub fn sheet(rows: &[Vec<RgbImage>], side: u32) -> RgbImage {
         }
     }
     sheet
+}
+
+/// Writes a picture, atomically.
+///
+/// # Errors
+/// A folder that cannot be written to.
+pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png)?;
+    Ok(slide_io::atomic_file::write(path, bytes.get_ref())?)
 }
 
 #[cfg(test)]

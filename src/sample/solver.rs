@@ -4,12 +4,12 @@ use crate::config::{Sample, Solver};
 use crate::model::noise::NoiseSchedule;
 use burn::tensor::Tensor;
 
-/// The time steps of `count` sampling steps, from noise to image: `1 + c i` with `c = steps / count`, as latent-diffusion
-/// counts them; all of them where `count` is `steps`.
+/// The time steps of `count` sampling steps, from noise to image: `1 + steps i / count`, which are latent-diffusion's where
+/// `count` divides `steps`; all of them where it is `steps`. A `count` that does not divide still begins near the last
+/// step, where images are noise.
 pub fn times(steps: usize, count: usize) -> Vec<usize> {
-    let stride = steps / count;
-    let offset = usize::from(stride > 1);
-    (0..count).rev().map(|i| offset + i * stride).collect()
+    let offset = usize::from(steps / count > 1);
+    (0..count).rev().map(|i| offset + i * steps / count).collect()
 }
 
 /// One trajectory (of a batch) in the making.

@@ -115,7 +115,8 @@ impl Reader {
     /// # Errors
     /// A file that is no checkpoint or belongs to another configuration: the first differing key is named.
     pub fn open(path: &Path, identity: &Identity) -> Result<Self> {
-        let (tensors, metadata) = read_safetensors(path)?;
+        let damaged = "it is damaged: remove it, and the training begins anew";
+        let (tensors, metadata) = read_safetensors(path).context(damaged)?;
         let header: Header = metadata
             .context("it is not a checkpoint of this program")
             .and_then(|json| Ok(serde_json::from_value(json)?))?;

@@ -53,6 +53,7 @@ pub struct AdamW {
     betas: [f64; 2],
     clip: f64,
     in_place: bool,
+    decay_vectors: bool,
 }
 
 /// What the optimiser keeps of one parameter.
@@ -69,7 +70,7 @@ pub struct State {
 }
 
 impl State {
-    /// Biases and other vectors are not decayed; everything else is, CLS token and position embedding too.
+    /// Whether DINO decays it: biases and other vectors are not, everything else is, CLS token and position embedding too.
     pub fn decays(&self) -> bool {
         !self.name.ends_with(".bias") && self.shape.len() > 1
     }
@@ -94,12 +95,17 @@ impl AdamW {
             .into_iter()
             .map(|(name, shape)| State { name, shape, steps: 0, moments: None })
             .collect();
-        Self { states, betas: BETAS, clip, in_place }
+        Self { states, betas: BETAS, clip, in_place, decay_vectors: false }
     }
 
     /// The same with other decay rates of the moments.
     pub fn with_betas(self, betas: [f64; 2]) -> Self {
         Self { betas, ..self }
+    }
+
+    /// The same with every parameter decayed, biases and normalisations too, as `torch.optim.AdamW` does by itself.
+    pub fn decaying_vectors(self) -> Self {
+        Self { decay_vectors: true, ..self }
     }
 
     /// Updates the network with the sum of the micro-batches' gradients, then its moving average (DINO's teacher, a
@@ -133,7 +139,7 @@ impl AdamW {
         let mut ours = parameters::take(network);
         let mut gradients: Vec<_> = gradients.into_iter().map(Vec::into_iter).collect();
         let mut largest = 0f64;
-        let rule = Rule { update, betas: self.betas, clip: self.clip };
+        let rule = Rule { update, betas: self.betas, clip: self.clip, decay_vectors: self.decay_vectors };
         for (state, (ours, theirs)) in self.states.iter_mut().zip(ours.iter_mut().zip(averages)) {
             let parts: Vec<_> = gradients.iter_mut().filter_map(|part| part.next().flatten()).collect();
             let frozen = parts.is_empty() || update.frozen.is_some_and(|part| state.name.contains(part));
@@ -158,12 +164,13 @@ struct Rule {
     update: Update,
     betas: [f64; 2],
     clip: f64,
+    decay_vectors: bool,
 }
 
 impl State {
-    fn advance(&mut self, Rule { update, betas, .. }: Rule) -> Coefficients {
+    fn advance(&mut self, Rule { update, betas, decay_vectors, .. }: Rule) -> Coefficients {
         self.steps += 1;
-        let decay = if self.decays() { update.weight_decay } else { 0.0 };
+        let decay = if decay_vectors || self.decays() { update.weight_decay } else { 0.0 };
         let t = i32::try_from(self.steps).unwrap_or(i32::MAX);
         Coefficients {
             shrink: (1.0 - update.lr * decay) as f32,
@@ -282,7 +289,7 @@ fn update_on_device(
     parts: Vec<Tensor<1>>,
     rule: Rule,
 ) {
-    let Rule { update, betas, clip } = rule;
+    let Rule { update, betas, clip, .. } = rule;
     if let Some(gradient) = parts.into_iter().reduce(|sum, part| sum + part) {
         let length = ours.dims()[0];
         // The norm stays on the device: reading it would wait for every parameter in turn.
@@ -311,7 +318,7 @@ mod tests {
     use crate::model::layers::Linear;
 
     fn rule(lr: f64, weight_decay: f64, clip: f64) -> Rule {
-        Rule { update: update(lr, weight_decay), betas: BETAS, clip }
+        Rule { update: update(lr, weight_decay), betas: BETAS, clip, decay_vectors: false }
     }
 
     fn update(lr: f64, weight_decay: f64) -> Update {

@@ -231,6 +231,9 @@ fn features_made_elsewhere_are_scored_as_our_own_are() {
     evaluate().with_code(3);
     assert!(failures(&out).iter().any(|(stage, item, _)| stage == "evaluate" && item == "s03"));
     assert!(table(&out.join("results/results.csv")).iter().any(|row| row["n"] == "11"));
+    gensis(["report", out.to_str().unwrap()]).with_code(0);
+    let report = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(report.contains("12 slides</th><td>11 with features, 1 left out") && report.contains("s03.h5"), "{report}");
     let wrong = format!("evaluate.slide.features=[{:?}]", folder.path());
     gensis(line.into_iter().chain(["--slides", slides.to_str().unwrap(), "--update", "--set", &wrong]))
         .with_error(["evaluate.slide.features", "holds no <slide id>.h5"]);

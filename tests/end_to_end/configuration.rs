@@ -52,7 +52,7 @@ fn wrong_types_and_broken_files_name_file_and_line() {
 fn values_that_make_no_sense_name_the_key() {
     for (setting, says) in [
         ("grid.mpp=0", "grid.mpp"),
-        ("grid.stride=0", "grid.stride"),
+        ("grid.size=0", "grid.size"),
         ("grid.min_tissue=50", "grid.min_tissue"),
         ("pretrain.batch=0", "pretrain.batch"),
         ("pretrain.epochs=0", "pretrain.epochs"),

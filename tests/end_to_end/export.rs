@@ -68,6 +68,17 @@ fn clams_folders_hold_the_runs_features_and_its_coordinates_come_back_as_the_gri
         splits[0][1..].iter().map(|row| row[3].clone()).filter(|id| !id.is_empty()).collect();
     assert_eq!(first, in_fold("0"));
 
+    // Some of the slides lie in the folds of all.
+    let some = folder.path().join("some");
+    export("clam", &run, &some, &["--slides", "s00,s03,s04,s07,s10"]).with_code(0);
+    let first_of_some: Vec<String> =
+        table(&some.join("splits/splits_0.csv"))[1..].iter().map(|row| row[3].clone()).collect();
+    let expected = first.iter().filter(|id| ["s00", "s03", "s04", "s07", "s10"].contains(&&***id));
+    assert_eq!(
+        first_of_some.into_iter().filter(|id| !id.is_empty()).collect::<Vec<_>>(),
+        expected.cloned().collect::<Vec<_>>()
+    );
+
     // What is there stays; a part that is missing is made again with the same bytes.
     let whole = files(&clam);
     fs::remove_file(clam.join("pt_files/s02.pt")).unwrap();
@@ -174,4 +185,21 @@ fn patches_are_written_as_they_are_cut() {
     let jpegs = files(&small);
     assert!(jpegs.keys().filter(|name| name.ends_with(".jpg")).count() > 3);
     export("patches", &run, &small, &["--slides", "s00"]).with_error(["holds an export of other patches"]);
+    assert_eq!(table(&small.join("failures.csv")), [["file", "slide_id", "x", "y", "reason"]]);
+
+    // A tile whose data end in the middle: nothing looks there when coordinates are cut.
+    let path = cohort.slide("s00.tiff");
+    let mut bytes = fs::read(&path).unwrap();
+    let scans: Vec<usize> = (0..bytes.len() - 1).filter(|&i| bytes[i..i + 2] == [0xff, 0xda]).collect();
+    bytes[scans[24] + 20..scans[24] + 22].copy_from_slice(&[0xff, 0xd9]);
+    fs::write(&path, bytes).unwrap();
+    gensis(["tile", "--out", run.to_str().unwrap()]).with_code(0);
+    let hurt = folder.path().join("hurt");
+    export("patches", &run, &hurt, &["--slides", "s00"]).with_code(3).saying(["1 unreadable"]);
+    let failed = table(&hurt.join("failures.csv"));
+    assert!(
+        failed.len() == 2 && failed[1][0] == "s00/384_384.png" && failed[1][4].contains("(384, 384)"),
+        "{failed:?}"
+    );
+    assert_eq!(table(&hurt.join("patches.csv")).len(), jpegs.keys().filter(|name| name.ends_with(".jpg")).count());
 }

@@ -47,6 +47,9 @@ shard = 4
 [gen_dino]
 enabled = true
 variants = ["full", "without_disentanglement"]
+
+[evaluate.fid]
+encoders = ["dino", "gen_dino"]
 "#;
 
 fn experiment(folder: &Path) -> PathBuf {
@@ -74,6 +77,8 @@ fn the_whole_chain_ends_with_both_encoders_and_killed_with_the_same_bytes() {
         assert!(rows.iter().any(|row| row["task"] == "knn" && row["encoder"] == encoder), "{encoder}");
         assert!(whole.join(format!("figures/attention_{encoder}.png")).exists());
     }
+    let fid = |encoder: &str| rows.iter().filter(|row| row["task"] == "fid" && row["encoder"] == encoder).count();
+    assert_eq!((fid("dino"), fid("gen_dino")), (15, 15), "five figures of three kinds of images");
     for (head, metric) in
         [("reconstructed", "kernel_distance"), ("generative", "frechet_distance"), ("interpolated", "recall")]
     {
@@ -84,6 +89,8 @@ fn the_whole_chain_ends_with_both_encoders_and_killed_with_the_same_bytes() {
     let report = fs::read_to_string(whole.join("report.html")).unwrap();
     let shown = [
         "Real, generated and interpolated patches",
+        "Between two patches",
+        "trained here, on pixels alone",
         "Samples of the diffusion model",
         "Gen-DINO, full: loss",
         "Diffusion: samples",
@@ -110,7 +117,61 @@ fn the_whole_chain_ends_with_both_encoders_and_killed_with_the_same_bytes() {
     gensis(command(&parts)).with_code(0);
     assert_same(&results(&parts), &results(&whole));
 
+    references_and_other_weights(&whole, folder.path());
     samples(&whole, folder.path());
+}
+
+/// Images are held against stored statistics too; a model that somebody put in the place of the run's is not used.
+fn references_and_other_weights(whole: &Path, folder: &Path) {
+    let run = folder.join("copy");
+    crate::folder::copy(whole, &run);
+    let out = run.to_str().unwrap();
+    let fid = |reference: &Path| {
+        let setting = format!("evaluate.fid.references=[{reference:?}]");
+        gensis(line(&["evaluate", "fid", "--out", out, "--update", "--set", &setting]))
+    };
+    let stored = whole.join("results/fid_reference_gen_dino.safetensors");
+    fid(&stored).with_code(0);
+    let rows = table(&run.join("results/results.csv"));
+    let against: Vec<_> = rows.iter().filter(|row| row["task"] == "fid" && row["data"] == "images, train").collect();
+    assert_eq!(against.len(), 3, "{against:?}");
+    for row in against {
+        let same = |other: &&std::collections::BTreeMap<String, String>| {
+            other["data"] == "images"
+                && ["task", "encoder", "head", "metric"].iter().all(|key| other[*key] == row[*key])
+        };
+        assert_eq!((&*row["encoder"], &row["value"]), ("gen_dino", &rows.iter().find(same).unwrap()["value"]));
+    }
+    fid(&whole.join("diffusion/diffusion.safetensors")).with_error(["does not say where its statistics came from"]);
+
+    let autoencoder = run.join("autoencoder/autoencoder.safetensors");
+    let mut bytes = fs::read(&autoencoder).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    fs::write(&autoencoder, bytes).unwrap();
+    fs::remove_file(run.join("bank/slerp/00000.json")).unwrap();
+    gensis(line(&["augment", "--out", out])).with_error(["autoencoder.safetensors holds other weights"]);
+    gensis(line(&["augment", "--out", out, "--shard", "9/9"])).with_error(["this part has none to make"]);
+    let broken = ["--update", "--set", "autoencoder.disc_weight=0.5", "--set", "autoencoder.disc_layers=8"];
+    gensis(line(&["autoencoder", "--out", out]).into_iter().chain(line(&broken)))
+        .with_error(["autoencoder.disc_layers = 8", "disc_weight = 0"]);
+    let many = ["--update", "--set", "diffusion.batch=5000"];
+    gensis(line(&["diffusion", "--out", out]).into_iter().chain(line(&many))).with_error(["do not fill a batch"]);
+    assert!(run.join("diffusion/diffusion.safetensors").exists(), "nothing was set aside for it");
+}
+
+/// Nothing but pixels are mixed: no bank is made, judged or shown.
+#[test]
+fn an_ablation_without_a_bank_runs_to_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (experiment(folder.path()), folder.path().join("run"));
+    let more = ["--set", "gen_dino.synthetic=0", "--set", r#"gen_dino.variants=["pixel_mixing"]"#];
+    let judged = ["--set", r#"evaluate.fid.encoders=["dino"]"#];
+    let command = ["run", file.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    gensis(line(&command).into_iter().chain(line(&more)).chain(line(&judged))).with_code(0);
+    let rows = table(&out.join("results/results.csv"));
+    assert!(rows.iter().any(|row| row["encoder"] == "gen_dino_pixel_mixing"));
+    assert!(rows.iter().all(|row| row["task"] != "fid") && !out.join("figures/synthetic.png").exists());
 }
 
 /// Pictures are drawn, nothing is overwritten, and other models are refused by name.
@@ -132,6 +193,8 @@ fn samples(run: &Path, folder: &Path) {
     let features = Path::new(&run).join("features/dino-test.parquet").to_str().unwrap().to_owned();
     gensis(["sample", &run, "--embeddings", &features, "--rows", "1,7", "--count", "1"]).with_code(0);
     gensis(["sample", &run, "--embeddings", &features, "--rows", "8"]).with_error(["8 embeddings", "row 8"]);
+    let others = Path::new(&run).join("features/gen_dino-test.parquet").to_str().unwrap().to_owned();
+    gensis(["sample", &run, "--embeddings", &others]).with_error(["embeddings by the encoder", "is conditioned on"]);
     gensis(["sample", &run, "--images", "absent.png"]).with_error(["absent.png"]);
     gensis(["sample", &run, "--images", &one, "--set", "sample.steps=2000"]).with_error(["sample.steps = 2000"]);
     // An encoder that the diffusion model does not know.

@@ -11,7 +11,7 @@ use crate::images::{draw, run};
 use crate::program::gensis;
 
 /// Settings of a run with everything on.
-const ALL: [&str; 12] = [
+pub const ALL: [&str; 12] = [
     "--set",
     "evaluate.linear.enabled=true",
     "--set",

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::features::FeatureCohort;
 use crate::folder::{failures, table};
-use crate::program::Ended;
+use crate::program::{Ended, gensis};
 
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(name)
@@ -35,6 +35,21 @@ fn panda(root: &Path) -> (FeatureCohort, Vec<BTreeMap<String, String>>) {
     let cohort = FeatureCohort::write(root, &slides, &csv);
     let rows = table(&cohort.labels());
     (cohort, rows)
+}
+
+/// Whoever runs a configuration of Gen-SIS gets Gen-SIS.
+#[test]
+fn configurations_of_gen_sis_train_gen_dino() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let names: Vec<String> =
+        folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let chains: Vec<&String> = names.iter().filter(|name| name.contains("gensis")).collect();
+    assert!(chains.len() >= 8, "{names:?}");
+    for name in chains {
+        let said = gensis(["config", "show", shipped(name).to_str().unwrap()]).with_code(0).stdout;
+        let section = said.split("[gen_dino]").nth(1).unwrap();
+        assert!(section.split("\n[").next().unwrap().contains("enabled = true"), "{name}");
+    }
 }
 
 fn evaluate(cohort: &FeatureCohort, config: &str, out: &Path, more: &[&str]) -> Ended {

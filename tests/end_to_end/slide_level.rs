@@ -76,6 +76,25 @@ fn what_is_missing_is_listed_unless_it_is_allowed() {
     assert_eq!(failures(&run), []);
 }
 
+/// Three patches of each slide a step in training, all of them when a slide is scored; threads change nothing.
+#[test]
+fn bags_are_subsampled_in_training_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(16);
+    let cohort = FeatureCohort::write(root.path(), &names, &csv(&names));
+    let scores = |name: &str, more: &[&str]| {
+        let run = root.path().join(name);
+        cohort.evaluate(&run, &[&["--set", "evaluate.slide.folds=3"], more].concat()).with_code(0);
+        fs::read(run.join("results/slide_scores.csv")).unwrap()
+    };
+    let few = ["--set", "evaluate.slide.max_patches=3"];
+    let all = scores("all", &[]);
+    assert!(scores("few", &few) != all);
+    assert!(scores("few", &few) == scores("few_again", &[&few[..], &["--threads", "1"]].concat()));
+    // No slide has so many.
+    assert!(scores("many", &["--set", "evaluate.slide.max_patches=100"]) == all);
+}
+
 #[test]
 fn a_test_part_of_one_class_has_no_auc_and_says_so() {
     let root = tempfile::tempdir().unwrap();
@@ -187,7 +206,7 @@ fn clams_splits_are_taken_as_they_are() {
         .with_error(["splits_2.csv", "s00 is in two"]);
     cohort
         .evaluate(&root.path().join("d"), &["--set", "evaluate.slide.seeds=[0, 1, 0]"])
-        .with_error(["name something twice"]);
+        .with_error(["something twice"]);
     fs::write(&three, "slide_id,label\ns00,1\n").unwrap();
     cohort.evaluate(&root.path().join("c"), &["--set", &splits(&[&three])]).with_error(["no columns train and test"]);
 }

@@ -12,14 +12,18 @@ use crate::config::Experiment;
 use crate::device::DeviceChoice;
 use crate::model::random::keyed;
 use crate::run_dir::RunDir;
-use crate::sample::bank::Request;
+use crate::sample::bank::{Latent, Picture, Request};
 use crate::sample::interpolate::mix_pixels;
 
 /// On the line the shifts are larger.
 struct Shifts(Arc<dyn PatchSource>, Interpolation);
 
 impl Generator for Shifts {
-    fn generate(&self, requests: &[Request]) -> Result<Vec<RgbImage>> {
+    fn decode(&self, _: &[Latent]) -> Result<Vec<RgbImage>> {
+        Ok(vec![])
+    }
+
+    fn generate(&self, requests: &[Request]) -> Result<Vec<Picture>> {
         let image = |request: &Request| {
             let mut image = self.0.read(request.source)?.image;
             if let Some(other) = request.secondary {
@@ -28,7 +32,7 @@ impl Generator for Shifts {
             let shift =
                 keyed(request.seed, "shift", &[]).random_range(0..20u8) + 20 * u8::from(self.1 == Interpolation::Lerp);
             image.iter_mut().for_each(|byte| *byte = byte.saturating_add(shift));
-            Ok(image)
+            Ok(Picture::Image(image))
         };
         requests.iter().map(image).collect()
     }

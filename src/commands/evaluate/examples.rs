@@ -7,9 +7,8 @@ use image::{Rgb, RgbImage};
 
 use super::heads::folder_name;
 use crate::commands::Run;
-use crate::commands::diffusion::write_png;
 use crate::data::Squares;
-use crate::sample::sheet::sheet;
+use crate::sample::sheet::{sheet, write_png};
 
 /// Queries in a picture, and what was found for each.
 const QUERIES: usize = 8;

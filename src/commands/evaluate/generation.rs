@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use evaluation::fid::{
     Features, Gaussian, KernelSubsets, Reference, ReferenceHeader, frechet_distance, kernel_distance, precision_recall,
 };
@@ -15,16 +15,19 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
+use super::heads::folder_name;
 use super::{Scores, data_name};
 use crate::commands::augment::{self, models};
-use crate::commands::pretrain::require_encoder;
+use crate::commands::encoders::require_encoders;
 use crate::commands::sources::{self, ENCODER_NAME, Input};
-use crate::commands::{Run, embed, training};
-use crate::config::{Condition, Interpolation};
+use crate::commands::{Run, embed, training, unreadable};
+use crate::config::Condition;
+use crate::data::ReadFailure;
 use crate::device;
 use crate::model::Encoder;
 use crate::model::inception::{self, Inception};
 use crate::model::random::keyed;
+use crate::run_dir::Failure;
 use crate::sample::bank::Kind;
 
 /// Images judged, at most: FID's own number.
@@ -39,13 +42,28 @@ const LINEUP: usize = 100;
 pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
     let models = models(run, input)?;
     let device = device::open(run.device)?;
-    let mut judges = vec![Judge::Encoder(Box::new(Encoder::load(&require_encoder(run, input)?.0, &device)?))];
-    let inception = &run.experiment.evaluate.fid.inception;
+    let settings = &run.experiment.evaluate.fid;
+    let trained = require_encoders(run, input)?;
+    let judge = |name: &String| -> Result<Judge> {
+        let names = || trained.iter().map(|trained| trained.name.as_str()).collect::<Vec<_>>().join(", ");
+        let found = trained.iter().find(|trained| trained.name == *name);
+        let found = found.with_context(|| format!("evaluate.fid.encoders: there is no {name} among {}", names()))?;
+        Ok(Judge::Encoder(name.clone(), Box::new(found.load(&device)?)))
+    };
+    let mut judges = settings.encoders.iter().map(judge).collect::<Result<Vec<_>>>()?;
+    let inception = &settings.inception;
     if !inception.as_os_str().is_empty() {
         judges.push(Judge::Inception(Inception::load(inception, &device)?));
     }
     let (source, _) = training::patches(run, "evaluate", Input::open(&run.experiment.data)?)?;
-    let bank = Arc::new(augment::open(run, input, &models, Interpolation::Slerp, source.clone())?);
+    let judged = augment::shown_bank(run).context("Gen-DINO as it is configured here needs no bank")?;
+    let bank = Arc::new(augment::open(run, input, &models, judged, source.clone())?);
+    let references =
+        settings.references.iter().map(|path| Reference::load(path)).collect::<evaluation::Result<Vec<_>>>()?;
+    for (reference, path) in references.iter().zip(&settings.references) {
+        let fits = judges.iter().map(|judge| reference.require(&judge.preprocessing(run), judge.hash()));
+        fits.reduce(|a, b| a.or(b)).unwrap_or(Ok(())).with_context(|| path.display().to_string())?;
+    }
     let reconstructions = match augment::reconstructions(run, input, source.clone()) {
         Ok(reconstructions) => Some(Arc::new(reconstructions)),
         Err(error) => {
@@ -53,12 +71,12 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
             None
         }
     };
-    let mut scores = Scores::default();
+    let (mut scores, mut failures) = (Scores::default(), vec![]);
     for judge in &judges {
-        let real = judge.embedded(run, source.clone(), thinned((0..source.len()).collect()))?;
+        let real = judge.embedded(run, source.clone(), thinned((0..source.len()).collect()), &mut failures)?;
         judge.save_reference(run, &real)?;
         // As they condition the diffusion model: a large common part says nothing about which image is meant.
-        let by_condition = matches!(judge, Judge::Encoder(_)).then_some(run.experiment.diffusion.condition);
+        let by_condition = (judge.name() == ENCODER_NAME).then_some(run.experiment.diffusion.condition);
         let standard = (by_condition == Some(Condition::Standardized)).then(|| Standard::of(&real.values, real.dim));
         let asked = |embedded: &Embedded| {
             let mut embedded = embedded.clone();
@@ -79,54 +97,104 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
                 ..ResultRow::default()
             };
             scores.rows.extend(distances(&base, &real, made, run.experiment.seed)?);
+            for Reference { header, gaussian } in references.iter().filter(|reference| judge.fits(run, reference)) {
+                let data = format!("{}, {}", header.data, header.split);
+                let distance = frechet_distance(gaussian, &Gaussian::of(made.features()?)?)?;
+                let (metric, value) = ("frechet_distance".into(), Some(distance));
+                scores.rows.push(ResultRow { data, metric, value, ..base.clone() });
+            }
             scores.rows.push(found(&base, sources, &asked(&real), &asked(made), run.experiment.seed));
             Ok(())
         };
         if let Some(reconstructions) = &reconstructions {
-            let made = judge.embedded(run, reconstructions.clone(), thinned(reconstructions.images()))?;
+            let all = thinned(reconstructions.images());
+            let made = judge.embedded(run, reconstructions.clone(), all, &mut failures)?;
             add("reconstructed", &made, &made.rows)?;
         }
         for kind in [Kind::Generative, Kind::Interpolated] {
             let chosen = (0..bank.images().len()).filter(|&at| bank.images()[at].kind == kind).collect();
-            let made = judge.embedded(run, bank.clone(), thinned(chosen))?;
+            let made = judge.embedded(run, bank.clone(), thinned(chosen), &mut failures)?;
             let sources: Vec<usize> = made.rows.iter().map(|&at| bank.images()[at].source).collect();
             add(kind.name(), &made, &sources)?;
         }
     }
+    scores.failures = failures;
     Ok(scores)
 }
 
 /// What turns images into the features that are compared.
 enum Judge {
-    /// The run's vanilla encoder.
-    Encoder(Box<Encoder>),
+    /// An encoder of the run, under its name.
+    Encoder(String, Box<Encoder>),
     /// The network of the published FID.
     Inception(Inception),
 }
 
 impl Judge {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         match self {
-            Self::Encoder(_) => ENCODER_NAME,
+            Self::Encoder(name, _) => name,
             Self::Inception(_) => "inception",
         }
     }
 
-    /// Features of those images of `source` that can be read.
-    fn embedded(&self, run: &Run, source: Arc<dyn PatchSource>, indices: Vec<usize>) -> Result<Embedded> {
+    fn hash(&self) -> &str {
         match self {
-            Self::Encoder(encoder) => {
+            Self::Encoder(_, encoder) => &encoder.hash,
+            Self::Inception(inception) => &inception.hash,
+        }
+    }
+
+    /// What is done to an image before the network.
+    fn preprocessing(&self, run: &Run) -> String {
+        match self {
+            Self::Encoder(..) => sources::embed_header(run).to_string(),
+            Self::Inception(_) => "299 px, bilinear without antialiasing".to_owned(),
+        }
+    }
+
+    fn fits(&self, run: &Run, reference: &Reference) -> bool {
+        reference.require(&self.preprocessing(run), self.hash()).is_ok()
+    }
+
+    /// Features of those images of `source` that can be read; the others are listed.
+    fn embedded(
+        &self,
+        run: &Run,
+        source: Arc<dyn PatchSource>,
+        indices: Vec<usize>,
+        failures: &mut Vec<Failure>,
+    ) -> Result<Embedded> {
+        let mut list = |failure: &ReadFailure| {
+            let failure = unreadable("evaluate", failure);
+            if !failures.contains(&failure) {
+                failures.push(failure);
+            }
+        };
+        match self {
+            Self::Encoder(_, encoder) => {
                 let threads = (run.threads, embed::workers(run));
                 let embedded = embed::features(encoder, 1, source, indices, &run.experiment.embed, threads, |_| ())?;
+                embedded.failures.iter().for_each(list);
                 Ok(Embedded { rows: embedded.indices, dim: encoder.dim(), values: embedded.values })
             }
             Self::Inception(inception) => {
                 let (mut rows, mut values) = (vec![], vec![]);
                 for batch in indices.chunks(run.experiment.embed.batch.max(1)) {
-                    let read = |&index: &usize| Some((index, source.read(index).ok()?.image));
-                    let (there, images): (Vec<usize>, Vec<RgbImage>) = batch.par_iter().filter_map(read).unzip();
+                    let read: Vec<_> = batch.par_iter().map(|&index| (index, source.read(index))).collect();
+                    let mut images: Vec<RgbImage> = Vec::with_capacity(read.len());
+                    for (index, patch) in read {
+                        match patch {
+                            Ok(patch) => {
+                                images.push(patch.image);
+                                rows.push(index);
+                            }
+                            Err(error) => {
+                                list(&ReadFailure { index, key: source.key(index), reason: error.to_string() });
+                            }
+                        }
+                    }
                     values.extend(inception.embed(&images)?);
-                    rows.extend(there);
                 }
                 Ok(Embedded { rows, dim: inception::FEATURES, values })
             }
@@ -135,12 +203,11 @@ impl Judge {
 
     /// Stores the real images' statistics, with what they are of.
     fn save_reference(&self, run: &Run, real: &Embedded) -> Result<()> {
-        let (file, encoder, preprocessing) = match self {
-            Self::Encoder(encoder) => ("fid_reference", encoder.hash.clone(), json!(run.experiment.embed).to_string()),
-            Self::Inception(inception) => {
-                ("fid_reference_inception", inception.hash.clone(), "299 px, bilinear without antialiasing".to_owned())
-            }
+        let file = match self.name() {
+            ENCODER_NAME => "fid_reference".to_owned(),
+            other => format!("fid_reference_{}", folder_name(other)),
         };
+        let (preprocessing, encoder) = (self.preprocessing(run), self.hash().to_owned());
         let header = ReferenceHeader { data: data_name(run), split: "train".into(), preprocessing, encoder };
         let gaussian = Gaussian::of(real.features()?)?;
         Ok(Reference { header, gaussian }.save(&run.dir.file(&format!("results/{file}.safetensors"))?)?)
@@ -212,7 +279,7 @@ fn found(base: &ResultRow, sources: &[usize], real: &Embedded, made: &Embedded, 
 
 /// Whether the run has a bank to judge.
 pub(super) fn has_bank(run: &Run) -> bool {
-    run.experiment.gen_dino.enabled && run.dir.record("bank").is_some()
+    run.experiment.gen_dino.enabled && run.dir.record("bank").is_some() && augment::shown_bank(run).is_some()
 }
 
 /// What the figures depend on: the bank as it was made, or nothing. Asked for by name it is judged even where Gen-DINO is off.
@@ -222,6 +289,10 @@ pub(super) fn header(run: &Run) -> Value {
     let inception = &run.experiment.evaluate.fid.inception;
     if !inception.as_os_str().is_empty() {
         header["inception"] = json!(sources::digest(run, inception));
+    }
+    let references = &run.experiment.evaluate.fid.references;
+    if !references.is_empty() {
+        header["references"] = references.iter().map(|path| json!(sources::whole_digest(run, path))).collect();
     }
     header
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use evaluation::split::{Fold, Part, Strata};
+use slide_io::manifest::{csv_text, slide_id};
 
 use super::subjects::Subject;
 
@@ -54,7 +55,9 @@ fn parts(
     subjects: &[Subject],
     unknown: &mut Vec<Unknown>,
 ) -> Result<Vec<Option<Part>>> {
-    let mut table = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_path(file)?;
+    let (text, separator) = csv_text(file)?;
+    let mut builder = csv::ReaderBuilder::new();
+    let mut table = builder.delimiter(separator).flexible(true).trim(csv::Trim::All).from_reader(text.as_bytes());
     let headers = table.headers()?.clone();
     let place = |name: &str| headers.iter().position(|header| header == name);
     let columns: Vec<(usize, Part)> = COLUMNS.iter().filter_map(|(name, part)| Some((place(name)?, *part))).collect();
@@ -68,8 +71,7 @@ fn parts(
         let row = row?;
         for (column, part) in &columns {
             let Some(name) = row.get(*column).filter(|name| !name.is_empty()) else { continue };
-            let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-            let Some(&subject) = of_slide.get(name).or_else(|| of_slide.get(stem)) else {
+            let Some(&subject) = of_slide.get(name).or_else(|| of_slide.get(slide_id(name))) else {
                 unknown.push(Unknown { name: name.to_owned(), file: file.to_owned() });
                 continue;
             };

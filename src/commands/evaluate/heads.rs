@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use slide_io::atomic_file;
 
-use super::mil_config;
 use crate::commands::Run;
 use crate::commands::sources;
 use crate::run_dir::{read_record, remove_folder};
@@ -121,7 +120,7 @@ impl Keeper<'_> {
             "encoder_hash": self.hash,
             "fold": place.fold,
             "seed": place.seed,
-            "settings": mil_config(&self.run.experiment.evaluate.slide),
+            "settings": self.run.experiment.evaluate.slide.mil(),
             "version": env!("CARGO_PKG_VERSION"),
         });
         (trained.save)(&path(self.run.dir.root(), self.encoder, place), &header)

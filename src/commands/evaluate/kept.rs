@@ -99,10 +99,19 @@ fn inputs(header: &Value, task: Task) -> Value {
     }
     let settings = &header["settings"];
     let of_settings = settings_of(task, header["of"] == "slides").iter();
-    inputs["settings"] = of_settings.map(|&place| (place.to_owned(), json!(settings.pointer(place)))).collect();
+    let of = |&place: &&str| (place.to_owned(), without_enabled(json!(settings.pointer(place))));
+    inputs["settings"] = of_settings.map(of).collect();
     // The intervals of all of them.
     inputs["bootstrap"] = settings["slide"]["bootstrap"].clone();
     inputs
+}
+
+/// Settings without `enabled`: whether `run` scores a benchmark changes no figure of it.
+pub(super) fn without_enabled(mut settings: Value) -> Value {
+    if let Some(keys) = settings.as_object_mut() {
+        keys.remove("enabled");
+    }
+    settings
 }
 
 /// Files that a benchmark wrote beside its figures, below the run folder.

@@ -3,7 +3,6 @@
 //! Each is a stage with a record and a result table `results/<task>`, and is not computed again while its record is current;
 //! its rows join the table of all.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use slide_io::{ImageFolder, PatchSource};
 
+use super::kept::without_enabled;
 use super::{copies, data_name, examples, retrieval, video};
 use crate::cli::Task;
 use crate::commands::Run;
@@ -162,11 +162,11 @@ impl Benchmark {
 
     fn settings(self, run: &Run) -> Value {
         let evaluate = &run.experiment.evaluate;
-        match self {
+        without_enabled(match self {
             Self::Video => json!(evaluate.video),
             Self::Retrieval => json!(evaluate.retrieval),
             Self::Copies => json!(evaluate.copies),
-        }
+        })
     }
 
     fn baselines(self, run: &Run) -> &[Baseline] {
@@ -359,7 +359,6 @@ fn benchmark_header(run: &Run, benchmark: Benchmark, place: &Place, trained: &[T
         "stage": benchmark.stage(),
         "format": FORMAT,
         "settings": benchmark.settings(run),
-        "embed": run.experiment.embed.batch,
         "bootstrap": run.experiment.evaluate.slide.bootstrap,
         "seed": run.experiment.seed,
         "encoders": encoders(trained),
@@ -373,31 +372,16 @@ fn benchmark_header(run: &Run, benchmark: Benchmark, place: &Place, trained: &[T
     Ok(header)
 }
 
-/// What a folder holds: paths and sizes of all its files.
+/// What a folder holds: paths and sizes of all its files; of what cannot be read, the path.
 ///
 /// # Errors
 /// A folder that is not there or cannot be read.
 pub(super) fn fingerprint(folder: &Path) -> Result<Value> {
-    let mut files = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        let entries = fs::read_dir(&next).with_context(|| format!("cannot read the folder {}", next.display()))?;
-        for entry in entries {
-            let path = entry?.path();
-            let metadata = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
-            if metadata.is_dir() {
-                folders.push(path);
-            } else {
-                files.push((path.strip_prefix(folder).unwrap_or(&path).to_owned(), metadata.len()));
-            }
-        }
-    }
-    files.sort();
     let mut hash = Sha256::new();
-    for (path, size) in files {
-        hash.update(path.as_os_str().as_encoded_bytes());
+    for path in slide_io::files_below(folder)? {
+        hash.update(path.strip_prefix(folder).unwrap_or(&path).as_os_str().as_encoded_bytes());
         hash.update([0]);
-        hash.update(size.to_le_bytes());
+        hash.update(path.metadata().map_or(0, |metadata| metadata.len()).to_le_bytes());
     }
     Ok(json!(hex(hash)))
 }

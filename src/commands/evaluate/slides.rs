@@ -9,7 +9,7 @@ use evaluation::bag::StreamedBags;
 use evaluation::bootstrap::Bootstrap;
 use evaluation::comparison::{self, Comparison};
 use evaluation::metric::Predictions;
-use evaluation::mil::{CrossValidation, FoldScores, HeadKind, MilConfig, SlideScore, score_all};
+use evaluation::mil::{CrossValidation, FoldScores, HeadKind, SlideScore, score_all};
 use evaluation::paired::Exchanges;
 use evaluation::scored::{self, Scored};
 use evaluation::table::{DataFrame, ResultRow, write_csv, write_parquet};
@@ -230,7 +230,7 @@ fn score_slides(
     })?;
 
     let device = device::open(run.device)?;
-    let config = mil_config(settings);
+    let config = settings.mil();
     let validation = CrossValidation {
         source: &bags,
         folds: &folds,
@@ -413,22 +413,4 @@ fn rows_for(
     let (predictions, groups) = score_all(slides, cohort.classes.len())?;
     let base = ResultRow { seed: Some(seed), n: slides.len() as u64, ..base.clone() };
     Ok((rows_of(&base, &predictions, Some(&groups), bootstrap)?, predictions))
-}
-
-/// The settings of the heads.
-pub(crate) fn mil_config(settings: &SlideLevel) -> MilConfig {
-    MilConfig {
-        epochs: settings.epochs,
-        patience: settings.patience,
-        lr: settings.lr,
-        weight_decay: settings.weight_decay,
-        hidden: settings.hidden,
-        attention: settings.attention,
-        dropout: settings.dropout,
-        standardize: settings.standardize,
-        accumulate: settings.accumulate,
-        max_patches: settings.max_patches,
-        balanced: settings.balanced,
-        ..MilConfig::default()
-    }
 }

@@ -99,19 +99,21 @@ impl Entrant<'_> {
         (slides, failures)
     }
 
-    /// Test slides, those of a patient each with the patient's probabilities.
+    /// Test slides, those of a patient each with the patient's probabilities: means over seeds, and over folds where a slide is
+    /// tested in several.
     fn tested(&self, head: HeadKind) -> BTreeMap<String, Vec<f32>> {
         let slides_of: BTreeMap<&str, &[String]> =
             self.subjects.iter().map(|subject| (subject.id.as_str(), subject.slides.as_slice())).collect();
-        let mut rows: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        let seeds = self.settings().seeds.len() as f32;
+        let mut rows: BTreeMap<String, (Vec<f32>, f32)> = BTreeMap::new();
         for score in self.predicted.iter().filter(|fold| fold.head == head).flat_map(|fold| &fold.scores) {
             for slide in slides_of.get(score.id.as_str()).copied().unwrap_or_default() {
-                let row = rows.entry(slide.clone()).or_insert_with(|| vec![0.0; score.probabilities.len()]);
-                row.iter_mut().zip(&score.probabilities).for_each(|(mean, p)| *mean += p / seeds);
+                let (sum, times) = rows.entry(slide.clone()).or_insert((vec![0.0; score.probabilities.len()], 0.0));
+                sum.iter_mut().zip(&score.probabilities).for_each(|(sum, p)| *sum += p);
+                *times += 1.0;
             }
         }
-        rows
+        let mean = |(sum, times): (Vec<f32>, f32)| sum.into_iter().map(|p| p / times).collect();
+        rows.into_iter().map(|(slide, all)| (slide, mean(all))).collect()
     }
 
     fn untested(

@@ -6,19 +6,19 @@ use slide_io::{SlideRecord, h5, torch};
 
 use super::{Folder, label, open};
 use crate::cli::ExportClamArgs;
-use crate::commands::evaluate::{Subject, folds, subjects};
+use crate::commands::evaluate::{Subject, among, folds, subjects};
 use crate::commands::progress::Progress;
 use crate::commands::sources::{coordinates_header, coordinates_path, features_header, features_path};
 use crate::commands::{Outcome, Run};
 
 /// Writes `patches/`, `h5_files/`, `pt_files/`, `dataset.csv` and `splits/` for the slides of a run.
 pub(super) fn clam(args: &ExportClamArgs) -> Result<Outcome> {
-    let (run, cohort) = open(&args.run, args.threads, &args.slides)?;
+    let (run, cohort, slides) = open(&args.run, args.threads, &args.slides)?;
     // What other settings made is not exported as this run's.
     let cut = |slide: &&SlideRecord| {
         h5::is_current(&coordinates_path(&run, &slide.id), &coordinates_header(&run, slide)).unwrap_or(false)
     };
-    let tiled: Vec<&SlideRecord> = cohort.slides.iter().filter(cut).collect();
+    let tiled: Vec<&SlideRecord> = slides.iter().filter(cut).collect();
     ensure!(
         !tiled.is_empty(),
         "no slide of {} has coordinates of these settings: run `gensis tile`",
@@ -53,7 +53,8 @@ pub(super) fn clam(args: &ExportClamArgs) -> Result<Outcome> {
         progress.advance(1);
     }
     let labelled: Vec<&SlideRecord> = embedded.iter().copied().filter(|slide| slide.label.is_some()).collect();
-    let splits = write_tables(&run, &labelled, &folder)?;
+    let all: Vec<&SlideRecord> = cohort.slides.iter().filter(|slide| slide.label.is_some()).collect();
+    let splits = write_tables(&run, &all, &labelled, &folder)?;
     progress.finish(&format!(
         "{} slides, {} with features, {} labelled, {splits} split(s), in {}",
         tiled.len(),
@@ -109,9 +110,9 @@ fn write_features(run: &Run, slide: &SlideRecord, encoder: &str, folder: &Folder
     Ok(h5::write_features(&hdf, &features, &json!({ "export": "clam" }))?)
 }
 
-/// `dataset.csv` of the labelled slides that have features, and a `splits/splits_<k>.csv` for every fold on which
-/// `gensis evaluate` scores them; returns their number.
-fn write_tables(run: &Run, labelled: &[&SlideRecord], folder: &Folder) -> Result<usize> {
+/// `dataset.csv` of the `labelled` slides that have features, and a `splits/splits_<k>.csv` for every fold on which
+/// `gensis evaluate` scores them, dealt over `all` labelled slides as there; returns their number.
+fn write_tables(run: &Run, all: &[&SlideRecord], labelled: &[&SlideRecord], folder: &Folder) -> Result<usize> {
     if labelled.is_empty() {
         return Ok(0);
     }
@@ -121,9 +122,12 @@ fn write_tables(run: &Run, labelled: &[&SlideRecord], folder: &Folder) -> Result
     let head = ["case_id", "slide_id", "label"].map(str::to_owned).to_vec();
     folder.write_table("dataset.csv", &std::iter::once(head).chain(labelled.iter().map(row)).collect::<Vec<_>>())?;
     let settings = &run.experiment.evaluate.slide;
-    let split =
-        subjects(labelled, &[], settings.by_patient).and_then(|subjects| Ok((folds(settings, &subjects)?.0, subjects)));
-    let (folds, subjects) = match split {
+    let split = || -> Result<_> {
+        let [all, subjects] = [all, labelled].map(|slides| subjects(slides, &[], settings.by_patient));
+        let (all, subjects) = (all?, subjects?);
+        Ok((among(&folds(settings, &all)?.0, &all, &subjects), subjects))
+    };
+    let (folds, subjects) = match split() {
         Ok(split) => split,
         Err(error) => {
             eprintln!("export: no splits, since the slides cannot be split as evaluate.slide asks: {error:#}");

@@ -15,11 +15,11 @@ use crate::commands::Outcome;
 use crate::commands::progress::Progress;
 use crate::commands::sources::{coordinates_header, slide_patches};
 
-/// Writes every patch to `<slide>/<x>_<y>.<extension>`, and `patches.csv`. They are the patches as cut: stain normalisation and
+/// Writes every patch to `<slide>/<x>_<y>.<extension>`, `patches.csv`, and `failures.csv` of those that cannot be read. They are the patches as cut: stain normalisation and
 /// augmentation are of the stages that use them.
 pub(super) fn patches(args: &ExportPatchesArgs) -> Result<Outcome> {
-    let (run, cohort) = open(&args.run, args.threads, &args.slides)?;
-    let slides: Vec<&SlideRecord> = cohort.slides.iter().collect();
+    let (run, cohort, slides) = open(&args.run, args.threads, &args.slides)?;
+    let slides: Vec<&SlideRecord> = slides.iter().collect();
     let patches = slide_patches(&run, &slides, &cohort.classes)?;
     let headers: Vec<_> = slides.iter().map(|slide| json!([slide.id, coordinates_header(&run, slide)])).collect();
     let (format, quality) = (args.format.extension(), args.quality);
@@ -28,7 +28,7 @@ pub(super) fn patches(args: &ExportPatchesArgs) -> Result<Outcome> {
 
     let progress = Progress::new("export", patches.len() as u64, "patches");
     let mut table = vec![["file", "slide_id", "x", "y", "label"].map(str::to_owned).to_vec()];
-    let mut unreadable = 0;
+    let mut failures = vec![["file", "slide_id", "x", "y", "reason"].map(str::to_owned).to_vec()];
     for (number, grid) in patches.slides().iter().enumerate() {
         let name = |index| patch_name(&patches, index, format);
         let missing: Vec<usize> = match patches.reading_order(number) {
@@ -37,7 +37,7 @@ pub(super) fn patches(args: &ExportPatchesArgs) -> Result<Outcome> {
             Err(_) => patches.range(number).take(1).collect(),
         };
         progress.advance((patches.range(number).len() - missing.len()) as u64);
-        let failed: Mutex<Vec<String>> = Mutex::default();
+        let failed: Mutex<Vec<(usize, String)>> = Mutex::default();
         missing.into_iter().par_bridge().try_for_each(|index| -> Result<()> {
             match patches.read(index) {
                 Ok(patch) => {
@@ -45,21 +45,27 @@ pub(super) fn patches(args: &ExportPatchesArgs) -> Result<Outcome> {
                 }
                 Err(error) => {
                     progress.line(&format!("export: {error}"));
-                    failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name(index));
+                    let mut failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    failed.push((index, error.to_string()));
                 }
             }
             progress.advance(1);
             Ok(())
         })?;
-        unreadable += failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).len();
+        let row = |index: usize, more: String| {
+            let origin = grid.origins[index - patches.range(number).start];
+            vec![name(index), grid.id.clone(), origin.x.to_string(), origin.y.to_string(), more]
+        };
+        let mut failed = failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        failed.sort();
+        failures.extend(failed.into_iter().map(|(index, reason)| row(index, reason)));
         let label = slides.iter().find(|slide| slide.id == grid.id).map_or(String::new(), |slide| label(slide));
         let there = patches.range(number).filter(|&index| folder.file(&name(index)).exists());
-        table.extend(there.map(|index| {
-            let origin = grid.origins[index - patches.range(number).start];
-            vec![name(index), grid.id.clone(), origin.x.to_string(), origin.y.to_string(), label.clone()]
-        }));
+        table.extend(there.map(|index| row(index, label.clone())));
     }
     folder.write_table("patches.csv", &table)?;
+    folder.write_table("failures.csv", &failures)?;
+    let unreadable = failures.len() - 1;
     progress.finish(&format!("{} patches in {}, {unreadable} unreadable", table.len() - 1, args.out.display()));
     Ok(Outcome::of(unreadable))
 }

@@ -96,10 +96,11 @@ impl Atlas {
             })?,
         };
         let name = kind.name();
+        let with = HeadKind::ALL.into_iter().filter(|kind| kind.has_attention()).map(HeadKind::name);
         ensure!(
             kind.has_attention(),
-            "{name} pools without attention: there is nothing to show. Heads with attention are abmil, clam_sb, clam_mb, \
-             dsmil and transmil"
+            "{name} pools without attention: there is nothing to show. Heads with attention are {}",
+            with.collect::<Vec<_>>().join(", ")
         );
         ensure!(
             encoder.heads.contains(&kind),

@@ -11,8 +11,8 @@ use slide_io::{Point, Rgb, RgbImage, Size, folder};
 
 use super::Drawn;
 use super::atlas::{Atlas, SlideMap};
-use crate::commands::diffusion::write_png;
 use crate::config::{Heatmap, Outlines};
+use crate::sample::sheet::write_png;
 
 /// Longer side of the picture of a slide without a thumbnail, px.
 const BLANK_SIDE: f64 = 1024.0;

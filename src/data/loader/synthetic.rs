@@ -163,19 +163,24 @@ mod tests {
     use super::super::{CropBatch, MultiCrop};
     use super::*;
     use crate::config::{Bank, BankFormat, GenDino, Interpolation, Variant};
-    use crate::sample::bank::{Generator, Header, Origin, Part, Request, Work};
+    use crate::sample::bank::{Generator, Header, Latent, Origin, Part, Picture, Request, Work};
 
     /// Plain images whose colour says what they are: green 100 for synthetic, 200 for interpolated ones, red the source.
     struct Plain;
 
     impl Generator for Plain {
-        fn generate(&self, requests: &[Request]) -> Result<Vec<RgbImage>> {
+        fn decode(&self, _: &[Latent]) -> Result<Vec<RgbImage>> {
+            Ok(vec![])
+        }
+
+        fn generate(&self, requests: &[Request]) -> Result<Vec<Picture>> {
             let shade = |request: &Request| match request.kind {
                 Kind::Generative => 100,
                 Kind::Interpolated => 200,
             };
             let color = |request: &Request| Rgb([request.source as u8, shade(request), 0]);
-            Ok(requests.iter().map(|request| RgbImage::from_pixel(20, 20, color(request))).collect())
+            let image = |request| Picture::Image(RgbImage::from_pixel(20, 20, color(request)));
+            Ok(requests.iter().map(image).collect())
         }
     }
 

@@ -9,16 +9,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use slide_io::jpeg::{self, ColorModel};
 
-use super::{Decoder, Latent, Storage};
+use super::{Decoder, Latent, Picture, Storage};
 
 /// The one tensor of a stored latent.
 const TENSOR: &str = "latent";
-
-/// What a generator made.
-pub(super) enum Picture {
-    Image(RgbImage),
-    Latent(Latent),
-}
 
 impl Storage {
     /// Extension of its files.

@@ -10,7 +10,7 @@ use crate::config::{Bank, BankFormat, Interpolation};
 use crate::run_dir::as_stored;
 
 /// Raised when the meaning of a bank's files changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Everything a bank depends on: equal headers, equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

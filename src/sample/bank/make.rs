@@ -1,5 +1,5 @@
-//! Making a bank: one thread generates, another encodes (on all cores), a third writes. The channels between them hold
-//! one batch each, so memory is bounded by a few batches whatever the size of the bank.
+//! Making a bank: one thread generates, another decodes latents, a third encodes (on all cores), a fourth writes. The channels
+//! between them hold one batch each, so memory is bounded by a few batches whatever the size of the bank.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use rayon::prelude::*;
 
-use super::codec::Picture;
-use super::{Generator, Header, Part, Request, Storage, shard};
+use super::{Generator, Header, Part, Picture, Storage, shard};
 
 /// The shards of a bank that are still to be made.
 #[derive(Clone, Debug)]
@@ -41,6 +40,8 @@ pub struct Made {
 pub struct Busy {
     /// The generator.
     pub generating: f64,
+    /// The autoencoder, from latents to images.
+    pub decoding: f64,
     /// The encoder of images, on all cores.
     pub encoding: f64,
     /// The disk.
@@ -54,9 +55,10 @@ impl Made {
     }
 
     /// The parts, the busiest first, with the share of the time that each was at work.
-    pub fn shares(&self) -> [(&'static str, f64); 3] {
-        let Busy { generating, encoding, writing } = self.busy;
-        let mut parts = [("generating", generating), ("encoding", encoding), ("writing", writing)];
+    pub fn shares(&self) -> [(&'static str, f64); 4] {
+        let Busy { generating, decoding, encoding, writing } = self.busy;
+        let mut parts =
+            [("generating", generating), ("decoding", decoding), ("encoding", encoding), ("writing", writing)];
         parts.iter_mut().for_each(|(_, seconds)| *seconds /= self.seconds.max(1e-9));
         parts.sort_by(|a, b| b.1.total_cmp(&a.1));
         parts
@@ -107,8 +109,10 @@ impl Work {
         let mut busy = Busy::default();
         let mut images = 0;
         thread::scope(|scope| -> Result<()> {
+            let (to_decoder, made) = sync_channel::<Vec<Picture>>(1);
             let (to_encoder, pictures) = sync_channel::<Vec<Picture>>(1);
             let (to_writer, encoded) = sync_channel::<Vec<Vec<u8>>>(1);
+            let decoder = scope.spawn(move || decode(generator, header, &made, &to_encoder));
             let encoder = scope.spawn(move || encode(header.storage, &pictures, &to_writer));
             let writer = scope.spawn(move || write(folder, header, shards, &encoded));
             let mut generate = || -> Result<()> {
@@ -116,10 +120,16 @@ impl Work {
                 for &number in shards {
                     for requests in header.shard_requests(number).chunks(batch.max(1)) {
                         let begun = Instant::now();
-                        let pictures = pictures_of(generator, header, requests)?;
+                        let pictures = generator.generate(requests)?;
+                        ensure!(
+                            pictures.len() == requests.len(),
+                            "the generator made {} images of the {} asked for",
+                            pictures.len(),
+                            requests.len()
+                        );
                         busy.generating += begun.elapsed().as_secs_f64();
-                        if to_encoder.send(pictures).is_err() {
-                            // The encoder stopped; its error is told below.
+                        if to_decoder.send(pictures).is_err() {
+                            // A later part stopped; its error is told below.
                             return Ok(());
                         }
                         images += requests.len();
@@ -129,12 +139,14 @@ impl Work {
                 Ok(())
             };
             let generated = generate();
-            drop(to_encoder);
+            drop(to_decoder);
             let panicked = |_| anyhow!("a thread of the bank panicked");
             let written = writer.join().map_err(panicked)?;
             let encoded = encoder.join().map_err(panicked)?;
+            let decoded = decoder.join().map_err(panicked)?;
             // The first cause, not what it did to the others.
             generated?;
+            busy.decoding = decoded?.as_secs_f64();
             busy.encoding = encoded?.as_secs_f64();
             busy.writing = written?.as_secs_f64();
             Ok(())
@@ -143,29 +155,53 @@ impl Work {
     }
 }
 
-fn pictures_of(generator: &dyn Generator, header: &Header, requests: &[Request]) -> Result<Vec<Picture>> {
-    let pictures: Vec<Picture> = match header.storage {
-        Storage::Latents => generator.latents(requests)?.into_iter().map(Picture::Latent).collect(),
-        _ => generator.generate(requests)?.into_iter().map(Picture::Image).collect(),
-    };
-    ensure!(
-        pictures.len() == requests.len(),
-        "the generator made {} images of the {} asked for",
-        pictures.len(),
-        requests.len()
-    );
-    for picture in &pictures {
-        let [width, height] = header.size;
-        if let Picture::Image(image) = picture {
-            ensure!(
-                image.dimensions() == (width, height),
-                "the generator made an image of {} x {} px, and the bank is of {width} x {height} px",
-                image.width(),
-                image.height()
-            );
+/// Makes of every picture what the bank stores, until no more come; returns the time at work.
+fn decode(
+    generator: &dyn Generator,
+    header: &Header,
+    made: &Receiver<Vec<Picture>>,
+    to_encoder: &SyncSender<Vec<Picture>>,
+) -> Result<Duration> {
+    let mut busy = Duration::ZERO;
+    for pictures in made {
+        let begun = Instant::now();
+        let pictures = as_stored(generator, header, pictures)?;
+        busy += begun.elapsed();
+        if to_encoder.send(pictures).is_err() {
+            // The encoder stopped with an error of its own.
+            break;
         }
     }
-    Ok(pictures)
+    Ok(busy)
+}
+
+fn as_stored(generator: &dyn Generator, header: &Header, pictures: Vec<Picture>) -> Result<Vec<Picture>> {
+    let (mut images, mut latents) = (Vec::new(), Vec::new());
+    for picture in pictures {
+        match picture {
+            Picture::Image(image) => images.push(image),
+            Picture::Latent(latent) => latents.push(latent),
+        }
+    }
+    ensure!(images.is_empty() || latents.is_empty(), "the generator made images and latents at a time");
+    if header.storage == Storage::Latents {
+        let lacking = "this generator has no latents: choose bank.format = \"jpeg\", \"png\" or \"webp\"";
+        ensure!(images.is_empty(), lacking);
+        return Ok(latents.into_iter().map(Picture::Latent).collect());
+    }
+    if !latents.is_empty() {
+        images = generator.decode(&latents)?;
+    }
+    let [width, height] = header.size;
+    for image in &images {
+        ensure!(
+            image.dimensions() == (width, height),
+            "the generator made an image of {} x {} px, and the bank is of {width} x {height} px",
+            image.width(),
+            image.height()
+        );
+    }
+    Ok(images.into_iter().map(Picture::Image).collect())
 }
 
 /// Encodes batches until no more come; returns the time at work.

@@ -34,27 +34,34 @@ pub use make::{Busy, Made, Work};
 pub use plan::{Kind, Part, Request, partner};
 pub use read::{Stored, Synthetic, SyntheticBank};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use image::RgbImage;
 
 /// Makes the images that are asked for: a diffusion model with its sampler, conditioned on the embeddings of the data set.
 ///
 /// An image may depend on its request alone, not on those beside it.
-pub trait Generator {
-    /// One image for each request, in their order.
+pub trait Generator: Sync {
+    /// One picture for each request, in their order, as the generator has them: latents, which [`decode`](Self::decode) makes
+    /// images of beside the next batch, or images.
     ///
     /// # Errors
     /// Whatever keeps it from making them.
-    fn generate(&self, requests: &[Request]) -> Result<Vec<RgbImage>>;
+    fn generate(&self, requests: &[Request]) -> Result<Vec<Picture>>;
 
-    /// One latent for each request: what [`generate`](Self::generate) would have decoded.
+    /// The images of latents that it has made, in their order.
     ///
     /// # Errors
-    /// A generator that works in pixels.
-    fn latents(&self, requests: &[Request]) -> Result<Vec<Latent>> {
-        let _ = requests;
-        bail!("this generator has no latents: choose bank.format = \"jpeg\", \"png\" or \"webp\"")
-    }
+    /// A failing device; a generator that makes images has no latents.
+    fn decode(&self, latents: &[Latent]) -> Result<Vec<RgbImage>>;
+}
+
+/// A picture on its way into a bank.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Picture {
+    /// In pixels.
+    Image(RgbImage),
+    /// Before the autoencoder.
+    Latent(Latent),
 }
 
 /// An image in the space of an autoencoder, channel-major.

@@ -37,6 +37,7 @@ pub struct Stored {
     /// Weight of `source` against `secondary`.
     pub alpha: f32,
     place: Place,
+    checksum: u32,
 }
 
 /// An image read from a bank.
@@ -80,6 +81,7 @@ impl SyntheticBank {
                     secondary: entry.secondary,
                     alpha: entry.alpha,
                     place: entry.place(),
+                    checksum: entry.checksum,
                 })),
                 None => missing.push(number),
             }
@@ -140,6 +142,9 @@ impl SyntheticBank {
         let tar = shard::path(&self.folder, number);
         let bad = |what: String| Error::bad(&tar, format!("{}: {what}", self.key(at).item));
         let bytes = self.open.read(number, &tar, stored.place)?;
+        if crc32fast::hash(&bytes) != stored.checksum {
+            return Err(bad("its bytes have changed: remove the file, and `gensis augment` makes it again".into()));
+        }
         let image = self.header.storage.decode(&bytes, self.decoder.as_deref()).map_err(|e| bad(format!("{e:#}")))?;
         let [width, height] = self.header.size;
         match image.dimensions() == (width, height) {

@@ -35,6 +35,8 @@ pub(super) struct Entry {
     pub alpha: f32,
     pub offset: u64,
     pub length: u32,
+    /// CRC-32 of its bytes.
+    pub checksum: u32,
 }
 
 impl Entry {
@@ -93,7 +95,8 @@ pub(super) fn write(
             let &Request { source, kind, k, secondary, alpha, .. } = request;
             let member = format!("{source:08}_{}_{k}.{}", kind.name(), header.storage.extension());
             let Place { offset, length } = archive.append(&member, &bytes).map_err(io)?;
-            images.push(Entry { source, kind, k, secondary, alpha, offset, length });
+            let checksum = crc32fast::hash(&bytes);
+            images.push(Entry { source, kind, k, secondary, alpha, offset, length, checksum });
         }
         archive.finish().map_err(io)
     });

@@ -48,6 +48,8 @@ struct Shifts {
     made: AtomicUsize,
     /// Images after which it breaks.
     breaks_after: usize,
+    /// Whether it makes latents.
+    in_latents: bool,
 }
 
 fn pictures(count: usize) -> Arc<dyn PatchSource> {
@@ -56,7 +58,7 @@ fn pictures(count: usize) -> Arc<dyn PatchSource> {
 
 impl Shifts {
     fn new(source: &Arc<dyn PatchSource>) -> Self {
-        Self { source: source.clone(), made: AtomicUsize::new(0), breaks_after: usize::MAX }
+        Self { source: source.clone(), made: AtomicUsize::new(0), breaks_after: usize::MAX, in_latents: false }
     }
 
     fn image(&self, request: &Request) -> Result<RgbImage> {
@@ -77,12 +79,16 @@ impl Shifts {
 }
 
 impl Generator for Shifts {
-    fn generate(&self, requests: &[Request]) -> Result<Vec<RgbImage>> {
-        requests.iter().map(|request| self.image(request)).collect()
+    fn generate(&self, requests: &[Request]) -> Result<Vec<Picture>> {
+        let picture = |image: RgbImage| match self.in_latents {
+            true => Picture::Latent(pooled(&image)),
+            false => Picture::Image(image),
+        };
+        requests.iter().map(|request| Ok(picture(self.image(request)?))).collect()
     }
 
-    fn latents(&self, requests: &[Request]) -> Result<Vec<Latent>> {
-        requests.iter().map(|request| Ok(pooled(&self.image(request)?))).collect()
+    fn decode(&self, latents: &[Latent]) -> Result<Vec<RgbImage>> {
+        latents.iter().map(|latent| Unpool.decode(latent)).collect()
     }
 }
 
@@ -256,8 +262,15 @@ fn a_bank_of_another_encoder_data_set_or_setting_is_refused_with_both_values() {
 #[test]
 fn what_is_read_is_what_was_generated() {
     let source = pictures(12);
-    let generator = Shifts::new(&source);
-    for format in [BankFormat::Png, BankFormat::Webp, BankFormat::Jpeg, BankFormat::Latents] {
+    // Latents become images on their way into a bank of images, or lie in it as they are.
+    for (format, in_latents) in [
+        (BankFormat::Png, false),
+        (BankFormat::Webp, false),
+        (BankFormat::Jpeg, false),
+        (BankFormat::Png, true),
+        (BankFormat::Latents, true),
+    ] {
+        let generator = Shifts { in_latents, ..Shifts::new(&source) };
         let header = Header::new(&Bank { format, ..settings() }, origin(12), Interpolation::Slerp, 7).unwrap();
         let folder = tempfile::tempdir().unwrap();
         make(folder.path(), &header, &generator, "1/1", 8).unwrap();
@@ -269,10 +282,10 @@ fn what_is_read_is_what_was_generated() {
                 let found = bank.get(source, request.kind, request.k).unwrap();
                 assert_eq!((found.secondary, found.alpha), (request.secondary, request.alpha));
                 let made = generator.image(&request).unwrap();
+                let made = if in_latents { Unpool.decode(&pooled(&made)).unwrap() } else { made };
                 let expected = match format {
-                    BankFormat::Png | BankFormat::Webp => made,
+                    BankFormat::Png | BankFormat::Webp | BankFormat::Latents => made,
                     BankFormat::Jpeg => jpeg::decode(&jpeg::encode(&made, 90, ColorModel::YCbCr).unwrap()).unwrap(),
-                    BankFormat::Latents => Unpool.decode(&pooled(&made)).unwrap(),
                 };
                 // Half precision has 11 bits, pixels have 8: a byte may round the other way.
                 let most = u8::from(format == BankFormat::Latents);
@@ -331,9 +344,13 @@ fn missing_and_damaged_files_are_told() {
 struct Says(u32, usize);
 
 impl Generator for Says {
-    fn generate(&self, requests: &[Request]) -> Result<Vec<RgbImage>> {
+    fn generate(&self, requests: &[Request]) -> Result<Vec<Picture>> {
         std::thread::sleep(std::time::Duration::from_millis(40));
-        Ok(vec![RgbImage::new(self.0, self.0); requests.len() - self.1])
+        Ok(vec![Picture::Image(RgbImage::new(self.0, self.0)); requests.len() - self.1])
+    }
+
+    fn decode(&self, _: &[Latent]) -> Result<Vec<RgbImage>> {
+        Ok(vec![])
     }
 }
 

@@ -21,6 +21,7 @@ use crate::train::replicas::Replicas;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use std::f64::consts::PI;
 use std::path::Path;
 
 /// Adam's decay rates, of both networks.
@@ -48,6 +49,8 @@ pub struct StepReport {
     pub step: usize,
     /// Its epoch, from 0.
     pub epoch: usize,
+    /// Learning rate.
+    pub lr: f64,
     /// What the first stage was pulled down by, all weighed and added.
     pub loss: f64,
     /// Mean absolute difference of the pixels, of a range of 2.
@@ -251,7 +254,8 @@ impl Trainer {
             }
         }
         self.check_finite(discriminator, "discriminator's loss", step)?;
-        let update = Update { lr: section.lr * section.batch as f64, weight_decay: 0.0, momentum: 0.0, frozen: None };
+        let lr = self.rate(step);
+        let update = Update { lr, weight_decay: 0.0, momentum: 0.0, frozen: None };
         let [ours, theirs] = &mut self.optimizers;
         let mut norms = vec![ours.step_alone(&mut self.network, gradients, update)];
         if judged {
@@ -265,7 +269,16 @@ impl Trainer {
             self.network.quantize = Some(codebook.revived(&used, &latents, &mut rng)?);
         }
         let codes = used.len();
-        Ok(StepReport { step, epoch, loss, rec, perceptual, bottleneck, codes, d_weight, generator, discriminator })
+        Ok(StepReport { step, epoch, lr, loss, rec, perceptual, bottleneck, codes, d_weight, generator, discriminator })
+    }
+
+    /// Learning rate of `step`: constant, then along half a cosine towards 0, which it would have after the last step.
+    fn rate(&self, step: usize) -> f64 {
+        let Section { lr, batch, epochs, decay_epochs, .. } = self.settings.autoencoder;
+        let decay = decay_epochs * self.steps_per_epoch;
+        let left = (epochs * self.steps_per_epoch).saturating_sub(step);
+        let share = if left < decay { (1.0 - (PI * left as f64 / decay as f64).cos()) / 2.0 } else { 1.0 };
+        lr * batch as f64 * share
     }
 
     fn check_finite(&self, number: f64, what: &str, step: usize) -> Result<()> {

@@ -84,6 +84,7 @@ fn golden_section(kind: AutoencoderKind) -> Section {
         perceptual_weight: 0.5,
         lpips_weights: "lpips.safetensors".into(),
         disc_weight: 0.8,
+        disc_layers: 2,
         disc_start: 0,
         // The batch statistics are the whole batch's.
         replicas: 1,
@@ -111,6 +112,7 @@ fn tiny(kind: AutoencoderKind) -> Settings {
         revive_every: 3,
         image_size: 16,
         epochs: 3,
+        decay_epochs: 2,
         batch: 3,
         lr: 1e-3,
         perceptual: PerceptualKind::None,
@@ -142,6 +144,7 @@ impl BatchSource for Made {
 #[derive(Default)]
 struct Notes {
     losses: Vec<f64>,
+    rates: Vec<f64>,
     qualities: Vec<Quality>,
     stop_after: Option<usize>,
 }
@@ -149,6 +152,7 @@ struct Notes {
 impl Observer for Notes {
     fn step(&mut self, report: &StepReport) {
         self.losses.push(report.loss);
+        self.rates.push(report.lr);
         if Some(report.step + 1) == self.stop_after {
             std::panic::resume_unwind(Box::new("interrupted"));
         }
@@ -173,6 +177,11 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
         let mut expected = Notes::default();
         let stage = run(&settings, whole.path(), false, &mut expected).unwrap();
         assert_eq!((expected.losses.len(), expected.qualities.len()), (6, 3));
+        // Constant, then (1 - cos(pi * left / 4)) / 2 of it with 4, 3, 2, 1 steps left.
+        let shares = [1.0, 1.0, 1.0, 0.85355, 0.5, 0.14645];
+        for (rate, share) in expected.rates.iter().zip(shares) {
+            assert!((rate / 3e-3 - share).abs() < 1e-5, "{:?}", expected.rates);
+        }
         assert_eq!(expected.qualities[0].codebook_usage.is_some(), kind.has_codebook());
 
         let mut first = Notes { stop_after: Some(5), ..Notes::default() };

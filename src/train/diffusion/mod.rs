@@ -114,7 +114,7 @@ impl Trainer {
         let unet = Unet::new(&diffusion.unet, channels, config.embedding, *seed, device)?;
         let on_cpu = lies_in_host_memory(device);
         Ok(Self {
-            optimizer: AdamW::new(&unet, 0.0, on_cpu),
+            optimizer: AdamW::new(&unet, 0.0, on_cpu).decaying_vectors(),
             average: unet.clone(),
             unet,
             schedule: NoiseSchedule::new(&diffusion.noise),

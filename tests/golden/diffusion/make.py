@@ -81,16 +81,13 @@ def unet():
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
     loss = (net.predict(noisy, TIMES, net.condition(embeddings)[:, None]) - noise).square().mean()
     loss.backward()
-    decayed = [p for n, p in net.named().items() if p.dim() > 1 and not n.endswith(".bias")]
-    plain = [p for n, p in net.named().items() if p.dim() == 1 or n.endswith(".bias")]
-    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
     # Queries and keys of the attention to one token get exactly no gradient: they stay as they are with us.
     idle = [p for n, p in net.named().items() if "attn2.to_q" in n or "attn2.to_k" in n or ".norm2.weight" in n
             and "transformer" in n or ".norm2.bias" in n and "transformer" in n]
     for p in idle:
         assert p.grad.abs().max() < 1e-9, p.grad.abs().max()
         p.grad = None
-    torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8).step()
+    torch.optim.AdamW(net.named().values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01).step()
     out["loss"] = loss.detach().reshape(1)
     out |= {f"after.{name}": p.detach().clone() for name, p in net.named().items()}
     save_file(out, HERE / "unet.safetensors")
