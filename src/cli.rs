@@ -178,8 +178,8 @@ pub struct SettingsArgs {
     /// µm/px of level 0 for every slide, overriding the files (data.mpp).
     #[arg(long, value_name = "UM_PER_PX", allow_negative_numbers = true)]
     mpp: Option<f64>,
-    /// An encoder that somebody else trained: a preset and its file, for example uni=pytorch_model.bin (encoders). May be
-    /// repeated; `gensis config encoders` lists the presets.
+    /// An encoder that somebody else trained: a preset and its file, for example uni=pytorch_model.bin. May be repeated; stands in
+    /// the place of all [[encoders]] of the experiment. `gensis config encoders` lists the presets.
     #[arg(long, value_name = "PRESET=FILE", value_parser = preset_and_file)]
     encoder: Vec<(String, PathBuf)>,
 }

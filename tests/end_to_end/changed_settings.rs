@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::cohort::{Cohort, JOB, REFERENCE, SLIDES};
+use crate::features::FeatureCohort;
 use crate::folder::{Files, assert_same, below, failures, files, results, table};
 use crate::program::{Stopped, gensis, kill_when};
 
@@ -289,6 +290,60 @@ fn a_slide_that_is_lost_takes_its_old_features_with_it() {
     assert!(scored.iter().all(|row| row["slide"] != "s05"));
     let left: Vec<_> = results(&run).into_keys().filter(|name| name.contains("s05") && name.ends_with(".h5")).collect();
     assert_eq!(left, Vec::<String>::new());
+}
+
+/// A disk that is not there for a while: what was made of its slides stays, is not used meanwhile, and is then right again.
+#[test]
+fn a_slide_that_is_away_keeps_what_was_made_of_it() {
+    let (folder, run) = finished();
+    let cohort = REFERENCE.cohort.copy(&folder.path().join("cohort"));
+    let (slide, disk) = (cohort.slide("s05.tiff"), folder.path().join("disk.tiff"));
+    fs::rename(&slide, &disk).unwrap();
+    std::os::unix::fs::symlink(&disk, &slide).unwrap();
+    let experiment = cohort.experiment();
+    let stage = |stage: &str| {
+        gensis([stage, "--config", experiment.to_str().unwrap(), "--out", run.to_str().unwrap(), "--update"])
+    };
+    let before = results(&run);
+    fs::rename(&disk, folder.path().join("unplugged.tiff")).unwrap();
+    stage("tile").with_code(3);
+    assert!(failures(&run).iter().any(|(stage, item, _)| stage == "tile" && item == "s05"));
+    let of_slide = |files: &Files| -> Files {
+        let kept = |name: &&String| name.starts_with(JOB) && name.contains("s05");
+        files.iter().filter(|(name, _)| kept(name)).map(|(name, bytes)| (name.clone(), bytes.clone())).collect()
+    };
+    assert!(of_slide(&before).len() >= 3);
+    assert_same(&of_slide(&results(&run)), &of_slide(&before));
+    fs::rename(folder.path().join("unplugged.tiff"), &disk).unwrap();
+    stage("tile").with_code(0).saying(["(12 up to date)"]);
+    stage("embed").with_code(0).saying(["(12 up to date)"]);
+}
+
+/// A swap in the middle of a long file of a split changes the folds, and is seen.
+#[test]
+fn an_edited_file_of_a_split_is_seen_whatever_its_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let names: Vec<(String, u32)> = (0..16).map(|i| (format!("s{i:02}"), i % 2)).collect();
+    let csv: String = names.iter().map(|(name, class)| format!("{name},{class}\n")).collect();
+    let cohort = FeatureCohort::write(folder.path(), &names, &format!("slide_id,label\n{csv}"));
+    let (run, split) = (folder.path().join("run"), folder.path().join("splits_0.csv"));
+    let padding = "nobody,,\n".repeat(10_000);
+    let write = |first: &str, second: &str| {
+        let parts = format!("s00,s02,{first}\ns01,s03,{second}\ns06,,s08\ns07,,s09\n");
+        // Spreadsheets begin with a byte order mark and separate by what they like.
+        let text = format!("\u{feff}train,val,test\n{padding}{parts}{padding}").replace(',', ";");
+        fs::write(&split, text).unwrap();
+    };
+    let setting = format!("evaluate.slide.splits=[{split:?}]");
+    let evaluate = || cohort.evaluate(&run, &["--set", &setting, "--allow-missing"]).with_code(0);
+    write("s04", "s05");
+    evaluate();
+    evaluate().saying(["evaluate: up to date"]);
+    write("s10", "s05");
+    evaluate();
+    let tested: Vec<String> =
+        table(&run.join("results/slide_scores.csv")).into_iter().map(|row| row["slide"].clone()).collect();
+    assert_eq!(tested, ["s05", "s08", "s09", "s10"]);
 }
 
 #[test]

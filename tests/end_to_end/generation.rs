@@ -155,6 +155,7 @@ fn references_and_other_weights(whole: &Path, folder: &Path) {
     let broken = ["--update", "--set", "autoencoder.disc_weight=0.5", "--set", "autoencoder.disc_layers=8"];
     gensis(line(&["autoencoder", "--out", out]).into_iter().chain(line(&broken)))
         .with_error(["autoencoder.disc_layers = 8", "disc_weight = 0"]);
+    fs::copy(whole.join("autoencoder/autoencoder.safetensors"), &autoencoder).unwrap();
     let many = ["--update", "--set", "diffusion.batch=5000"];
     gensis(line(&["diffusion", "--out", out]).into_iter().chain(line(&many))).with_error(["do not fill a batch"]);
     assert!(run.join("diffusion/diffusion.safetensors").exists(), "nothing was set aside for it");

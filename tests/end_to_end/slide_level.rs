@@ -200,6 +200,18 @@ fn clams_splits_are_taken_as_they_are() {
     let rows = table(&run.join("results/results.csv"));
     assert!(rows.iter().all(|row| !row["fold"].is_empty() && row["n"] == "2"), "nothing is pooled: {rows:?}");
 
+    // A slide that is tested in two folds is submitted with the mean of both.
+    let (asked, both) = (root.path().join("submission"), splits(&[&one, &two]));
+    let names = ["evaluate.slide.submission.slide=image", "evaluate.slide.submission.scores=['first', 'second']"];
+    let line = ["--allow-missing", "--set", &both, "--set", names[0], "--set", names[1]];
+    cohort.evaluate(&asked, &line).with_code(0);
+    let submitted = table(&asked.join("results/submission_uni_abmil.csv"));
+    assert_eq!(submitted.iter().map(|row| &row["image"][..]).collect::<Vec<_>>(), ["s08", "s09", "s11"]);
+    for row in submitted {
+        let sum: f64 = ["first", "second"].iter().map(|class| row[*class].parse::<f64>().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-5, "{row:?}");
+    }
+
     fs::write(&three, "train,val,test\ns00,s01,s02\ns03,,s00\n").unwrap();
     cohort
         .evaluate(&root.path().join("b"), &["--set", &splits(&[&one, &three])])
