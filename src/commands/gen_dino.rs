@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use slide_io::PatchSource;
 
 use super::Run;
@@ -62,8 +62,15 @@ fn trainings<'a>(run: &'a Run, input: &Input, models: &Models) -> Result<Vec<Tra
     let (_, vanilla) = require_encoder(run, input)?;
     let training = |recipe: Recipe| {
         let variant = recipe.variant;
-        let banks = recipe.banks().into_iter().map(|bank| augment::header(run, input, models, bank));
-        let banks = banks.collect::<Result<Vec<_>>>()?;
+        let read_of = |bank: Interpolation| -> Result<Value> {
+            let mut header = json!(augment::header(run, input, models, bank)?);
+            if let Some(header) = header.as_object_mut().filter(|_| recipe.bank_of_interpolations() != Some(bank)) {
+                // It reads none of them, so how they are made is nothing to it.
+                ["alpha", "interpolated", "interpolation"].map(|key| header.remove(key));
+            }
+            Ok(header)
+        };
+        let banks = recipe.banks().into_iter().map(read_of).collect::<Result<Vec<_>>>()?;
         let settings = Settings { gen_dino: Some(recipe), ..Settings::of(&run.experiment)? };
         let header = json!({
             "stage": "gen_dino",
