@@ -31,7 +31,12 @@ pub(super) fn augment(run: &Run, part: Part) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     let models = models(run, &input)?;
     make(run, &input, &models, part, |interpolation| {
-        let (painter, latents) = painter(run, &input)?;
+        let (painter, stage, encoder) = networks(run, &input)?;
+        // They may have been removed to make room, or be of an earlier version.
+        let latents = match latents::open(run, &input, &stage, &encoder) {
+            Ok(latents) => latents,
+            Err(_) => latents::make_again(run, &input, stage, encoder)?,
+        };
         Ok(Box::new(EmbeddingGenerator::new(painter, latents, interpolation)?))
     })
 }
@@ -75,6 +80,13 @@ pub(super) fn models(run: &Run, input: &Input) -> Result<Models> {
 
 /// What draws images, and the embeddings it draws from.
 pub(super) fn painter(run: &Run, input: &Input) -> Result<(Painter, LatentFile)> {
+    let (painter, stage, encoder) = networks(run, input)?;
+    let latents = latents::open(run, input, &stage, &encoder)?;
+    Ok((painter, latents))
+}
+
+/// What draws images, and the autoencoder and the encoder behind it.
+fn networks(run: &Run, input: &Input) -> Result<(Painter, FirstStage, Encoder)> {
     let device = device::open(run.device)?;
     let (encoder_path, encoder_hash) = require_encoder(run, input)?;
     let (stage_path, stage_hash) = require_first_stage(run, input)?;
@@ -86,8 +98,7 @@ pub(super) fn painter(run: &Run, input: &Input) -> Result<(Painter, LatentFile)>
     training::same_weights(&stage_path, &stage.hash, &stage_hash)?;
     training::same_weights(&model_path, &model.hash, &model_hash)?;
     model.require(&encoder.hash, &stage.hash)?;
-    let latents = latents::open(run, input, &stage, &encoder)?;
-    Ok((Painter::new(model, stage, &run.experiment.sample, &device)?, latents))
+    Ok((Painter::new(model, stage.clone(), &run.experiment.sample, &device)?, stage, encoder))
 }
 
 /// The images of `source` after the autoencoder.
@@ -203,7 +214,7 @@ pub(super) fn open(
 ) -> Result<SyntheticBank> {
     let header = header(run, input, models, interpolation)?;
     let decoder =
-        if header.stores_latents() { Some(Arc::new(painter(run, input)?.0) as Arc<dyn Decoder>) } else { None };
+        if header.stores_latents() { Some(Arc::new(networks(run, input)?.0) as Arc<dyn Decoder>) } else { None };
     SyntheticBank::open(&folder(run, interpolation), &header, source, decoder)
         .with_context(|| format!("the bank of {} interpolations", interpolation.name()))
 }

@@ -66,7 +66,9 @@ fn trainings<'a>(run: &'a Run, input: &Input, models: &Models) -> Result<Vec<Tra
             let mut header = json!(augment::header(run, input, models, bank)?);
             if let Some(header) = header.as_object_mut().filter(|_| recipe.bank_of_interpolations() != Some(bank)) {
                 // It reads none of them, so how they are made is nothing to it.
-                ["alpha", "interpolated", "interpolation"].map(|key| header.remove(key));
+                for key in ["alpha", "interpolated", "interpolation"] {
+                    header.remove(key);
+                }
             }
             Ok(header)
         };

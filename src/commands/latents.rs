@@ -11,12 +11,13 @@ use slide_io::PatchSource;
 use super::Run;
 use super::progress::Progress;
 use super::sources::Input;
-use super::training::{AHEAD, Unreadable};
-use crate::config::Condition;
+use super::training::{self, AHEAD, Unreadable};
+use crate::config::{Condition, Experiment};
 use crate::data::ReadFailure;
 use crate::data::latents::{Encoded, LatentFile, LatentHeader, LatentWriter};
 use crate::data::loader::read;
 use crate::data::prefetch::{Prefetch, Work, thread_pool};
+use crate::device;
 use crate::model::{Encoder, FirstStage};
 use crate::run_dir::Failure;
 use crate::sample::encode::{Eyes, View};
@@ -49,6 +50,17 @@ pub(super) fn open(run: &Run, input: &Input, stage: &FirstStage, encoder: &Encod
     let path = run.dir.root().join(FOLDER).join("latents.bin");
     LatentFile::open(&path, &header)?
         .with_context(|| format!("{} is missing or of other settings: run `gensis diffusion` again", path.display()))
+}
+
+/// The latents that the model was trained on, where they are not on disk.
+pub(super) fn make_again(run: &Run, input: &Input, stage: FirstStage, encoder: Encoder) -> Result<LatentFile> {
+    let (source, _) = training::patches(run, STAGE, Input::open(&run.experiment.data)?)?;
+    let model = super::diffusion::header(run, input, &encoder.hash, &stage.hash)?;
+    let header = header(run, &model, &stage, encoder.dim());
+    let Experiment { autoencoder, embed, diffusion, .. } = &run.experiment;
+    let device = device::open(run.device)?;
+    let eyes = Eyes::new(stage, encoder, autoencoder.image_size as u32, embed, diffusion, &device);
+    Ok(make(run, &source, eyes, &header)?.0)
 }
 
 /// The latents of the training images: those on disk, or made now.

@@ -142,6 +142,7 @@ fn pivot(rows: &[ResultRow]) -> Vec<Pivot<'_>> {
 pub fn spelled(metric: &str) -> String {
     let word = |word: &str| match word {
         "auc" | "auprc" | "ece" | "f1" => word.to_uppercase(),
+        "brier" => "Brier".to_owned(),
         _ => word.to_owned(),
     };
     metric.split('_').map(word).collect::<Vec<_>>().join(" ")
@@ -197,7 +198,8 @@ fn line((encoder, head, cells): &(&str, &str, Vec<Option<Cell>>)) -> String {
         cells.iter().map(|c| c.as_ref().map_or(r#"<td class="num none">–</td>"#.into(), Cell::to_html)).collect();
     format!(
         r#"<tr><th scope="row">{} <small>{}</small></th>{cells}<td class="num">{runs}</td><td class="num">{items}</td></tr>"#,
-        escape(encoder),
+        // Long names break where their words do.
+        escape(encoder).replace('_', "_<wbr>"),
         escape(head),
     )
 }
