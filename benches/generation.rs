@@ -55,8 +55,8 @@ fn main() -> Result<()> {
     let batch = diffusion::LatentBatch { size: BATCH, latents, embeddings: values(BATCH * EMBEDDING, &device)? };
     let pixels = values(BATCH * 3 * SIDE * SIDE, &device)?;
     let squares = SquareBatch { pixels, side: SIDE, indices: (0..BATCH).collect() };
-    let wishes: Vec<Wish> =
-        (0..BATCH as u64).map(|seed| Wish { embedding: Some(batch.embeddings[..EMBEDDING].to_vec()), seed }).collect();
+    let condition = painter.condition(&batch.embeddings[..EMBEDDING]);
+    let wishes: Vec<Wish> = (0..BATCH as u64).map(|seed| Wish { condition: condition.clone(), seed }).collect();
 
     let mut step = 0;
     let mut cases: [(&str, Box<Run>); 3] = [
