@@ -147,11 +147,6 @@ impl ResultTable {
         atomic_file::replace(&path, |file| file.write_all(text.as_bytes()).map_err(|e| Error::io(&path, e)))
     }
 
-    /// Whether a data frame has the columns of a result table.
-    pub fn has_columns(frame: &DataFrame) -> bool {
-        ["task", "data", "encoder", "head", "metric", "value"].iter().all(|name| frame.column(name).is_ok())
-    }
-
     /// Reads the Parquet file of a table.
     pub fn read(path: &Path) -> Result<Self> {
         let table = Self { frame: read_parquet(path)? };

@@ -40,6 +40,11 @@ impl GridSpec {
         if self.stride == 0 { self.size } else { self.stride }
     }
 
+    /// The same with the distance between patches given: equal ones cut alike.
+    pub fn resolved(&self) -> Self {
+        Self { stride: self.step(), ..self.clone() }
+    }
+
     /// Level-0 pixels per patch pixel on a slide of `native` µm/px; below 1 where the slide is coarser than the patches.
     pub fn ratio(&self, native: Mpp) -> f64 {
         self.mpp.0 / native.0

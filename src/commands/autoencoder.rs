@@ -75,15 +75,15 @@ pub(super) fn autoencoder(run: &Run, must_resume: bool) -> Result<()> {
     let watched = watcher.finish(&quality, &settings)?;
     let failures = unusable.into_iter().chain(unreadable).chain(watched).collect();
     let section = &settings.autoencoder;
+    let lpips_hash = settings.perceptual.as_ref().filter(|_| section.perceptual == PerceptualKind::Lpips);
     let summary = json!({
         "first_stage": stage.hash,
         "scale": stage.config.scale,
         "patches": source.len(),
         "perceptual": settings.perceptual.as_ref().map(|hash| json!({ "kind": section.perceptual, "hash": hash })),
-        "weights": given_hash.as_ref().map(|_| &section.weights),
         "files": {
-            "weights": known(run, &section.weights, given_hash.as_deref()),
-            "lpips_weights": known(run, &section.lpips_weights, settings.perceptual.as_deref()),
+            "weights": given_hash.as_ref().map(|hash| known(run, &section.weights, hash)),
+            "lpips_weights": lpips_hash.map(|hash| known(run, &section.lpips_weights, hash)),
         },
         "psnr": quality.psnr,
         "codebook_usage": quality.codebook_usage,
@@ -127,19 +127,16 @@ impl Asked {
 fn content(run: &Run, key: &str, file: &Path, load: impl FnOnce() -> Result<String>) -> Result<String> {
     let known = run.dir.record(STAGE).map(|record| record.summary["files"][key].clone()).unwrap_or_default();
     let digest = sources::whole_digest(run, file);
+    let gone = digest.is_none() && known["path"] == json!(file);
     match known["hash"].as_str() {
-        Some(hash) if digest.is_none() || known["file"] == json!(digest) => Ok(hash.to_owned()),
+        Some(hash) if gone || (digest.is_some() && known["file"] == json!(digest)) => Ok(hash.to_owned()),
         _ => load(),
     }
 }
 
-/// A file of weights as [`content`] knows it.
-fn known(run: &Run, file: &Path, hash: Option<&str>) -> Value {
-    if file.as_os_str().is_empty() {
-        Value::Null
-    } else {
-        json!({ "file": sources::whole_digest(run, file), "hash": hash })
-    }
+/// A file of weights with this content as [`content`] knows it.
+fn known(run: &Run, file: &Path, hash: &str) -> Value {
+    json!({ "path": file, "file": sources::whole_digest(run, file), "hash": hash })
 }
 
 /// The first stage that the experiment gives.
@@ -193,6 +190,8 @@ fn header(run: &Run, settings: &Settings, given: Option<&str>, input: &Input) ->
         for key in ["checkpoint_every", "lpips_weights", "weights"] {
             section.remove(key);
         }
+        // A constant rate is what it was before there was a choice.
+        section.retain(|key, value| key != "decay_epochs" || *value != 0);
     }
     let header = json!({
         "stage": STAGE,

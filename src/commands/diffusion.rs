@@ -112,6 +112,8 @@ pub(super) fn header(run: &Run, input: &Input, encoder: &str, autoencoder: &str)
         "format": sources::FORMAT,
         "seed": run.experiment.seed,
         "settings": settings,
+        // Of AdamW: every parameter, where an earlier version left vectors out.
+        "decay": "all",
         "image_size": run.experiment.autoencoder.image_size,
         "embed": sources::embed_header(run),
         "encoder": encoder,

@@ -234,7 +234,7 @@ fn embed_slides(
     source: &SlideSource,
 ) -> Result<Vec<Failure>> {
     let SlideSource { patches, normalized } = source;
-    remove_features_of_others(run, name, cohort, patches)?;
+    remove_features_of_others(run, name, encoder, cohort, patches)?;
     let workers = workers(run);
     let stage = SlideEmbedding {
         run,
@@ -269,14 +269,24 @@ fn embed_slides(
 }
 
 /// Features of slides that no longer have patches are of other settings; other tools would take them for these.
-fn remove_features_of_others(run: &Run, name: &str, cohort: &Cohort, patches: &SlidePatches) -> Result<()> {
+fn remove_features_of_others(
+    run: &Run,
+    name: &str,
+    encoder: &Encoder,
+    cohort: &Cohort,
+    patches: &SlidePatches,
+) -> Result<()> {
     let embedded: HashSet<&str> = (0..patches.slides().len())
         .filter(|&slide| !patches.range(slide).is_empty())
         .map(|slide| patches.slides()[slide].id.as_str())
         .collect();
     let others = cohort.slides.iter().filter(|slide| !embedded.contains(slide.id.as_str()));
-    let others = others.filter(|slide| sources::is_readable(run, slide));
-    others.map(|slide| sources::features_path(run, name, &slide.id)).try_for_each(|path| remove(&path))
+    others.map(|slide| (slide, sources::features_path(run, name, &slide.id))).try_for_each(|(slide, path)| {
+        // Those of a slide that is away are right when it is back.
+        let away = !sources::is_readable(run, slide);
+        let asked = || sources::features_header(run, &encoder.hash, slide);
+        if away && sources::is_current_but_for_content(&path, &asked()) { Ok(()) } else { remove(&path) }
+    })
 }
 
 /// The slides being embedded, shared by the threads that take them one by one.

@@ -21,7 +21,7 @@ use crate::data::normalize::Normalize;
 use crate::data::{Squares, crop};
 use crate::device;
 use crate::model::Encoder;
-use crate::run_dir::{StageRecord, read_record};
+use crate::run_dir::{StageRecord, read_record, remove};
 use crate::sample::bank::Kind;
 use crate::sample::interpolate::mix_pixels;
 use crate::sample::painter::Wish;
@@ -46,7 +46,9 @@ pub(super) fn figures(run: &Run) -> Result<()> {
     let input = Input::open(&run.experiment.data)?;
     let device = device::open(run.device)?;
     let encoders = require_encoders(run, &input)?;
-    let bank = run.dir.record("bank").filter(|_| augment::shown_bank(run).is_some()).map(|record| record.header);
+    // One of models that the experiment no longer asks for is not shown.
+    let there = |_: &StageRecord| augment::shown_bank(run).is_some() && models(run, &input).is_ok();
+    let bank = run.dir.record("bank").filter(there).map(|record| record.header);
     let hashes: Vec<_> = encoders.iter().map(|trained| json!([trained.name, trained.hash])).collect();
     let header = json!({ "stage": FOLDER, "encoders": hashes, "bank": bank, "embed": sources::embed_header(run) });
     if run.dir.current(FOLDER, &header).is_some() {
@@ -60,6 +62,9 @@ pub(super) fn figures(run: &Run) -> Result<()> {
         let encoder = trained.load(&device)?;
         let rows = shown.iter().map(|(_, image)| attention(&encoder, image, &run.experiment.embed, &device));
         write(run, &format!("attention_{}.png", trained.name), &rows.collect::<Result<Vec<_>>>()?)?;
+    }
+    for stale in ["synthetic.png", STRIPS] {
+        remove(&run.dir.file(&format!("{FOLDER}/{stale}"))?)?;
     }
     if bank.is_some() {
         let rows = synthetic(run, &input, source, &shown)?;

@@ -6,7 +6,7 @@ use slide_io::{Error, Point, Slide, SlideRecord, h5, pack};
 use super::Run;
 use super::guarded;
 use super::progress::Progress;
-use super::sources::{coordinates_path, grid_spec, pack_header, pack_path};
+use super::sources::{coordinates_path, grid_spec, is_readable, pack_header, pack_path};
 use crate::run_dir::Failure;
 
 /// Packs the patches of every slide that has some, slide after slide on all threads; returns those that cannot be read.
@@ -14,7 +14,9 @@ pub(super) fn pack_slides(run: &Run, slides: &[SlideRecord]) -> Result<Vec<Failu
     let progress = Progress::new("pack", slides.len() as u64, "slides");
     let mut failures = Vec::new();
     let (mut patches, mut copied) = (0, 0);
-    for slide in slides.iter().filter(|slide| coordinates_path(run, &slide.id).exists()) {
+    // One that cannot be read is listed by `tile`, and keeps its pack.
+    let cut = |slide: &&SlideRecord| coordinates_path(run, &slide.id).exists() && is_readable(run, slide);
+    for slide in slides.iter().filter(cut) {
         // What stops one slide must not end the cohort; a full disk stops them all.
         let packed = match guarded(|| Ok(pack_slide(run, slide))) {
             Ok(Err(error @ Error::Io { .. })) => return Err(error.into()),

@@ -122,7 +122,7 @@ fn provenance(root: &Path, experiment: &crate::config::Experiment, embedded: Opt
         }
     }
     if let Some(autoencoder) = read_record(root, "autoencoder") {
-        lines.push(("Autoencoder".to_owned(), first_stage(&autoencoder.summary)));
+        lines.push(("Autoencoder".to_owned(), first_stage(&autoencoder)));
     }
     let log = std::fs::read_to_string(root.join("log.jsonl")).unwrap_or_default();
     let events: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -143,11 +143,11 @@ fn provenance(root: &Path, experiment: &crate::config::Experiment, embedded: Opt
 }
 
 /// What the first stage learnt from beside the pixels, or where it comes from: labels may have entered by that.
-fn first_stage(summary: &Value) -> String {
+fn first_stage(StageRecord { header, summary, .. }: &StageRecord) -> String {
     let short = |hash: &Value| hash.as_str().map_or(String::new(), |hash| hash.chars().take(12).collect());
     let hash = short(&summary["perceptual"]["hash"]);
-    match summary["perceptual"]["kind"].as_str() {
-        _ if summary["weights"].is_string() => format!("weights from elsewhere ({})", short(&summary["first_stage"])),
+    match summary["perceptual"]["kind"].as_str().filter(|_| !hash.is_empty()) {
+        _ if header["weights"].is_string() => format!("weights from elsewhere ({})", short(&header["weights"])),
         Some("encoder") => format!("trained here, with features of the pretrained encoder ({hash})"),
         Some("lpips") => format!("trained here, with LPIPS ({hash}), whose VGG16 learnt ImageNet's labels"),
         _ => "trained here, on pixels alone".to_owned(),

@@ -19,7 +19,7 @@ use slide_io::{
 
 use super::{Run, encoders};
 use crate::config::Data;
-use crate::run_dir::Failure;
+use crate::run_dir::{Failure, as_stored};
 
 /// What an experiment works on.
 pub(super) enum Input {
@@ -169,7 +169,7 @@ fn patches_header(run: &Run, record: &SlideRecord) -> Value {
         "file": record.path.file_name().map(|name| name.to_string_lossy()),
         "content": digest(run, &record.path),
         "mpp": record.mpp,
-        "grid": run.experiment.grid,
+        "grid": run.experiment.grid.resolved(),
         "tissue": run.experiment.tissue,
         "quality": run.experiment.quality,
         "roi": roi_header(run, record),
@@ -244,6 +244,20 @@ pub(super) fn digest(run: &Run, path: &Path) -> Option<String> {
 /// Whether a slide's file is there and can be read. What was made of one that is not stays, and is not used meanwhile.
 pub(super) fn is_readable(run: &Run, record: &SlideRecord) -> bool {
     digest(run, &record.path).is_some()
+}
+
+/// Whether the header in a file of a slide is the one that is asked for, but for the slide's own content, which cannot be read.
+pub(super) fn is_current_but_for_content(path: &Path, asked: &Value) -> bool {
+    let without = |header: &Value| {
+        let mut header = as_stored(header);
+        for place in ["/content", "/coordinates/content"] {
+            if let Some(content) = header.pointer_mut(place) {
+                *content = Value::Null;
+            }
+        }
+        header
+    };
+    h5::read_header(path).is_ok_and(|found| found.is_some_and(|found| without(&found) == without(asked)))
 }
 
 /// SHA-256 of a whole file, read once a run: what people draw is small, and a vertex may move in the middle of it.
@@ -377,8 +391,17 @@ pub(super) fn some_patches(
     let mut grids = Vec::new();
     for slide in slides {
         let path = coordinates_path(run, &slide.id);
-        if !path.exists() || !is_readable(run, slide) {
+        if !path.exists() {
             // Listed among the failures of `tile`.
+            continue;
+        }
+        if !is_readable(run, slide) {
+            let listed = run.dir.record("tile").is_some_and(|tiled| tiled.failures.iter().any(|f| f.item == slide.id));
+            ensure!(
+                listed,
+                "{} cannot be read: put it back, or run `gensis tile` to go on without it",
+                slide.path.display()
+            );
             continue;
         }
         ensure!(

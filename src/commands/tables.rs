@@ -160,15 +160,16 @@ pub(super) fn rows(run: &Path) -> Result<Vec<ResultRow>> {
     let stem = run.join(RESULTS);
     let folder = stem.parent().unwrap_or(run);
     let mut paths: Vec<PathBuf> = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    // Slides' scores and paired tests lie there too, and what a killed program was writing: they are no result tables.
+    let others = [SCORES, COMPARISONS].map(|stem| run.join(stem).with_extension("parquet"));
+    let unfinished = |path: &Path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(atomic_file::TEMPORARY_PREFIX))
+    };
     paths.retain(|path| path.extension().is_some_and(|kind| kind == "parquet"));
+    paths.retain(|path| !others.contains(path) && !unfinished(path));
     paths.sort_by_key(|path| (path.with_extension("") != stem, path.clone()));
     let mut rows: Vec<ResultRow> = Vec::new();
     for path in paths {
-        // Slides' scores and paired tests lie there too: they are no result tables.
-        let frame = read_parquet(&path)?;
-        if !ResultTable::has_columns(&frame) {
-            continue;
-        }
         for row in ResultTable::read(&path)?.rows()? {
             if !rows.contains(&row) {
                 rows.push(row);

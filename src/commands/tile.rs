@@ -127,7 +127,7 @@ pub(super) fn tile(run: &Run) -> Result<()> {
         eprintln!("tile: {}", quality::describe(&dropped));
     }
     let (size, step) = (run.experiment.grid.size, run.experiment.grid.step());
-    if step > size {
+    if step > size && run.experiment.data.coordinates.as_os_str().is_empty() {
         eprintln!("tile: warning: patches of {size} px every {step} px leave gaps of {} px between them", step - size);
     }
     let wanted = run.experiment.grid.mpp.0;
@@ -147,7 +147,7 @@ pub(super) fn tile(run: &Run) -> Result<()> {
         sheet::write(run, &rows)?;
     }
     let header = json!({
-        "grid": run.experiment.grid,
+        "grid": run.experiment.grid.resolved(),
         "tissue": run.experiment.tissue,
         "quality": run.experiment.quality,
         "data": run.experiment.data,
@@ -176,7 +176,7 @@ fn tile_slide(run: &Run, record: &SlideRecord) -> Result<(TiledSlide, bool)> {
         Err(error) => {
             // What other settings made must not be taken for this slide's. A file that is not there at all may be back
             // tomorrow, and what was made of it is then still right.
-            if sources::is_readable(run, record) {
+            if sources::is_readable(run, record) || !sources::is_current_but_for_content(&path, &header) {
                 remove_outputs(run, &record.id)?;
             }
             row.failure = Some(error);

@@ -303,7 +303,7 @@ impl Autoencoder {
         // Every strided layer halves the sides; the last two take one pixel each.
         let left = u32::try_from(resolved.disc_layers).ok().and_then(|layers| side.checked_shr(layers)).unwrap_or(0);
         ensure!(
-            resolved.disc_weight == 0.0 || left >= 3,
+            resolved.disc_weight == 0.0 || left >= 3 || !resolved.weights.as_os_str().is_empty(),
             "autoencoder.disc_layers = {} leave {left} of autoencoder.image_size = {side} px, and a judgement needs 3: take fewer \
              layers, or none with autoencoder.disc_weight = 0",
             resolved.disc_layers

@@ -45,6 +45,22 @@ pub struct Fid {
     pub inception: PathBuf,
 }
 
+impl Fid {
+    /// Checks the values on their own.
+    ///
+    /// # Errors
+    /// What makes no sense, by its key.
+    pub fn check(&self) -> Result<()> {
+        all_hold(&[
+            (distinct(&self.encoders), "evaluate.fid.encoders names an encoder twice: it would count twice"),
+            (
+                !self.encoders.is_empty() || !self.inception.as_os_str().is_empty(),
+                "evaluate.fid.encoders is empty and evaluate.fid.inception too: name what judges",
+            ),
+        ])
+    }
+}
+
 impl Default for Fid {
     fn default() -> Self {
         Self { encoders: vec!["dino".into()], references: vec![], inception: PathBuf::new() }

@@ -52,7 +52,8 @@ impl Experiment {
 
     /// Keys whose values differ, as `key: ours -> theirs`.
     pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
-        let (ours, theirs) = (Value::try_from(self)?, Value::try_from(other)?);
+        let resolved = |experiment: &Self| Self { grid: experiment.grid.resolved(), ..experiment.clone() };
+        let (ours, theirs) = (Value::try_from(resolved(self))?, Value::try_from(resolved(other))?);
         let mut lines = Vec::new();
         collect_differences("", &ours, &theirs, &mut lines);
         Ok(lines)
@@ -141,6 +142,7 @@ impl Experiment {
         self.bank.check().context("configuration: [bank]")?;
         self.gen_dino.check(&self.bank).context("configuration: [gen_dino]")?;
         self.evaluate.knn.check().context("configuration: [evaluate.knn]")?;
+        self.evaluate.fid.check().context("configuration: [evaluate.fid]")?;
         self.evaluate.linear.check().context("configuration: [evaluate.linear]")?;
         self.evaluate.robustness.check().context("configuration: [evaluate.robustness]")?;
         self.evaluate.slide.check().context("configuration: [evaluate.slide]")?;

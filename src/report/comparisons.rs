@@ -22,9 +22,13 @@ pub fn table(tests: &[Comparison]) -> String {
         numbers.concat(),
     );
     let count = grouped(tests.len() as u64);
-    let areas = match tests.iter().any(|test| test.test == "obuchowski") {
-        true => "Obuchowski's (DeLong's for patients with several slides) for the area under the curve of one class, ",
-        false => "DeLong's for the area under the curve of one class, ",
+    let has = |name: &str| tests.iter().any(|test| test.test == name);
+    let areas = match (has("delong"), has("obuchowski")) {
+        (false, false) => "",
+        (true, false) => "DeLong's for the area under the curve of one class, ",
+        (_, true) => {
+            "DeLong's, or Obuchowski's where patients have several slides, for the area under the curve of one class, "
+        }
     };
     format!(
         r#"<p class="note">{count} two-sided tests of two encoders on the same items: {areas}an exchange of whole groups for the rest. A p below {NOTABLE} is set off; p are not corrected for the number of tests, so that of twenty without any difference about one is below it.</p>{}"#,

@@ -317,6 +317,16 @@ fn a_slide_that_is_away_keeps_what_was_made_of_it() {
     fs::rename(folder.path().join("unplugged.tiff"), &disk).unwrap();
     stage("tile").with_code(0).saying(["(12 up to date)"]);
     stage("embed").with_code(0).saying(["(12 up to date)"]);
+
+    // Away when nobody has said so: nothing goes on without it unasked. What other settings made of it does not stay.
+    fs::rename(&disk, folder.path().join("unplugged.tiff")).unwrap();
+    let exported = folder.path().join("exported");
+    gensis(["export", "patches", run.to_str().unwrap(), "--out", exported.to_str().unwrap()])
+        .with_error(["s05.tiff cannot be read", "gensis tile"]);
+    let other = ["tile", "--config", experiment.to_str().unwrap(), "--out", run.to_str().unwrap(), "--update"];
+    gensis(other.into_iter().chain(["--pack", "--set", "grid.min_tissue=0.6"])).with_code(3);
+    assert!(!run.join(JOB).join("patches/s05_patches.h5").exists());
+    assert_eq!(run.join(JOB).join("packed").read_dir().unwrap().count(), 2 * (SLIDES - 1));
 }
 
 /// A swap in the middle of a long file of a split changes the folds, and is seen.

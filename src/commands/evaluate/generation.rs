@@ -1,5 +1,5 @@
-//! `gensis evaluate fid`: how near the bank's images are to the real ones, by features of the encoder that conditions the
-//! diffusion model and by Inception's, and whether they show what they were asked for.
+//! `gensis evaluate fid`: how near the bank's images are to the real ones, by features of encoders of the run (first of all the
+//! one that conditions the diffusion model) and by Inception's, and whether they show what they were asked for.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use slide_io::PatchSource;
 
 use super::heads::folder_name;
+use super::slides::failure;
 use super::{Scores, data_name};
 use crate::commands::augment::{self, models};
 use crate::commands::encoders::require_encoders;
@@ -44,26 +45,17 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
     let device = device::open(run.device)?;
     let settings = &run.experiment.evaluate.fid;
     let trained = require_encoders(run, input)?;
-    let judge = |name: &String| -> Result<Judge> {
+    let named = |name: &String| -> Result<Judge> {
         let names = || trained.iter().map(|trained| trained.name.as_str()).collect::<Vec<_>>().join(", ");
         let found = trained.iter().find(|trained| trained.name == *name);
         let found = found.with_context(|| format!("evaluate.fid.encoders: there is no {name} among {}", names()))?;
         Ok(Judge::Encoder(name.clone(), Box::new(found.load(&device)?)))
     };
-    let mut judges = settings.encoders.iter().map(judge).collect::<Result<Vec<_>>>()?;
-    let inception = &settings.inception;
-    if !inception.as_os_str().is_empty() {
-        judges.push(Judge::Inception(Inception::load(inception, &device)?));
-    }
+    let inception = Some(&settings.inception).filter(|path| !path.as_os_str().is_empty());
+    let inception = inception.map(|path| Ok(Judge::Inception(Inception::load(path, &device)?)));
     let (source, _) = training::patches(run, "evaluate", Input::open(&run.experiment.data)?)?;
     let judged = augment::shown_bank(run).context("Gen-DINO as it is configured here needs no bank")?;
     let bank = Arc::new(augment::open(run, input, &models, judged, source.clone())?);
-    let references =
-        settings.references.iter().map(|path| Reference::load(path)).collect::<evaluation::Result<Vec<_>>>()?;
-    for (reference, path) in references.iter().zip(&settings.references) {
-        let fits = judges.iter().map(|judge| reference.require(&judge.preprocessing(run), judge.hash()));
-        fits.reduce(|a, b| a.or(b)).unwrap_or(Ok(())).with_context(|| path.display().to_string())?;
-    }
     let reconstructions = match augment::reconstructions(run, input, source.clone()) {
         Ok(reconstructions) => Some(Arc::new(reconstructions)),
         Err(error) => {
@@ -72,7 +64,17 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
         }
     };
     let (mut scores, mut failures) = (Scores::default(), vec![]);
-    for judge in &judges {
+    let mut references = Vec::new();
+    for path in &settings.references {
+        match Reference::load(path) {
+            Ok(reference) => references.push((path, reference, false)),
+            Err(error) => failures.push(failure(&path.display().to_string(), error.to_string())),
+        }
+    }
+    // One network in memory at a time.
+    for judge in settings.encoders.iter().map(named).chain(inception) {
+        let judge = judge?;
+        references.iter_mut().for_each(|(_, reference, used)| *used |= judge.fits(run, reference));
         let real = judge.embedded(run, source.clone(), thinned((0..source.len()).collect()), &mut failures)?;
         judge.save_reference(run, &real)?;
         // As they condition the diffusion model: a large common part says nothing about which image is meant.
@@ -97,7 +99,8 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
                 ..ResultRow::default()
             };
             scores.rows.extend(distances(&base, &real, made, run.experiment.seed)?);
-            for Reference { header, gaussian } in references.iter().filter(|reference| judge.fits(run, reference)) {
+            let fitting = references.iter().map(|(_, reference, _)| reference);
+            for Reference { header, gaussian } in fitting.filter(|reference| judge.fits(run, reference)) {
                 let data = format!("{}, {}", header.data, header.split);
                 let distance = frechet_distance(gaussian, &Gaussian::of(made.features()?)?)?;
                 let (metric, value) = ("frechet_distance".into(), Some(distance));
@@ -118,6 +121,11 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
             add(kind.name(), &made, &sources)?;
         }
     }
+    let unused = references.iter().filter(|(_, _, used)| !used);
+    failures.extend(unused.map(|(path, Reference { header, .. }, _)| {
+        let made = format!("{} by the encoder {}", header.preprocessing, header.encoder);
+        failure(&path.display().to_string(), format!("its statistics ({made}) are of none of evaluate.fid's encoders"))
+    }));
     scores.failures = failures;
     Ok(scores)
 }

@@ -33,8 +33,8 @@ pub(super) fn patches(args: &ExportPatchesArgs) -> Result<Outcome> {
         let name = |index| patch_name(&patches, index, format);
         let missing: Vec<usize> = match patches.reading_order(number) {
             Ok(order) => order.into_iter().filter(|&index| !folder.file(&name(index)).exists()).collect(),
-            // A slide that does not open gives its reason with its first patch.
-            Err(_) => patches.range(number).take(1).collect(),
+            // A slide that does not open gives its reason with every patch.
+            Err(_) => patches.range(number).filter(|&index| !folder.file(&name(index)).exists()).collect(),
         };
         progress.advance((patches.range(number).len() - missing.len()) as u64);
         let failed: Mutex<Vec<(usize, String)>> = Mutex::default();

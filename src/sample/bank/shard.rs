@@ -58,8 +58,9 @@ pub(super) fn index(folder: &Path, header: &Header, shard: usize) -> Result<Opti
     let tar = path(folder, shard);
     let json = tar.with_extension("json");
     let Ok(text) = std::fs::read(&json) else { return Ok(None) };
-    let Ok(index) = serde_json::from_slice::<Index>(&text) else { return Ok(None) };
-    header.refuse_other(&index.header, &json)?;
+    let Ok(index) = serde_json::from_slice::<Value>(&text) else { return Ok(None) };
+    header.refuse_other(&index["header"], &json)?;
+    let Ok(index) = serde_json::from_value::<Index>(index) else { return Ok(None) };
     let whole = tar.metadata().is_ok_and(|file| file.len() == index.bytes);
     Ok(Some(index).filter(|index| whole && index.shard == shard && index.images.len() == header.shard_images(shard)))
 }

@@ -146,7 +146,10 @@ impl Trainer {
     }
 
     fn identity(&self) -> Result<Identity> {
-        let settings = serde_json::to_value(&self.settings)?;
+        let mut settings = serde_json::to_value(&self.settings)?;
+        if let Some(section) = settings["autoencoder"].as_object_mut() {
+            section.retain(|key, value| key != "decay_epochs" || *value != 0);
+        }
         Ok(Identity { kind: "autoencoder checkpoint", steps_per_epoch: self.steps_per_epoch, settings })
     }
 
