@@ -10,8 +10,8 @@ status=0
 cargo test --release --workspace --locked --no-fail-fast -- --show-output 2>&1 | tee "$log" || status=$?
 
 # Tests that end early with a reason have run nothing: they count as skipped.
-grep -h '^skipped:' "$log" | sort -u || true
-reasons=$({ grep -h '^skipped:' "$log" || true; } | sort -u | wc -l)
-awk -v reasons="$reasons" '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+reasons=$(grep -h '^skipped:' "$log" | sort -u || true)
+echo "$reasons"
+awk -v reasons="$(grep -c . <<<"$reasons" || true)" '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
      END { printf "%d passed, %d failed, %d skipped\n", passed - reasons, failed, ignored + reasons }' "$log"
 exit "$status"

@@ -281,7 +281,8 @@ mod tests {
     }
 
     /// `tests/golden/evaluation/paired.py` computed these by the definition, a sum over all pairs of a positive and a
-    /// negative, and with several items a group by Obuchowski's sums over groups. Tolerance 1e-12: float64 on both sides, sums in another order.
+    /// negative, and with several items a group by Obuchowski's sums over groups. Tolerance 1e-12: float64 on both sides, sums
+    /// in another order.
     #[test]
     fn delong_as_by_its_definition() {
         let cases = cases();

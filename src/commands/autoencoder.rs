@@ -184,14 +184,12 @@ fn vanilla(run: &Run, input: &Input) -> Result<(PathBuf, String)> {
 
 /// Everything the first stage depends on. Weights are known by their hash, not by where they lie.
 fn header(run: &Run, settings: &Settings, given: Option<&str>, input: &Input) -> Result<Value> {
-    let mut settings = serde_json::to_value(settings)?;
+    let mut settings = settings.recorded()?;
     if let Some(section) = settings["autoencoder"].as_object_mut() {
         // How often to look does not change what is learnt.
         for key in ["checkpoint_every", "lpips_weights", "weights"] {
             section.remove(key);
         }
-        // A constant rate is what it was before there was a choice.
-        section.retain(|key, value| key != "decay_epochs" || *value != 0);
     }
     let header = json!({
         "stage": STAGE,

@@ -21,6 +21,7 @@ use crate::train::replicas::Replicas;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::f64::consts::PI;
 use std::path::Path;
 
@@ -40,6 +41,20 @@ pub struct Settings {
     pub autoencoder: Section,
     /// Hash of the weights that reconstructions are looked at through.
     pub perceptual: Option<String>,
+}
+
+impl Settings {
+    /// As headers and checkpoints have them: a constant rate goes without saying, as it did before there was a choice.
+    ///
+    /// # Errors
+    /// Settings that are no JSON.
+    pub fn recorded(&self) -> Result<Value> {
+        let mut settings = serde_json::to_value(self)?;
+        if let Some(section) = settings["autoencoder"].as_object_mut() {
+            section.retain(|key, value| key != "decay_epochs" || *value != 0);
+        }
+        Ok(settings)
+    }
 }
 
 /// What a step did.
@@ -146,10 +161,7 @@ impl Trainer {
     }
 
     fn identity(&self) -> Result<Identity> {
-        let mut settings = serde_json::to_value(&self.settings)?;
-        if let Some(section) = settings["autoencoder"].as_object_mut() {
-            section.retain(|key, value| key != "decay_epochs" || *value != 0);
-        }
+        let settings = self.settings.recorded()?;
         Ok(Identity { kind: "autoencoder checkpoint", steps_per_epoch: self.steps_per_epoch, settings })
     }
 
