@@ -147,10 +147,11 @@ fn similarity(text: &str) -> Result<f32, String> {
     number.ok_or_else(|| "give a number from 0.1 to 1".to_owned())
 }
 
-/// What to work on and what to change: settings by name, and shorthands for those that every user needs.
+/// What to work on and what to change: settings by name, and shorthands for those that every user needs. Where both speak of
+/// one setting, `--set` is the one that counts.
 #[derive(Debug, Clone, Args)]
 pub struct SettingsArgs {
-    /// Change one setting, for example --set pretrain.epochs=5. May be repeated.
+    /// Change one setting, for example --set pretrain.epochs=5. May be repeated; counts more than a shorthand such as --mag.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// A folder of slides or a quoted glob (data.slides).

@@ -239,16 +239,29 @@ fn associated_images_are_written_where_they_are_asked_for_by_name() {
     save("lable", &folder.path().join("other.png")).with_error(["no associated image `lable`"]);
     save("label", &gif).with_error([".png or .jpg"]);
 
-    // And by nothing else: tiling writes the slide, and no associated image.
+    // And by nothing else: tiling, packing and exporting write the slide, and no associated image. The label is yellow, which
+    // nothing else of the slide is, nor what is drawn over it.
+    let yellow = |path: &std::path::Path| {
+        let is_yellow = |&image::Rgb([r, g, b]): &image::Rgb<u8>| b > 60 && r.min(g) > b.saturating_add(25);
+        image::open(path).unwrap().into_rgb8().pixels().filter(|pixel| is_yellow(pixel)).count()
+    };
+    assert!(yellow(&png) > 700, "{}", yellow(&png));
     let slides = folder.path().join("slides");
     std::fs::create_dir(&slides).unwrap();
     std::fs::copy(slide, slides.join("aperio.tif")).unwrap();
-    let out = folder.path().join("run");
+    let [out, exported] = ["run", "run/exported"].map(|name| folder.path().join(name));
     let settings =
         ["grid.size=16", "grid.stride=16", "grid.min_tissue=0", "tissue.min_piece_mm2=0", "pack.enabled=true"];
     let places = ["tile", "--slides", slides.to_str().unwrap(), "--out", out.to_str().unwrap()];
     gensis(places.into_iter().chain(settings.iter().flat_map(|setting| ["--set", setting])));
+    gensis(["export", "patches", out.to_str().unwrap(), "--out", exported.to_str().unwrap()]);
     let names: Vec<String> = crate::folder::files(&out).into_keys().collect();
     assert!(names.iter().any(|name| name.contains("thumbnails/aperio")), "{names:?}");
+    let pictures: Vec<&String> =
+        names.iter().filter(|name| [".jpg", ".png"].iter().any(|kind| name.ends_with(kind))).collect();
+    assert!(pictures.len() > 10, "{pictures:?}");
+    for name in pictures {
+        assert_eq!(yellow(&out.join(name)), 0, "{name}");
+    }
     assert!(names.iter().all(|name| !name.contains("label") && !name.contains("macro")), "{names:?}");
 }

@@ -145,14 +145,15 @@ for name, options in [("ome_sub_directories", {"ome": True}), ("directories", {}
         tiff.write(RGB[::2, ::2].copy(), subfiletype=1, **({} if options else {"metadata": None}), **common)
     Image.fromarray(decoded(f"pyramid_{name}")).save(OUT / f"pyramid_{name}.png", optimize=True)
 
-# Aperio: a scan without its second tile, its thumbnail, label and macro image.
+# Aperio: a scan without its second tile, its thumbnail, label and macro image. The label is yellow, as nothing else is, so that a
+# test can look for it in what is written.
 DESCRIPTION = "Aperio Image Library v11.2.1\r\n72x56 (32x32) JPEG/RGB Q=90|AppMag = 20|MPP = 0.4990"
 with tifffile.TiffWriter(OUT / "aperio.tif") as tiff:
     common = {"photometric": "rgb", "metadata": None, "software": False}
     jpeg = {"compression": "jpeg", "compressionargs": {"level": 90, "outcolorspace": "rgb"}}
     tiff.write(RGB, description=DESCRIPTION, **common, **jpeg, **TILE)
     tiff.write(RGB[::2, ::2].copy(), description="Aperio Image Library v11.2.1\r\n72x56 -> 36x28 - |AppMag = 20", rowsperstrip=28, **common, **jpeg)
-    tiff.write(RGB[:40, :24].copy(), description="Aperio Image Library v11.2.1\r\nlabel 24x40", subfiletype=1, **common, **LZW, **PREDICTED, **STRIP)
+    tiff.write(RGB[:40, :24][..., [0, 0, 1]].copy(), description="Aperio Image Library v11.2.1\r\nlabel 24x40", subfiletype=1, **common, **LZW, **PREDICTED, **STRIP)
     tiff.write(RGB[:20].copy(), description="Aperio Image Library v11.2.1\r\nmacro 72x20", subfiletype=9, rowsperstrip=20, **common, **jpeg)
 whole = decoded("aperio").copy()
 with tifffile.TiffFile(OUT / "aperio.tif", mode="r+b") as tiff:
