@@ -16,7 +16,7 @@ pub(crate) fn densities(image: &RgbImage) -> Vec<f64> {
 
 /// The colour of the light where nothing lies: the brightest of the common greys that are not pure white (which is padding,
 /// or light beyond the camera's range), and white where hardly anything is grey. Scanners show glass at 180 to 250.
-fn glass(image: &RgbImage) -> [u8; 3] {
+pub(super) fn glass(image: &RgbImage) -> [u8; 3] {
     /// Tinted glass has less saturation than this, stroma more than twice as much.
     const MAX_SATURATION: u8 = 15;
     const MIN_LUMINANCE: usize = 128;

@@ -10,13 +10,25 @@ pub(crate) fn median(values: &[u8], width: usize, height: usize, radius: usize) 
     sliding(values, width, height, radius, |counts, size| rank(counts, size / 2))
 }
 
-/// Shannon entropy of the grey levels in a square of side `2 * radius + 1`, clipped at the border: 32 levels of 8 grey
-/// values, so 0 to 5 bits; 51 steps a bit.
-pub(crate) fn entropy(grey: &[u8], width: usize, height: usize, radius: usize) -> Vec<u8> {
-    let levels: Vec<u8> = grey.iter().map(|&v| v / 8).collect();
-    sliding(&levels, width, height, radius, |counts, size| {
-        let share = |&count: &u32| f64::from(count) / f64::from(size);
-        let bits: f64 = counts[..32].iter().filter(|&&n| n > 0).map(share).map(|p| -p * p.log2()).sum();
+/// Shannon entropy of the grey levels in a square of side `2 * radius + 1`, clipped at the border: levels of 8 grey values, the
+/// square's median in the middle of one, so 0 to 5 bits; 51 steps a bit. (With levels that lie where they happen to, glass whose
+/// light falls off slowly has 1 bit wherever it passes from one to the next.) Where most of the square is glass, a median of
+/// `glass` or more, what is brighter counts as glass too: nothing that lies on it is.
+pub(crate) fn entropy(grey: &[u8], width: usize, height: usize, radius: usize, glass: u8) -> Vec<u8> {
+    sliding(grey, width, height, radius, |counts, size| {
+        let median = rank(counts, size / 2);
+        let above = usize::from(median) + 4;
+        let (lowest, rest) = counts.split_at(above % 8);
+        let glass_from = if median >= glass { above.saturating_sub(8 + lowest.len()) } else { rest.len() };
+        let (levels, glass) = rest.split_at(glass_from);
+        let bits: f64 = std::iter::once(lowest)
+            .chain(levels.chunks(8))
+            .chain(std::iter::once(glass))
+            .map(|level| level.iter().sum::<u32>())
+            .filter(|&count| count > 0)
+            .map(|count| f64::from(count) / f64::from(size))
+            .map(|share| -share * share.log2())
+            .sum();
         (bits * 51.0).round() as u8
     })
 }
@@ -233,13 +245,23 @@ mod tests {
 
     #[test]
     fn entropy_is_that_of_the_window() {
-        // A window of 3 x 3 with six of one level and three of another: 0.9183 bits = 46.8 steps. Levels are 8 values wide.
-        let values = [7, 0, 200, 7, 7, 203, 0, 3, 200];
-        assert_eq!(entropy(&values, 3, 3, 1)[4], 47);
-        // The corner sees 4 pixels, all of level 0.
-        assert_eq!(entropy(&values, 3, 3, 1)[0], 0);
+        // A window of 3 x 3 whose median is 7, so a level is 3 to 10: four of it, two of the level below, three of one above.
+        let values = [7, 2, 200, 7, 7, 202, 2, 10, 200];
+        let expected = |counts: &[f64]| {
+            let all: f64 = counts.iter().sum();
+            (counts.iter().map(|n| -n / all * (n / all).log2()).sum::<f64>() * 51.0).round() as u8
+        };
+        assert_eq!(entropy(&values, 3, 3, 1, 255)[4], expected(&[4.0, 2.0, 3.0]));
+        // The corner sees 7, 2, 7 and 7.
+        assert_eq!(entropy(&values, 3, 3, 1, 255)[0], expected(&[3.0, 1.0]));
+        // Every value once: 32 levels.
         let all: Vec<u8> = (0..256 * 4).map(|i| (i % 256) as u8).collect();
-        assert_eq!(entropy(&all, 32, 32, 31)[0], 255);
+        assert_eq!(entropy(&all, 32, 32, 31, 255)[0], 255);
+        // On glass of 7 and more what is brighter counts as glass.
+        assert_eq!(entropy(&values, 3, 3, 1, 7)[4], expected(&[7.0, 2.0]));
+        // Light that falls off by one grey value in two pixels has no texture.
+        let falling: Vec<u8> = (0..900).map(|i| 200 - (i % 30 / 2) as u8).collect();
+        assert!(entropy(&falling, 30, 30, 4, 255).iter().all(|&e| e == 0));
     }
 
     fn picture(rows: &[&str]) -> (Vec<bool>, usize, usize) {
