@@ -23,7 +23,7 @@ fn main() -> Result<()> {
         println!("{} pieces of tissue, {:.1} % of the slide", found.annotations.len(), 100.0 * tissue.share());
         return found.write(regions);
     }
-    let inside = read_mask(regions, &tissue, slide.size())?;
+    let inside = read_mask(regions, &tissue, slide.size())?.mask;
     let both = inside.data().iter().zip(tissue.data()).filter(|(inside, tissue)| **inside && **tissue).count();
     let share = both as f64 / inside.data().len() as f64;
     println!("{:.1} % of the slide is inside, {:.1} % inside and tissue", 100.0 * inside.share(), 100.0 * share);

@@ -13,7 +13,8 @@ use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use image::{ImageFormat, ImageReader, RgbImage};
+use image::codecs::png::PngDecoder;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, Rgb, RgbImage};
 use turbojpeg::{Colorspace, Decompressor, PixelFormat};
 
 use crate::error::{Error, Result};
@@ -176,15 +177,48 @@ pub(crate) fn sort_names(names: &mut [String]) {
 /// # Errors
 /// [`Error::Io`] if the file cannot be read, [`Error::BadFile`] if it is damaged or cut short: never a part of an image.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
+    read_with(path, DynamicImage::into_rgb8)
+}
+
+/// The same with alpha composited on white, as for slides.
+pub(crate) fn read_on_white(path: &Path) -> Result<RgbImage> {
+    read_with(path, |image| {
+        if !image.color().has_alpha() {
+            return image.into_rgb8();
+        }
+        let image = image.into_rgba8();
+        let composite = |color: u8, alpha: u8| {
+            ((u32::from(color) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
+        };
+        RgbImage::from_fn(image.width(), image.height(), |x, y| {
+            let [r, g, b, alpha] = image.get_pixel(x, y).0;
+            Rgb([r, g, b].map(|color| composite(color, alpha)))
+        })
+    })
+}
+
+fn read_with(path: &Path, to_rgb: impl Fn(DynamicImage) -> RgbImage) -> Result<RgbImage> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
     match image::guess_format(&bytes) {
         Ok(ImageFormat::Jpeg) => decode_jpeg(&bytes, path),
-        Ok(ImageFormat::Png) => {
-            let reader = ImageReader::with_format(Cursor::new(&bytes), ImageFormat::Png);
-            reader.decode().map(|image| image.into_rgb8()).map_err(|e| Error::bad(path, e.to_string()))
-        }
+        Ok(ImageFormat::Png) => decode_png(&bytes, path).map(to_rgb),
         _ if bytes.is_empty() => Err(Error::bad(path, "it is empty")),
         _ => Err(Error::bad(path, "it is neither JPEG nor PNG")),
+    }
+}
+
+fn decode_png(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
+    let bad = |error: ImageError| Error::bad(path, error.to_string());
+    let decoder = PngDecoder::new(Cursor::new(bytes)).map_err(bad)?;
+    let (width, height) = decoder.dimensions();
+    check_pixels(width as usize, height as usize, path)?;
+    DynamicImage::from_decoder(decoder).map_err(bad)
+}
+
+fn check_pixels(width: usize, height: usize, path: &Path) -> Result<()> {
+    match width.saturating_mul(height) {
+        0..=MAX_PIXELS => Ok(()),
+        _ => Err(Error::limit(path, format!("{width}x{height} pixels are more than the limit of {MAX_PIXELS}"))),
     }
 }
 
@@ -193,10 +227,7 @@ fn decode_jpeg(bytes: &[u8], path: &Path) -> Result<RgbImage> {
     let mut decompressor = Decompressor::new().map_err(bad)?;
     let header = decompressor.read_header(bytes).map_err(bad)?;
     let (width, height) = (header.width, header.height);
-    if width * height > MAX_PIXELS {
-        let what = format!("{width}x{height} pixels are more than the limit of {MAX_PIXELS}");
-        return Err(Error::Limit { path: path.to_owned(), what });
-    }
+    check_pixels(width, height, path)?;
     let cmyk = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
     let format = if cmyk { PixelFormat::CMYK } else { PixelFormat::RGB };
     let pitch = width * format.size();

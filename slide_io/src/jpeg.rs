@@ -48,6 +48,7 @@ const EOI: u8 = 0xD9;
 const SOS: u8 = 0xDA;
 const APP0: u8 = 0xE0;
 const APP14: u8 = 0xEE;
+const APP15: u8 = 0xEF;
 
 thread_local! {
     // A decompressor holds tens of kB of tables and is not Sync: one a thread, made on first use.
@@ -120,7 +121,7 @@ pub(crate) fn decode_frame(stream: &[u8], frame: Frame, halvings: u8, pixels: &m
 /// Joins a tile with the tables of its TIFF directory into one complete stream in `out`.
 ///
 /// libjpeg guesses the colour model from a JFIF or Adobe segment or the component numbers; the TIFF knows it. So both
-/// segments are dropped, and an Adobe segment that states `color` takes their place.
+/// segments are dropped, with all other notes, and an Adobe segment that states `color` takes their place.
 pub(crate) fn splice(tables: &[u8], tile: &[u8], color: ColorModel, out: &mut Vec<u8>) -> Result<Frame, JpegError> {
     out.clear();
     out.extend([0xFF, SOI]);
@@ -133,7 +134,7 @@ pub(crate) fn splice(tables: &[u8], tile: &[u8], color: ColorModel, out: &mut Ve
     out.push(transform);
     if !tables.is_empty() {
         headers(tables, |marker, segment| {
-            if !matches!(marker, APP0 | APP14) {
+            if !is_a_note(marker) {
                 out.extend(segment);
             }
         })?;
@@ -141,7 +142,7 @@ pub(crate) fn splice(tables: &[u8], tile: &[u8], color: ColorModel, out: &mut Ve
     let mut frame = None;
     let scans = headers(tile, |marker, segment| {
         frame = frame.or(frame_of(marker, segment));
-        if !matches!(marker, APP0 | APP14) {
+        if !is_a_note(marker) {
             out.extend(segment);
         }
     })?;
@@ -150,19 +151,25 @@ pub(crate) fn splice(tables: &[u8], tile: &[u8], color: ColorModel, out: &mut Ve
 }
 
 /// Parts a complete stream into its tables (a stream of their own, for the TIFF directory) and the rest (for the tile),
-/// without JFIF and Adobe segments. Streams of one encoder and quality have equal tables.
+/// without notes. Streams of one encoder and quality have equal tables.
 pub(crate) fn split(stream: &[u8]) -> Result<(Vec<u8>, Vec<u8>), JpegError> {
     const DQT: u8 = 0xDB;
     const DHT: u8 = 0xC4;
     let (mut tables, mut tile) = (vec![0xFF, SOI], vec![0xFF, SOI]);
     let scans = headers(stream, |marker, segment| match marker {
-        APP0 | APP14 => {}
+        marker if is_a_note(marker) => {}
         DQT | DHT => tables.extend(segment),
         _ => tile.extend(segment),
     })?;
     tables.extend([0xFF, EOI]);
     tile.extend(scans);
     Ok((tables, tile))
+}
+
+/// Whether a segment holds no part of the picture: application data, such as EXIF, or a comment. Scanners may write names there.
+fn is_a_note(marker: u8) -> bool {
+    const COM: u8 = 0xFE;
+    matches!(marker, APP0..=APP15 | COM)
 }
 
 /// Shows `visit` every marker segment before the image data (with its marker and length bytes) and returns the rest

@@ -41,7 +41,7 @@ impl LabelMask {
     /// [`RADBOUD`]).
     ///
     /// The mask has the slide's size, or a whole fraction of it: each side divided by the same whole number up to 64,
-    /// then rounded up or down. TIFFs of every kind that [`Slide`] reads without losses will do, and PNGs of 8 bits;
+    /// then rounded up or down. TIFFs of 8 bits that [`Slide`] reads without losses will do, and PNGs of 8 bits;
     /// values are those of the red channel, or of the only one.
     ///
     /// # Errors
@@ -55,11 +55,11 @@ impl LabelMask {
         let refused = |what: String| Err(Error::unsupported(path, format!("no label mask: {what}")));
         match Kind::of(path)? {
             Kind::Tiff { sparse: true, .. } => return refused("some of its tiles are not stored".to_owned()),
-            Kind::Png { palette: true, .. } => {
-                return refused("its PNG holds colours of a palette, not class numbers".to_owned());
+            Kind::Png { palette: true, .. } | Kind::Tiff { palette: true, .. } => {
+                return refused("it holds colours of a palette, not class numbers".to_owned());
             }
-            Kind::Png { depth, .. } if depth != 8 => {
-                return refused(format!("its PNG has {depth} bits a sample, where 8 are read as they are"));
+            Kind::Png { depth, .. } | Kind::Tiff { depth, lossy: false, .. } if depth != 8 => {
+                return refused(format!("it has {depth} bits a sample, where 8 are read as they are"));
             }
             // At quality 70 a flat area of 0 comes back as 1, which is another class: nothing in the file tells.
             Kind::Tiff { lossy: true, .. } | Kind::Jpeg => {

@@ -32,6 +32,10 @@ pub enum Kind {
         lossy: bool,
         /// Some tiles are not stored. They read as white.
         sparse: bool,
+        /// Bits a sample.
+        depth: u8,
+        /// Whether pixels are places in a palette of colours.
+        palette: bool,
     },
     /// PNG.
     Png {
@@ -78,5 +82,8 @@ fn tiff_kind(path: &Path) -> std::result::Result<Kind, TiffError> {
         Some(lengths) => lengths,
         None => decoder.find_tag_unsigned_vec(Tag::StripByteCounts)?.unwrap_or_default(),
     };
-    Ok(Kind::Tiff { lossy, sparse: lengths.contains(&0) })
+    let bits: Vec<u32> = decoder.find_tag_unsigned_vec(Tag::BitsPerSample)?.unwrap_or_default();
+    let depth = bits.first().map_or(1, |&bits| bits.min(255) as u8);
+    let palette = decoder.find_tag_unsigned(Tag::PhotometricInterpretation)? == Some(3_u32);
+    Ok(Kind::Tiff { lossy, sparse: lengths.contains(&0), depth, palette })
 }

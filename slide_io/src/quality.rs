@@ -208,11 +208,15 @@ fn is_ink([r, g, b]: [u8; 3]) -> bool {
     cold || is_red_ink([r, g, b]) || black
 }
 
-/// Tissue that is `times` as dense as the slide's median.
+/// Tissue that is `times` as dense as the slide's median. What a mask holds of glass and fat, as one by entropy does, has no say in
+/// that.
 fn folds(overview: &RgbImage, tissue: &TissueMask, ink: &[bool], times: f64) -> Vec<bool> {
+    /// Glass varies by less around its optical density of 0.
+    const STAINED: f64 = 0.035;
     let density = densities(overview);
     let is_tissue = |i: usize| tissue.data()[i] && !ink[i];
-    let mut sorted: Vec<f64> = (0..ink.len()).filter(|&i| is_tissue(i)).map(|i| density[i]).collect();
+    let mut sorted: Vec<f64> =
+        (0..ink.len()).filter(|&i| is_tissue(i) && density[i] > STAINED).map(|i| density[i]).collect();
     if sorted.is_empty() {
         return vec![false; ink.len()];
     }

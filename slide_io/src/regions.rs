@@ -234,6 +234,17 @@ pub fn for_slide(folder: &Path, id: &str) -> Result<Option<PathBuf>> {
     mask_file::find(folder, endings.map(|ending| format!("{id}{ending}")))
 }
 
+/// What a user gave for a slide.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// What is inside.
+    pub mask: TissueMask,
+    /// How many annotations lie wholly outside the slide; see [`Regions::outside`].
+    pub outside: usize,
+    /// What is no area and was passed over.
+    pub ignored: Vec<Ignored>,
+}
+
 /// Reads what a user gave for a slide of `slide` level-0 pixels as a mask of the size of `found`, the tissue that was found on
 /// it: GeoJSON (as [`Regions::mask`] fills it) or a PNG or TIFF image of the whole slide at any scale. The content decides,
 /// not the extension. Exclusions alone are taken away from `found`; anything else stands in its place.
@@ -246,7 +257,7 @@ pub fn for_slide(folder: &Path, id: &str) -> Result<Option<PathBuf>> {
 /// Those of [`Regions::read`]; for images [`Error::Unsupported`] if the shape is not the slide's (with the
 /// sizes), if it is compressed with losses, which moves borders, or of a kind that is not read; and [`Error::BadFile`]
 /// for a damaged one.
-pub fn read_mask(path: &Path, found: &Mask, slide: Size) -> Result<TissueMask> {
+pub fn read_mask(path: &Path, found: &Mask, slide: Size) -> Result<Drawn> {
     let size = found.size();
     let mut head = Vec::new();
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
@@ -255,9 +266,10 @@ pub fn read_mask(path: &Path, found: &Mask, slide: Size) -> Result<TissueMask> {
         true => {
             let regions = Regions::read(path)?;
             let drawn = regions.mask(size, slide)?;
-            if regions.only_excludes() { drawn.and(found).map(TissueMask::from) } else { Ok(drawn) }
+            let mask = if regions.only_excludes() { drawn.and(found)?.into() } else { drawn };
+            Ok(Drawn { mask, outside: regions.outside(slide), ignored: regions.ignored })
         }
-        false => image::read(path, size, slide),
+        false => Ok(Drawn { mask: image::read(path, size, slide)?, outside: 0, ignored: vec![] }),
     }
 }
 

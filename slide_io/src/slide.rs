@@ -103,6 +103,11 @@ impl Slide {
         self.resolutions.iter().zip(&self.sources).rposition(fine).unwrap_or(0)
     }
 
+    /// The next finer resolution that is made from another level, for what a damaged tile of this one hides.
+    pub(crate) fn finer_level(&self, resolution: usize) -> Option<usize> {
+        (0..resolution).rev().find(|&finer| self.sources[finer].0 != self.sources[resolution].0)
+    }
+
     /// How far right of and below its place the picture lies in a resolution, in its pixels. A wavelet's coarse pixel n is the
     /// fine one 2n made smooth, not the mean of 2n and 2n + 1; so half the difference of a coarse and a fine pixel.
     pub(crate) fn shift(&self, resolution: usize) -> f64 {

@@ -38,7 +38,7 @@ pub(crate) fn read_whole(slide: &Slide, out: Size) -> Result<RgbImage> {
 }
 
 /// As [`read_whole`], and the rectangles of damaged tiles in level-0 px (corner, width, height). Slides of one level show
-/// here what a pyramid shows only when its patches are read.
+/// here what a pyramid shows only when its patches are read; where a coarse tile is damaged, the finer ones below it count.
 pub(crate) fn read_mended(slide: &Slide, out: Size) -> Result<(RgbImage, Vec<Damaged>)> {
     let full = slide.size();
     let factor = (f64::from(full.width) / f64::from(out.width)).min(f64::from(full.height) / f64::from(out.height));
@@ -52,16 +52,9 @@ pub(crate) fn read_mended(slide: &Slide, out: Size) -> Result<(RgbImage, Vec<Dam
             Err(Error::BadFile { .. }) => {}
             result => return result,
         }
-        let (image, cells) = read_around_damage(slide, resolution, (x, y), size)?;
-        for Cell { corner, size, reason } in cells {
-            lost.fetch_add(area(size), Ordering::Relaxed);
-            let scaled = |pixels: f64| pixels * level.downsample;
-            damaged.lock().unwrap_or_else(PoisonError::into_inner).push(Damaged {
-                corner: (scaled(corner.0 as f64), scaled(corner.1 as f64)),
-                size: (scaled(f64::from(size.width)), scaled(f64::from(size.height))),
-                reason,
-            });
-        }
+        let (image, cells, unread) = read_around_damage(slide, resolution, (x, y), size)?;
+        lost.fetch_add(unread, Ordering::Relaxed);
+        damaged.lock().unwrap_or_else(PoisonError::into_inner).extend(cells);
         Ok(image)
     })?;
     let mut damaged = damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -84,21 +77,14 @@ pub(crate) struct Damaged {
     pub reason: String,
 }
 
-/// A tile of a resolution, or a part of one, that cannot be read.
-struct Cell {
-    /// In pixels of the resolution.
-    corner: (i64, i64),
-    size: Size,
-    reason: String,
-}
-
-/// A rectangle of a resolution read tile by tile: the damaged ones are white, and listed with their rectangles.
+/// A rectangle of a resolution read tile by tile. What a damaged tile hides comes from the next finer level, as long as there
+/// is one; the rest is white, listed, and counted in pixels.
 fn read_around_damage(
     slide: &Slide,
     resolution: usize,
     (x, y): (i64, i64),
     size: Size,
-) -> Result<(RgbImage, Vec<Cell>)> {
+) -> Result<(RgbImage, Vec<Damaged>, u64)> {
     let tile = slide.tile(resolution);
     let (right, bottom) = (x + i64::from(size.width), y + i64::from(size.height));
     let edges = |start: i64, end: i64, side: u32| {
@@ -107,20 +93,58 @@ fn read_around_damage(
         std::iter::once(start).chain(inner).chain([end]).collect::<Vec<_>>()
     };
     let mut image = RgbImage::from_pixel(size.width, size.height, Rgb([255; 3]));
-    let mut damaged = Vec::new();
+    let (mut damaged, mut unread) = (Vec::new(), 0);
     for rows in edges(y, bottom, tile.height).windows(2) {
         for columns in edges(x, right, tile.width).windows(2) {
             let cell = Size::new((columns[1] - columns[0]) as u32, (rows[1] - rows[0]) as u32);
-            match slide.read_at(resolution, columns[0], rows[0], cell) {
-                Ok(part) => image::imageops::replace(&mut image, &part, columns[0] - x, rows[0] - y),
-                Err(Error::BadFile { what, .. }) => {
-                    damaged.push(Cell { corner: (columns[0], rows[0]), size: cell, reason: what });
-                }
-                Err(error) => return Err(error),
-            }
+            let part = match slide.read_at(resolution, columns[0], rows[0], cell) {
+                Err(Error::BadFile { what, .. }) => match slide.finer_level(resolution) {
+                    Some(finer) => {
+                        let from_finer = read_finer(slide, (resolution, finer), (columns[0], rows[0]), cell)?;
+                        let (part, below, lost) = from_finer;
+                        damaged.extend(below);
+                        unread += if lost { area(cell) } else { 0 };
+                        part
+                    }
+                    None => {
+                        let scaled = |pixels: f64| pixels * slide.resolutions()[resolution].downsample;
+                        damaged.push(Damaged {
+                            corner: (scaled(columns[0] as f64), scaled(rows[0] as f64)),
+                            size: (scaled(f64::from(cell.width)), scaled(f64::from(cell.height))),
+                            reason: what,
+                        });
+                        unread += area(cell);
+                        continue;
+                    }
+                },
+                part => part?,
+            };
+            image::imageops::replace(&mut image, &part, columns[0] - x, rows[0] - y);
         }
     }
-    Ok((image, damaged))
+    Ok((image, damaged, unread))
+}
+
+/// A rectangle of a resolution made from a finer one, what of that is damaged, and whether that is all of it.
+fn read_finer(
+    slide: &Slide,
+    (resolution, finer): (usize, usize),
+    (x, y): (i64, i64),
+    size: Size,
+) -> Result<(RgbImage, Vec<Damaged>, bool)> {
+    let (coarse, fine) = (slide.resolutions()[resolution], slide.resolutions()[finer]);
+    let ratio = coarse.downsample / fine.downsample;
+    let along = |start: i64, length: u32, extent: u32| {
+        let at = |place: i64| ((place as f64 * ratio).round() as i64).clamp(0, i64::from(extent));
+        // At least a pixel: sides of levels are rounded.
+        let first = at(start).min(i64::from(extent) - 1);
+        (first, (at(start + i64::from(length)) - first).max(1) as u32)
+    };
+    let (left, width) = along(x, size.width, fine.size.width);
+    let (top, height) = along(y, size.height, fine.size.height);
+    let (image, damaged, unread) = read_around_damage(slide, finer, (left, top), Size::new(width, height))?;
+    let lost = unread == area(Size::new(width, height));
+    Ok((image::imageops::thumbnail(&image, size.width, size.height), damaged, lost))
 }
 
 fn area(size: Size) -> u64 {

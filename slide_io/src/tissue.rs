@@ -32,6 +32,9 @@ const DARK: u8 = 50;
 /// Half the side of the window of the entropy, px of the mask: 9 x 9 px are 72 µm, a fat cell.
 const ENTROPY_RADIUS: usize = 4;
 
+/// White that a scanner filled up with has at least this in every channel, once it went through JPEG.
+const PADDING: u8 = 250;
+
 /// Glass may be darker than the slide's by this, grey values.
 const LIGHT_VARIES: u8 = 12;
 
@@ -50,7 +53,7 @@ pub enum TissueMethod {
     /// the edges of the cover slip come with it.
     OpticalDensity,
     /// Shannon entropy of the grey levels (steps of 8 around the median) in a window of 9 x 9 px: texture, whatever its colour.
-    /// Finds fat, whose cells are empty, and widens every outline by half the window.
+    /// Finds fat, whose cells are empty.
     Entropy,
 }
 
@@ -103,10 +106,10 @@ impl Default for TissueParams {
             // Glass varies by up to 0.02 around itself, pale stroma has 0.04 and more.
             min_optical_density: 0.035,
             max_optical_density: 0.12,
-            // A twentieth of the pixels 5 grey values darker than the glass gives 0.3 bits, more than glass ever has. Strands of fat
-            // have 0.3 to 1.5, other tissue 2 to 4: Otsu's threshold lies between these two, so it is not asked.
-            min_entropy: 0.3,
-            max_entropy: 0.3,
+            // Three of the 81 pixels 5 grey values darker than the glass give 0.23 bits, more than glass has. Strands of fat have
+            // 0.2 to 1.5, other tissue 2 to 4: Otsu's threshold lies between these two, so it is not asked.
+            min_entropy: 0.2,
+            max_entropy: 0.2,
             // Eosin, haematoxylin and DAB all leave more red than green; blue, green and black ink do not.
             max_green_over_red: 25,
             // Lumina and tears belong to the tissue around them; larger holes are glass.
@@ -248,6 +251,10 @@ impl TissueMask {
         let mut data: Vec<bool> = measure.iter().zip(&stainable).map(|(&m, &ok)| ok && m > threshold).collect();
         let blank = !data.contains(&true);
         filter::fill_holes(&mut data, width, height, pixels(params.max_hole_mm2));
+        if params.method == TissueMethod::Entropy {
+            // A window sees what lies half its side away; a straight edge, as where two scans meet, then leaves nothing.
+            filter::erode(&mut data, width, height, ENTROPY_RADIUS);
+        }
         filter::remove_pieces(&mut data, width, height, pixels(params.min_piece_mm2));
         let radius = |um: f64| (params.dilate_um / um).round() as usize;
         filter::dilate(&mut data, width, height, radius(um_x), radius(um_y));
@@ -346,9 +353,10 @@ fn measure(image: &RgbImage, method: TissueMethod) -> Vec<u8> {
             densities(image).into_iter().map(|density| (density * STEPS_PER_OD).round() as u8).collect()
         }
         TissueMethod::Entropy => {
-            // Where white padding meets glass there is an edge, and no tissue.
+            // White padding is as bright as glass, or there would be texture where they meet.
             let glass = luminance(density::glass(image));
-            let grey: Vec<u8> = image.pixels().map(|p| if p.0 == [255; 3] { glass } else { luminance(p.0) }).collect();
+            let is_padding = |rgb: [u8; 3]| rgb.iter().all(|&value| value >= PADDING);
+            let grey: Vec<u8> = image.pixels().map(|p| if is_padding(p.0) { glass } else { luminance(p.0) }).collect();
             filter::entropy(
                 &grey,
                 image.width() as usize,
@@ -474,7 +482,7 @@ mod tests {
         }
         let [colour, _, texture] = shares(&fat);
         assert!(colour < 0.2, "{colour}");
-        assert!((0.30..0.50).contains(&texture), "{texture}");
+        close(texture, 0.58 * 0.58);
         // None of them takes blank glass, nor the noise of a camera and a corner that lies in the shade.
         assert_eq!(shares(&glass(100)), [0.0; 3]);
         let noisy = RgbImage::from_fn(100, 100, |x, y| {
@@ -484,8 +492,13 @@ mod tests {
         assert_eq!(shares(&noisy), [0.0; 3]);
         // White around a scan whose glass is grey.
         let mut padded = glass(100);
-        draw(&mut padded, 0, 70, 100, 30, Rgb([255; 3]));
+        draw(&mut padded, 0, 70, 100, 30, Rgb([254, 255, 254]));
         assert_eq!(shares(&padded), [0.0; 3]);
+        // Two scans of unlike light beside each other, and dust.
+        let mut seam = glass(100);
+        draw(&mut seam, 0, 50, 100, 50, Rgb(GLASS.0.map(|value| value - 15)));
+        draw(&mut seam, 20, 20, 6, 6, EOSIN);
+        assert_eq!(shares(&seam), [0.0; 3]);
     }
 
     /// The strands of fat at both ends of a real biopsy, as shares of its width and height.
@@ -500,8 +513,9 @@ mod tests {
             let params = TissueParams { method, ..TissueParams::default() };
             let overview = Overview::read(&slide, Mpp(0.5), &params).unwrap().image;
             let mask = TissueMask::from_rgb(&overview, slide.size(), Mpp(0.5), &params).unwrap();
+            assert!(mask.share() < 0.12, "{}", mask.share());
             let Size { width, height } = mask.size();
-            [([0.73, 0.79], [0.0, 0.19]), ([0.13, 0.19], [0.94, 0.985])].map(|(x, y)| {
+            [([0.73, 0.79], [0.0, 0.19]), ([0.19, 0.235], [0.885, 0.915])].map(|(x, y)| {
                 let [left, right] = x.map(|share| (share * f64::from(width)) as u32);
                 let [top, bottom] = y.map(|share| (share * f64::from(height)) as u32);
                 let inside = (top..bottom).flat_map(|y| (left..right).map(move |x| (x, y)));
@@ -588,7 +602,7 @@ mod tests {
                 println!("{file}, {method:?}: {shares:.3?} of it is tissue");
                 let tolerance = if method == TissueMethod::Entropy { 0.02 } else { 0.002 };
                 assert!(
-                    shares.iter().all(|dimmed| (dimmed - shares[0]).abs() < tolerance && *dimmed > 0.05),
+                    shares.iter().all(|dimmed| (dimmed - shares[0]).abs() < tolerance && (0.05..0.5).contains(dimmed)),
                     "{file} {method:?}: {shares:.4?}"
                 );
             }

@@ -13,8 +13,8 @@ use slide_io::manifest::{ColumnNames, Problem, Split, csv_text, slide_id};
 use slide_io::pack::{self, PackedPatches, PackedSlide};
 use slide_io::stain::{Method, Normalized, Target};
 use slide_io::{
-    Cohort, Error, GridSpec, ImageFolder, Mpp, PatchSource, Point, SlidePatches, SlideRecord, folder, h5, label_mask,
-    regions,
+    Cohort, Error, GridSpec, ImageFolder, Mpp, PatchSource, Point, SlidePatches, SlideRecord, TissueMethod, folder, h5,
+    label_mask, regions,
 };
 
 use super::{Run, encoders};
@@ -177,6 +177,9 @@ fn patches_header(run: &Run, record: &SlideRecord) -> Value {
     if let Ok(Some(path)) = given_coordinates(&run.experiment.data, record) {
         header["coordinates"] = json!(whole_digest(run, &path));
     }
+    if run.experiment.tissue.method == TissueMethod::Entropy {
+        header["entropy"] = json!(ENTROPY_VERSION);
+    }
     header
 }
 
@@ -315,6 +318,9 @@ pub(super) fn embed_header(run: &Run) -> Value {
     let embed = &run.experiment.embed;
     json!({ "resize": embed.resize, "crop": embed.crop })
 }
+
+/// Raised when the entropy of the same pixels becomes another.
+const ENTROPY_VERSION: u32 = 2;
 
 /// Everything a slide's packed patches depend on.
 pub(super) fn pack_header(run: &Run, record: &SlideRecord) -> Value {

@@ -13,7 +13,7 @@ use serde_json::json;
 use slide_io::jpeg::ColorModel;
 use slide_io::label_mask::LabelMask;
 use slide_io::quality::{self, Artefacts, DropCounts};
-use slide_io::regions::{self, Regions};
+use slide_io::regions::{self, Ignored, Regions};
 use slide_io::thumbnail::{GridColours, draw_grid, thumbnail};
 use slide_io::{
     DropReason, Error, Grid, GridSpec, Mpp, Overview, Point, RgbImage, Size, Slide, SlideRecord, TissueMask,
@@ -263,11 +263,23 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     let found = TissueMask::from_rgb(&overview.image, slide.size(), mpp, &experiment.tissue)?;
     let artefacts = Artefacts::find(&overview, slide.size(), mpp, &found, &experiment.quality)?;
     let roi = roi(&experiment.data, record)?;
+    let mut problems = Vec::new();
     let mask = match &roi {
         None => found,
         Some(path) => {
             let drawn = regions::read_mask(path, &found, slide.size())?;
-            if experiment.data.roi_within_tissue { drawn.and(&found)?.into() } else { drawn }
+            if drawn.outside > 0 {
+                problems.push(format!(
+                    "{} annotation(s) of {} lie wholly outside the slide: positions are pixels of level 0",
+                    drawn.outside,
+                    path.display()
+                ));
+            }
+            if let [Ignored { feature, reason }, more @ ..] = &drawn.ignored[..] {
+                let more = if more.is_empty() { String::new() } else { format!(", and {} more", more.len()) };
+                eprintln!("tile: {}: {}: {feature} is passed over: {reason}{more}", record.id, path.display());
+            }
+            if experiment.data.roi_within_tissue { drawn.mask.and(&found)?.into() } else { drawn.mask }
         }
     };
     let (grid, damage) = match given_coordinates(&experiment.data, record)? {
@@ -283,7 +295,6 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     for (column, reason) in row.dropped_mut().into_iter().zip(DropReason::ALL) {
         *column = counts.get(&reason).copied().unwrap_or(0);
     }
-    let mut problems = Vec::new();
     if row.dropped_unreadable > 0 {
         let why = overview.damage.as_ref().or(damage.values().next()).map_or("a damaged tile", String::as_str);
         let table = dropped_path(run, &record.id);

@@ -8,15 +8,17 @@ use ::image::{RgbImage, imageops};
 
 use super::{Area, Head, Info, Opened, Reader, Storage, metadata};
 use crate::error::{Error, Result};
-use crate::folder::read_image;
+use crate::folder::read_on_white;
 use crate::geometry::{Level, Size};
 
-pub(super) fn detect(_: &Path, head: &Head) -> bool {
-    head.bytes.starts_with(b"\x89PNG\r\n\x1a\n") || head.bytes.starts_with(b"\xff\xd8\xff")
+/// The index file of a MIRAX slide is a JPEG too, and no picture of the slide.
+pub(super) fn detect(path: &Path, head: &Head) -> bool {
+    let is_index = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("mrxs"));
+    !is_index && (head.bytes.starts_with(b"\x89PNG\r\n\x1a\n") || head.bytes.starts_with(b"\xff\xd8\xff"))
 }
 
 pub(super) fn open(path: &Path) -> Result<Opened> {
-    let image = read_image(path)?;
+    let image = read_on_white(path)?;
     let size = Size::new(image.width(), image.height());
     let levels = vec![Level { size, downsample: 1.0 }];
     let mut info = Info {
@@ -46,7 +48,7 @@ impl Reader for ImageReader {
 #[cfg(test)]
 mod tests {
     use crate::{Grid, GridSpec, Mpp, Point, Region, Size, Slide, TissueMask};
-    use ::image::{Rgb, RgbImage};
+    use ::image::{Rgb, RgbImage, Rgba, RgbaImage};
 
     #[test]
     fn a_png_is_a_slide_of_one_level_without_a_scale() {
@@ -63,7 +65,24 @@ mod tests {
         let spec = GridSpec { mpp: Mpp(0.5), size: 64, stride: 64, min_tissue: 0.0 };
         let grid = Grid::new(slide.size(), Mpp(0.25), &spec, &TissueMask::full(slide.size())).unwrap();
         assert_eq!(grid.kept(), 2, "128 level-0 px a patch");
+        let index = folder.path().join("index.mrxs");
+        std::fs::copy(&path, &index).unwrap();
+        let refused = Slide::open(&index).unwrap_err().to_string();
+        assert!(refused.contains("not a slide") && refused.contains("index.mrxs"), "{refused}");
         std::fs::write(&path, &std::fs::read(&path).unwrap()[..500]).unwrap();
         assert!(Slide::open(&path).unwrap_err().to_string().contains("field.png"));
+    }
+
+    #[test]
+    fn what_is_transparent_is_white() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("region.png");
+        let image =
+            RgbaImage::from_fn(40, 30, |x, _| Rgba([200, 100, 0, [0, 51, 255][x as usize / 20 + usize::from(x > 9)]]));
+        image.save(&path).unwrap();
+        let slide = Slide::open(&path).unwrap();
+        let all = slide.read(&Region { level: 0, origin: Point::new(0, 0), size: slide.size() }).unwrap();
+        let seen = [5, 15, 30].map(|x| all.get_pixel(x, 3).0);
+        assert_eq!(seen, [[255; 3], [244, 224, 204], [200, 100, 0]]);
     }
 }

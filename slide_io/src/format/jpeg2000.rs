@@ -41,7 +41,8 @@ pub(super) fn decode(stream: &[u8], size: Size, halvings: u8, ycbcr: bool) -> Re
         return Err("its JPEG 2000 components are not of one size".to_owned());
     }
     let mut pixels = decoded.data_u8();
-    if ycbcr {
+    // A bare code stream says nothing about colour; where chroma is subsampled the decoder takes it for YCbCr by itself.
+    if ycbcr && !chroma_is_subsampled(stream) {
         for pixel in pixels.as_chunks_mut::<3>().0 {
             // ITU-R BT.601, full range (JFIF 1.02).
             let [y, blue, red] = pixel.map(f32::from);
@@ -59,11 +60,20 @@ pub(super) fn decode(stream: &[u8], size: Size, halvings: u8, ycbcr: bool) -> Re
     Ok(imageops::thumbnail(&image, wanted.width, wanted.height).into_raw())
 }
 
-/// Refuses a code stream that asks the decoder for far more bookkeeping than there are pixels: its SIZ segment (ISO 15444-1,
-/// A.5.1) may cut the image into tiles of its own of one pixel, on a grid up to 255 times as fine as the pixels.
+/// Start of a code stream, then of its SIZ segment (ISO 15444-1, A.5.1).
+const START: [u8; 4] = [0xFF, 0x4F, 0xFF, 0x51];
+
+/// Of a code stream of three components that stands by itself: whether the last two have fewer samples than the first, as the
+/// decoder looks at it.
+fn chroma_is_subsampled(stream: &[u8]) -> bool {
+    let Some(segment) = stream.strip_prefix(&START).and_then(|rest| rest.first_chunk::<47>()) else { return false };
+    let [luma, blue, red] = [39, 42, 45].map(|at| (segment[at], segment[at + 1]));
+    blue == red && blue != luma && blue.0 >= luma.0 && blue.1 >= luma.1
+}
+
+/// Refuses a code stream that asks the decoder for far more bookkeeping than there are pixels: its SIZ segment may cut the
+/// image into tiles of its own of one pixel, on a grid up to 255 times as fine as the pixels.
 fn check_size(stream: &[u8]) -> Result<(), String> {
-    /// Start of code stream, then of the segment.
-    const START: [u8; 4] = [0xFF, 0x4F, 0xFF, 0x51];
     const MAX_TILES: u64 = 1024;
     const MAX_SUBSAMPLING: u8 = 4;
     let is_start = |at: &usize| stream[*at..].starts_with(&START);

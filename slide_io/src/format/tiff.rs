@@ -150,14 +150,16 @@ fn check_inside(directory: &Directory, length: u64) -> std::result::Result<(), S
     Ok(())
 }
 
-/// Aperio's other images: the second of the file is the thumbnail, the rest are named in their descriptions' second line.
+/// Aperio's other images: what their descriptions' second line calls them. The second of the file is the thumbnail, unless it
+/// says that it is another.
 fn aperio_associated(others: Vec<(usize, Directory)>) -> Vec<(String, Directory)> {
-    let name = |number: usize, directory: &Directory| {
-        if number == 1 {
-            return Some("thumbnail".to_owned());
-        }
-        let word = directory.text("tiff.ImageDescription").lines().nth(1)?.split_whitespace().next()?.to_owned();
-        Some(word)
+    let said = |directory: &Directory| {
+        let description = directory.text("tiff.ImageDescription");
+        description.lines().nth(1).and_then(|line| line.split_whitespace().next()).map(str::to_owned)
+    };
+    let name = |number: usize, directory: &Directory| match said(directory) {
+        Some(word) if number > 1 || ["label", "macro"].contains(&word.as_str()) => Some(word),
+        _ => (number == 1).then(|| "thumbnail".to_owned()),
     };
     let stripped = others.into_iter().filter(|(_, directory)| !directory.tiled);
     stripped.filter_map(|(number, directory)| Some((name(number, &directory)?, directory))).collect()

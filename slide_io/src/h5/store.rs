@@ -241,11 +241,24 @@ fn features(file: &File, path: &Path) -> Said<Features> {
     Ok(Features { encoder: string(&dataset, "encoder").unwrap_or_default(), dim, values, coordinates })
 }
 
+/// More bytes than this for every byte of the file are no compression but a dataset that claims what was never written, and
+/// would be allocated; small ones may.
+const MAX_INFLATION: u64 = 256;
+const ALWAYS_READ: u64 = 64 << 20;
+
+/// Rows and columns of a dataset that is about to be read.
 fn rows(dataset: &Dataset, name: &str) -> Said<(usize, usize)> {
-    match dataset.shape()[..] {
-        [rows, width] => Ok((rows, width)),
-        ref shape => Err(format!("`{name}` has {} dimensions, not 2", shape.len())),
+    let (rows, width) = match dataset.shape()[..] {
+        [rows, width] => (rows, width),
+        ref shape => return Err(format!("`{name}` has {} dimensions, not 2", shape.len())),
+    };
+    // Eight bytes a number, the most that is read.
+    let claimed = [rows, width, 8].iter().fold(1_u64, |bytes, &factor| bytes.saturating_mul(factor as u64));
+    let stored = dataset.file().map_err(|e| format!("`{name}`: {e}"))?.size();
+    if claimed > ALWAYS_READ.max(stored.saturating_mul(MAX_INFLATION)) {
+        return Err(format!("`{name}` claims {rows} x {width} numbers in a file of {stored} bytes"));
     }
+    Ok((rows, width))
 }
 
 /// What the attributes say of the patches: ours first, then TRIDENT's, then CLAM's.

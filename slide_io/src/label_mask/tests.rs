@@ -185,7 +185,12 @@ fn what_cannot_be_a_label_mask_is_refused() {
     tiles(&path, &panda(130, 130), |tile| tile != 4);
     refusal(&RADBOUD, "some of its tiles are not stored");
     ImageBuffer::from_pixel(130, 130, Luma([3u16])).save_with_format(&path, image::ImageFormat::Png).unwrap();
-    refusal(&RADBOUD, "its PNG has 16 bits");
+    refusal(&RADBOUD, "it has 16 bits");
+    let breadth = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/breadth/{name}.tif"));
+    for (name, what) in [("grey16_deflate_strips", "it has 16 bits"), ("palette_lzw_tiles", "colours of a palette")] {
+        let error = LabelMask::open(&breadth(name), Size::new(72, 56), &RADBOUD).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
     // The header says what matters: a palette of 8 bits.
     let mut bytes = fs::read(&path).unwrap();
     bytes[24..26].copy_from_slice(&[8, 3]);

@@ -23,6 +23,10 @@ pub(super) fn read(path: &Path, size: Size, slide: Size) -> Result<TissueMask> {
         Kind::Tiff { sparse: true, .. } => {
             refused("some of its tiles are not stored, and whether they are inside is not known")
         }
+        // Samples of 16 bits are read by their upper half, in which a 1 is nothing.
+        Kind::Tiff { depth, .. } if depth != 8 => {
+            refused(&format!("its TIFF has {depth} bits a sample: store it with 8, or as PNG"))
+        }
         Kind::Other => refused("it is neither GeoJSON nor a PNG or TIFF image"),
         Kind::Png { .. } => {
             let image = decode_png(path)?;

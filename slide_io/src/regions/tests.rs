@@ -104,7 +104,7 @@ fn written_tissue_is_the_file_that_shapely_read_and_comes_back() {
     assert_eq!(written, fs::read_to_string(format!("{GOLDEN}/tissue.geojson")).unwrap());
     assert_eq!(Regions::read(&path).unwrap(), regions);
     let slide = Size::new(mask.size().width * 16, mask.size().height * 16);
-    assert_eq!(read_mask(&path, &whole(mask.size(), slide), slide).unwrap().data(), mask.data());
+    assert_eq!(read_mask(&path, &whole(mask.size(), slide), slide).unwrap().mask.data(), mask.data());
 }
 
 fn parse(text: &str) -> Result<Regions> {
@@ -317,7 +317,7 @@ fn disc(x: u32, y: u32) -> bool {
 const SLIDE: Size = Size::new(600, 400);
 
 fn at_disc_scale(path: &Path) -> Result<TissueMask> {
-    read_mask(path, &whole(Size::new(60, 40), SLIDE), SLIDE)
+    read_mask(path, &whole(Size::new(60, 40), SLIDE), SLIDE).map(|drawn| drawn.mask)
 }
 
 #[test]
@@ -356,10 +356,10 @@ fn an_image_finer_than_the_mask_is_shared_by_halves() {
     // Columns of 4 image pixels a mask pixel: 3, 2, 1 and 0 of 4 inside.
     let inside = [3, 2, 1, 0];
     GrayImage::from_fn(16, 8, |x, _| Luma([u8::from(x % 4 < inside[x as usize / 4])])).save(&path).unwrap();
-    let mask = read_mask(&path, &whole(Size::new(4, 2), Size::new(1600, 800)), Size::new(1600, 800)).unwrap();
+    let mask = read_mask(&path, &whole(Size::new(4, 2), Size::new(1600, 800)), Size::new(1600, 800)).unwrap().mask;
     assert_eq!(mask.data(), [true, true, false, false].repeat(2));
     // And one that is coarser is enlarged.
-    let mask = read_mask(&path, &whole(Size::new(32, 16), Size::new(1600, 800)), Size::new(1600, 800)).unwrap();
+    let mask = read_mask(&path, &whole(Size::new(32, 16), Size::new(1600, 800)), Size::new(1600, 800)).unwrap().mask;
     assert_eq!(mask.data()[..12], [1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1].map(|v| v == 1));
 }
 

@@ -183,6 +183,14 @@ pub(crate) fn dilate(mask: &mut [bool], width: usize, height: usize, radius_x: u
     }
 }
 
+/// Narrows by the radius on every side but the image's own.
+pub(crate) fn erode(mask: &mut [bool], width: usize, height: usize, radius: usize) {
+    let invert = |mask: &mut [bool]| mask.iter_mut().for_each(|pixel| *pixel = !*pixel);
+    invert(mask);
+    dilate(mask, width, height, radius, radius);
+    invert(mask);
+}
+
 /// Integral image of `(width + 1) x (height + 1)` nodes: tissue pixels above and to the left of each node.
 pub(crate) fn integral(mask: &[bool], width: usize, height: usize) -> Vec<u32> {
     let mut sums = vec![0u32; (width + 1) * (height + 1)];
@@ -281,6 +289,13 @@ mod tests {
         let (mut mask, w, h) = picture(&["#...#", ".#...", "..#.."]);
         remove_pieces(&mut mask, w, h, 3.0);
         assert_eq!(mask, picture(&["#....", ".#...", "..#.."]).0);
+    }
+
+    #[test]
+    fn erosion_comes_from_inside_the_image() {
+        let (mut mask, w, h) = picture(&["####.", "####.", "####."]);
+        erode(&mut mask, w, h, 1);
+        assert_eq!(mask, picture(&["###..", "###..", "###.."]).0);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use slide_io::pyramid::{PyramidSpec, write_pyramid};
-use slide_io::{Error, RgbImage, Slide};
+use slide_io::{Error, Mpp, Overview, RgbImage, Slide, TissueParams};
 
 use crate::layout::Layout;
 use crate::sample::{Random, aperio, panda, real_files, region, tissue};
@@ -308,6 +308,33 @@ fn a_corrupt_tile_is_an_error_that_names_it_and_spares_the_others() {
             });
         }
     }
+}
+
+/// Thousands of sound patches may lie below one tile of a coarse level.
+#[test]
+fn below_a_corrupt_coarse_tile_the_finer_level_is_looked_at() {
+    let mut slab = Slab::new();
+    let params = TissueParams { mpp: 1.0, ..TissueParams::default() };
+    let overview = |slab: &Slab| Overview::read(&slab.open().unwrap(), Mpp(0.5), &params).unwrap();
+    let whole = overview(&slab);
+    assert_eq!((whole.image.dimensions(), &whole.damage), ((100, 75), &None));
+    let spoil = |slab: &mut Slab, directory: usize, tile: usize| {
+        let table = |slab: &Slab, tag: u16| slab.u32(slab.entry(directory, tag) + 8) + 4 * tile;
+        let [start, length] = [TILE_OFFSETS, TILE_LENGTHS].map(|tag| slab.u32(table(slab, tag)));
+        slab.bytes[start..start + length].fill(0);
+    };
+    spoil(&mut slab, 1, 0);
+    let mended = overview(&slab);
+    assert_eq!((mended.damage, mended.unreadable.share()), (None, 0.0));
+    let differences = mended.image.iter().zip(whole.image.iter()).map(|(a, b)| u64::from(a.abs_diff(*b)));
+    let mean = differences.sum::<u64>() as f64 / whole.image.len() as f64;
+    assert!(mean < 4.0, "{mean}");
+    // One of the four finer tiles below it is damaged as well: no more than that one is lost.
+    spoil(&mut slab, 0, 5);
+    let lost = overview(&slab);
+    assert!(lost.damage.unwrap().contains("level 0, tile (column 1, row 1)"));
+    let share = 64.0 * 64.0 / (200.0 * 150.0);
+    assert!((lost.unreadable.share() - share).abs() < 0.01, "{}", lost.unreadable.share());
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 Each file holds the same picture, 72 x 56 px, so that tiles and strips end with a part. `NAME.tif` is compared with
 `NAME.png` where there is one, and otherwise with `rgb.png`. Alpha is composited on white as libtiff and OpenSlide do it.
-The files are also the seeds of the mutation test and of the fuzzer. Needs numpy, tifffile, imagecodecs and pillow.
+The files are also the seeds of the mutation test and of the fuzzer. Needs numpy, tifffile, imagecodecs, pillow and OpenJPEG's opj_compress.
 """
 import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import imagecodecs
@@ -135,6 +137,25 @@ write("jpeg2000_aperio_ycbcr_tiles", YCC, **options)
 luma, blue, red = np.moveaxis(decoded("jpeg2000_aperio_ycbcr_tiles").astype(float) - [0, 128, 128], -1, 0)
 BACK = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], axis=-1)
 write("jpeg2000_aperio_ycbcr_tiles", YCC, BACK.round().clip(0, 255).astype(np.uint8), **options)
+
+# The same with chroma at half the width, as Aperio's scanners write it: no Python package does, OpenJPEG's program opj_compress
+# (Debian: libopenjp2-tools) does, here without loss. Decoded, every chroma sample covers two pixels.
+PADDED = np.pad(YCC, ((0, 8), (0, 24), (0, 0)), "edge")
+PADDED[..., 1:] = PADDED[:, ::2, 1:].repeat(2, axis=1)
+tiles = []
+with tempfile.TemporaryDirectory() as folder:
+    for j in (0, 32):
+        for i in (0, 32, 64):
+            tile = PADDED[j : j + 32, i : i + 32]
+            planes = [tile[..., 0], tile[:, ::2, 1], tile[:, ::2, 2]]
+            Path(folder, "tile.raw").write_bytes(b"".join(plane.tobytes() for plane in planes))
+            options = ["-F", "32,32,3,8,u@1x1:2x1:2x1", "-mct", "0", "-n", "3"]
+            subprocess.run(["opj_compress", "-i", "tile.raw", "-o", "tile.j2k", *options], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            tiles.append(Path(folder, "tile.j2k").read_bytes())
+luma, blue, red = np.moveaxis(PADDED[:HEIGHT, :WIDTH].astype(float) - [0, 128, 128], -1, 0)
+BACK = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], axis=-1)
+options = {"shape": RGB.shape, "dtype": RGB.dtype, "compression": "aperio_jp2000_ycbc"} | TILE
+write("jpeg2000_aperio_ycbcr_422_tiles", iter(tiles), BACK.round().clip(0, 255).astype(np.uint8), **options)
 
 # Pyramids: levels as sub-directories (OME) and as directories.
 for name, options in [("ome_sub_directories", {"ome": True}), ("directories", {})]:
