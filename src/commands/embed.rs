@@ -450,7 +450,7 @@ fn embed_folder(
 }
 
 /// Removes the images whose embedding is not finite; their numbers.
-fn take_unusable(embedded: &mut Embedded, dim: usize) -> Vec<usize> {
+pub(super) fn take_unusable(embedded: &mut Embedded, dim: usize) -> Vec<usize> {
     let usable = |row: &[f32]| row.iter().all(|x| x.is_finite());
     if usable(&embedded.values) {
         return vec![];

@@ -124,12 +124,14 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         gather(run, &header, &[], own_images::current(run, input, encoders), vec![])?;
     }
     let mut fitted = linear::Heads::new();
+    // What fails costs itself alone where all are asked for, and is tried again the next time.
     let mut lost = Vec::new();
     for one in todo {
         let scores = match score(run, one, input, own.as_ref(), &header, &mut fitted) {
-            // What the data allow goes on without what the settings ask for beside it, which is tried again the next time.
-            Err(error) if task == Task::All && !matches!(one, Task::Knn | Task::Slide) => {
+            Err(error) if task == Task::All => {
                 let item = match one {
+                    Task::Knn => "k-NN",
+                    Task::Slide => "slides",
                     Task::Fid => "the bank's images",
                     Task::Linear => "linear probes",
                     _ => "robustness",
@@ -139,12 +141,16 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
             }
             scores => scores?,
         };
-        if scores.rows.is_empty() && !scores.failures.is_empty() && task != Task::All {
-            scores.failures.iter().for_each(|failure| eprintln!("evaluate: {}: {}", failure.item, failure.reason));
+        match scores.rows.is_empty() && !scores.failures.is_empty() {
+            true => lost.extend(scores.failures),
+            false => kept::keep(run, &header, one, scores)?,
+        }
+        if task != Task::All && !lost.is_empty() {
+            lost.iter().for_each(|failure| eprintln!("evaluate: {}: {}", failure.item, failure.reason));
             bail!("nothing could be scored, for the reasons above");
         }
-        kept::keep(run, &header, one, scores)?;
     }
+    let nothing = !lost.is_empty();
     asked.push(task);
     asked.sort_unstable();
     asked.dedup();
@@ -158,6 +164,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         eprintln!("evaluate: {}: {}", failure.item, failure.reason);
     }
     match scores.rows.is_empty() {
+        true if nothing => bail!("nothing could be scored, for the reasons above"),
         true => eprintln!("evaluate: no labelled test items, so there is nothing to score"),
         false => say!("{}", ResultTable::new(&scores.rows)?.markdown()?)?,
     }
@@ -330,7 +337,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
     };
     let Experiment { seed, evaluate, .. } = &run.experiment;
     let foreign = match input {
-        Input::Slides(cohort) => foreign::foreign_features(run, cohort)?.iter().map(|f| f.digest(run)).collect(),
+        Input::Slides(cohort) => foreign::foreign_features(run, cohort).iter().map(|f| f.digest(run)).collect(),
         Input::Images(_) => Vec::new(),
     };
     let mut header = json!({

@@ -188,8 +188,10 @@ fn public_layouts_are_read_and_attacks_are_not() {
         RgbImage::from_fn(32, 32, colour).save(others.join(format!("{i:02}.png"))).unwrap();
     }
     let few = format!("evaluate.copies.whitening={:?}", copydays.join("original"));
-    evaluate(&out, "copies", &[&place, "evaluate.copies.image_size=32", &few])
-        .with_error(["whitening 64 numbers needs at least as many images, not 4"]);
+    let told = evaluate(&out, "copies", &[&place, "evaluate.copies.image_size=32", &few]).with_code(3).stderr;
+    assert!(told.contains("whitening 64 numbers needs at least as many images, not 4"), "{told}");
+    let heads: Vec<_> = table(&out.join("results/copies.csv")).iter().map(|row| row["head"].clone()).collect();
+    assert_eq!(heads, ["cls_gem"], "without whitening it is scored all the same");
     let more = ["distractors", "whitening"].map(|key| format!("evaluate.copies.{key}={others:?}"));
     evaluate(&out, "copies", &[&place, "evaluate.copies.image_size=32", &more[0], &more[1]]).with_code(0);
     let rows = table(&out.join("results/copies.csv"));

@@ -172,9 +172,14 @@ fn bright_has_a_fixed_test_set_three_seeds_and_a_submission() {
     }
     // Six classes by another column.
     let six = root.path().join("six");
-    let classes = ["--set", "data.columns.label=subtype", "--set", "evaluate.slide.submission.scores=[]"];
-    evaluate(&cohort, "bright.toml", &six, &["--allow-missing", classes[0], classes[1], classes[2], classes[3]])
+    let order = r#"data.classes=["PB","UDH","FEA","ADH","DCIS","IC"]"#;
+    let classes = ["--set", "data.columns.label=subtype", "--set", order];
+    let without_scores = ["--set", "evaluate.slide.submission.scores=[]"];
+    evaluate(&cohort, "bright.toml", &six, &[&["--allow-missing"], &classes[..], &without_scores[..]].concat())
         .with_code(0);
+    let confusions: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(six.join("results/confusion.json")).unwrap()).unwrap();
+    assert_eq!(confusions[0]["classes"], serde_json::json!(["PB", "UDH", "FEA", "ADH", "DCIS", "IC"]), "for the kappa");
     let submitted = table(&six.join("results/submission_uni_abmil.csv"));
     let known = ["PB", "UDH", "FEA", "ADH", "DCIS", "IC"];
     assert!(
@@ -183,6 +188,6 @@ fn bright_has_a_fixed_test_set_three_seeds_and_a_submission() {
     );
     // Columns for three classes do not fit six.
     let wrong = root.path().join("wrong");
-    evaluate(&cohort, "bright.toml", &wrong, &["--allow-missing", classes[0], classes[1]])
+    evaluate(&cohort, "bright.toml", &wrong, &[&["--allow-missing"], &classes[..]].concat())
         .with_error(["submission.scores names 3 columns", "6 classes"]);
 }

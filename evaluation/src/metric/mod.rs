@@ -74,6 +74,11 @@ impl Metric {
         matches!(self, Self::MacroAuc | Self::MacroAuprc)
     }
 
+    /// Whether it is a mean over the classes that are there.
+    pub(crate) fn averages_classes(self) -> bool {
+        matches!(self, Self::BalancedAccuracy | Self::MacroF1 | Self::MacroAuc | Self::MacroAuprc)
+    }
+
     /// Its name in the tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -180,6 +185,16 @@ impl Predictions {
     /// disagreement; a calibration of scores that are no probabilities).
     pub fn value(&self, metric: Metric) -> Option<f64> {
         self.weighted(metric, &vec![1; self.len()])
+    }
+
+    /// Whether every true class of the items is among those with a weight.
+    pub(crate) fn has_all_classes(&self, weights: &[u32]) -> bool {
+        let (mut there, mut left) = (vec![false; self.classes], vec![false; self.classes]);
+        for (&truth, &weight) in self.truth.iter().zip(weights) {
+            there[truth as usize] = true;
+            left[truth as usize] |= weight > 0;
+        }
+        there == left
     }
 
     /// The value of `metric` with each item counted `weights[item]` times.

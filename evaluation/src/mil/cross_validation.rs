@@ -26,6 +26,19 @@ pub struct CrossValidation<'a> {
     /// Folds trained at a time; changes the speed and the memory, not the results. 0 stands for one per processor;
     /// take 1 on an accelerator.
     pub workers: usize,
+    /// Folds that are not trained, for a reason the caller knows.
+    pub left_out: &'a [usize],
+    /// Whether scores keep the attention to every patch, which takes as much memory as the patches' coordinates.
+    pub keep_attention: bool,
+}
+
+/// What a cross-validation gave.
+#[derive(Debug)]
+pub struct CrossValidated<T> {
+    /// Ordered by seed, then fold.
+    pub folds: Vec<T>,
+    /// Why others could not be trained, each with its fold and seed.
+    pub refused: Vec<Error>,
 }
 
 /// The test part of one fold as one head sees it.
@@ -42,14 +55,17 @@ pub struct FoldPrediction<A> {
 }
 
 impl CrossValidation<'_> {
-    /// Trains and tests all folds with all seeds; the result is ordered by seed, then fold. `done` hears of each as it
-    /// finishes. The first failure, `done`'s too, ends the rest.
+    /// Trains and tests all folds with all seeds. `done` hears of each as it finishes. A training that fails costs itself alone.
+    ///
+    /// # Errors
+    /// That of the first training where all failed; any other failure, `done`'s too, which ends the rest.
     pub fn run<A: Aggregator>(
         &self,
         done: impl Fn(&FoldPrediction<A>) -> Result<()> + Sync,
-    ) -> Result<Vec<FoldPrediction<A>>> {
+    ) -> Result<CrossValidated<FoldPrediction<A>>> {
+        let folds = || (0..self.folds.len()).filter(|fold| !self.left_out.contains(fold));
         let jobs: Vec<(u64, usize)> =
-            self.seeds.iter().flat_map(|&seed| (0..self.folds.len()).map(move |fold| (seed, fold))).collect();
+            self.seeds.iter().flat_map(|&seed| folds().map(move |fold| (seed, fold))).collect();
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let workers = if self.workers == 0 { processors } else { self.workers };
         let next = AtomicUsize::new(0);
@@ -64,7 +80,7 @@ impl CrossValidation<'_> {
                             done(&prediction)?;
                             Ok(prediction)
                         });
-                        if outcome.is_err() {
+                        if outcome.as_ref().is_err_and(|error| !matches!(error, Error::Training(_))) {
                             next.store(jobs.len(), Ordering::SeqCst);
                         }
                         finished.lock().unwrap_or_else(PoisonError::into_inner)[job] = Some(outcome);
@@ -73,8 +89,19 @@ impl CrossValidation<'_> {
             }
         });
         let finished = finished.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (mut folds, mut refused) = (Vec::new(), Vec::new());
         // Jobs not begun because another failed are None; the failure itself is among the others.
-        finished.into_iter().flatten().collect()
+        for outcome in finished.into_iter().flatten() {
+            match outcome {
+                Ok(prediction) => folds.push(prediction),
+                Err(error @ Error::Training(_)) => refused.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match refused.is_empty() || !folds.is_empty() {
+            true => Ok(CrossValidated { folds, refused }),
+            false => Err(refused.swap_remove(0)),
+        }
     }
 
     /// Trains and tests one fold.
@@ -86,7 +113,10 @@ impl CrossValidation<'_> {
             other => other,
         };
         let head: TrainedHead<A> = trained.map_err(in_fold)?;
-        let scores = head.predict(self.source, test, self.device).map_err(in_fold)?;
+        let mut scores = head.predict(self.source, test, self.device).map_err(in_fold)?;
+        if !self.keep_attention {
+            scores.iter_mut().for_each(|slide| slide.attention = vec![]);
+        }
         Ok(FoldPrediction { fold, seed, head, scores })
     }
 }

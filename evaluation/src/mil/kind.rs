@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Aggregator, ClamMb, ClamSb, CrossValidation, Dsmil, FoldPrediction, GatedAbmil, MaxPool, MeanPool, MilConfig,
-    SlideScore, TransMil,
+    Aggregator, ClamMb, ClamSb, CrossValidated, CrossValidation, Dsmil, FoldPrediction, GatedAbmil, MaxPool, MeanPool,
+    MilConfig, SlideScore, TransMil,
 };
 use crate::error::Result;
 
@@ -101,7 +101,11 @@ impl CrossValidation<'_> {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub fn scores(&self, kind: HeadKind, done: impl Fn(&TrainedFold) -> Result<()> + Sync) -> Result<Vec<FoldScores>> {
+    pub fn scores(
+        &self,
+        kind: HeadKind,
+        done: impl Fn(&TrainedFold) -> Result<()> + Sync,
+    ) -> Result<CrossValidated<FoldScores>> {
         match kind {
             HeadKind::Mean => self.scores_of::<MeanPool>(kind, done),
             HeadKind::Max => self.scores_of::<MaxPool>(kind, done),
@@ -117,12 +121,13 @@ impl CrossValidation<'_> {
         &self,
         head: HeadKind,
         done: impl Fn(&TrainedFold) -> Result<()> + Sync,
-    ) -> Result<Vec<FoldScores>> {
-        let folds = self.run::<A>(|FoldPrediction { fold, seed, head: trained, .. }| {
-            let save = |path: &Path, header: &Value| trained.save(path, header);
-            done(&TrainedFold { head, fold: *fold, seed: *seed, save: &save })
-        })?;
+    ) -> Result<CrossValidated<FoldScores>> {
+        let CrossValidated { folds, refused } =
+            self.run::<A>(|FoldPrediction { fold, seed, head: trained, .. }| {
+                let save = |path: &Path, header: &Value| trained.save(path, header);
+                done(&TrainedFold { head, fold: *fold, seed: *seed, save: &save })
+            })?;
         let kept = |FoldPrediction { fold, seed, scores, .. }| FoldScores { head, fold, seed, scores };
-        Ok(folds.into_iter().map(kept).collect())
+        Ok(CrossValidated { folds: folds.into_iter().map(kept).collect(), refused })
     }
 }

@@ -32,7 +32,7 @@ mod transmil;
 
 pub use abmil::GatedAbmil;
 pub use clam::{ClamMb, ClamSb};
-pub use cross_validation::{CrossValidation, FoldPrediction};
+pub use cross_validation::{CrossValidated, CrossValidation, FoldPrediction};
 pub use dsmil::Dsmil;
 pub use head::{SlideScore, TrainedHead, score_all};
 pub use kind::{FoldScores, HeadKind, TrainedFold};

@@ -50,7 +50,11 @@ fn cross_validate(
     workers: usize,
 ) -> Result<Vec<FoldPrediction<GatedAbmil>>> {
     let folds = folds_of(source, 3);
-    CrossValidation { source, folds: &folds, config, seeds, device: &Device::flex(), workers }.run(|_| Ok(()))
+    let device = &Device::flex();
+    let (left_out, keep_attention) = (&[][..], true);
+    let validation =
+        CrossValidation { source, folds: &folds, config, seeds, device, workers, left_out, keep_attention };
+    validation.run(|_| Ok(())).map(|validated| validated.folds)
 }
 
 #[test]
@@ -88,8 +92,10 @@ fn every_head_learns() {
             seeds: &[0],
             device: &device,
             workers,
+            left_out: &[],
+            keep_attention: true,
         };
-        let result = validation(3, &config).scores(kind, |_| Ok(())).unwrap();
+        let result = validation(3, &config).scores(kind, |_| Ok(())).unwrap().folds;
         let scores: Vec<&SlideScore> = result.iter().flat_map(|fold| &fold.scores).collect();
         for slide in &scores {
             let sum: f32 = slide.attention.iter().sum();
@@ -99,7 +105,7 @@ fn every_head_learns() {
         let accuracy = predictions.value(Metric::Accuracy).unwrap();
         assert!(accuracy > 0.8, "{kind:?}: {accuracy}");
         let short = MilConfig { epochs: 2, ..config.clone() };
-        let run = |workers| validation(workers, &short).scores(kind, |_| Ok(())).unwrap();
+        let run = |workers| validation(workers, &short).scores(kind, |_| Ok(())).unwrap().folds;
         assert_eq!(run(1), run(3));
     }
 }
@@ -136,12 +142,14 @@ fn a_seed_gives_one_result_with_any_number_of_workers() {
 struct Watched {
     cohort: BagsInMemory,
     unreadable: Option<usize>,
+    /// Whose features make every loss infinite.
+    spoilt: Option<usize>,
     read: Mutex<BTreeSet<usize>>,
 }
 
 impl Watched {
     fn new(cohort: BagsInMemory, unreadable: Option<usize>) -> Self {
-        Self { cohort, unreadable, read: Mutex::default() }
+        Self { cohort, unreadable, spoilt: None, read: Mutex::default() }
     }
 }
 
@@ -170,6 +178,11 @@ impl BagSource for Watched {
         self.read.lock().unwrap().insert(index);
         match self.unreadable == Some(index) {
             true => Err(Error::bad(format!("slide-{index}.h5"), "truncated")),
+            false if self.spoilt == Some(index) => {
+                let mut bag = self.cohort.load(index)?;
+                bag.features.iter_mut().for_each(|value| *value = f32::MAX);
+                Ok(bag)
+            }
             false => self.cohort.load(index),
         }
     }
@@ -221,6 +234,30 @@ fn a_loss_that_is_not_finite_ends_the_run_and_says_where() {
     assert!(matches!(error, Error::Training(_)));
     let text = error.to_string();
     assert!(text.contains("fold 0, seed 5") && text.contains("not finite") && text.contains("learning rate"), "{text}");
+}
+
+#[test]
+fn a_training_that_fails_costs_itself_alone() {
+    let mut source = Watched::new(cohort(18), None);
+    source.spoilt = Some(0);
+    let fold = |train: std::ops::Range<usize>| Fold { train: train.collect(), validation: vec![], test: vec![16, 17] };
+    let folds = [fold(0..8), fold(8..16), fold(4..12)];
+    let config = MilConfig { epochs: 2, standardize: false, ..small() };
+    let validation = CrossValidation {
+        source: &source,
+        folds: &folds,
+        config: &config,
+        seeds: &[0, 1],
+        device: &Device::flex(),
+        workers: 2,
+        left_out: &[2],
+        keep_attention: false,
+    };
+    let CrossValidated { folds, refused } = validation.run::<GatedAbmil>(|_| Ok(())).unwrap();
+    assert_eq!(folds.iter().map(|done| (done.seed, done.fold)).collect::<Vec<_>>(), [(0, 1), (1, 1)]);
+    assert!(folds.iter().flat_map(|done| &done.scores).all(|slide| slide.attention.is_empty()));
+    let reasons: Vec<String> = refused.iter().map(Error::to_string).collect();
+    assert!(reasons.len() == 2 && reasons[1].contains("fold 0, seed 1"), "{reasons:?}");
 }
 
 #[test]

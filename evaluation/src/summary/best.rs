@@ -22,6 +22,8 @@ pub(super) fn mark(figures: &mut [Figure], runs: &[RunResults]) {
         let rivals: Vec<&Figure> = rivals.collect();
         // Distances of generated images stand under the encoder that measures them: those of two are no rivals.
         figure.task != "fid"
+            // How near shifted images stay to the clean ones is a property of each encoder's own space.
+            && figure.metric != "cosine"
             && !figure.head.contains(CHOSEN_ON_TEST)
             && !rivals.is_empty()
             && rivals.iter().all(|rival| is_better(figure, rival, runs))
@@ -45,6 +47,7 @@ fn is_better(figure: &Figure, rival: &Figure, runs: &[RunResults]) -> bool {
         .collect();
     match tests.is_empty() {
         false => tests.iter().all(|(difference, p)| sign * difference > 0.0 && p.is_some_and(|p| p < LEVEL)),
+        true if !(figure.cell.of_items && rival.cell.of_items) => false,
         true => match (figure.cell.interval, rival.cell.interval) {
             (Some(ours), Some(theirs)) if sign > 0.0 => ours.0 > theirs.1,
             (Some(ours), Some(theirs)) => ours.1 < theirs.0,

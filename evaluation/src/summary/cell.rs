@@ -42,8 +42,12 @@ pub struct Cell {
     /// 95 % interval: from the lowest to the highest end of the bootstrap intervals of all runs and seeds; where one has
     /// none, Student's of the mean over runs and seeds.
     pub interval: Option<(f64, f64)>,
+    /// Whether that interval is of the test items, by bootstrap: what seeds alone tell apart, other test items may not.
+    pub of_items: bool,
     /// Folds and runs in which the figure is not defined.
     pub undefined: usize,
+    /// Test items of a run and seed: the fewest.
+    pub items: u64,
 }
 
 impl Cell {
@@ -67,7 +71,9 @@ impl Cell {
             sd: Spread::of(apart).and_then(|spread| spread.deviation),
             over,
             replicates: apart.len(),
+            of_items: spanned.is_some(),
             interval: spanned.or_else(of_mean),
+            items: replicates.iter().map(|replicate| replicate.items).min().unwrap_or(0),
             undefined: replicates.iter().map(|replicate| replicate.undefined).sum(),
         }
     }
@@ -80,6 +86,7 @@ struct Replicate {
     /// Bootstrap interval of its one value, or of the value pooled over its folds.
     interval: Option<(f64, f64)>,
     undefined: usize,
+    items: u64,
 }
 
 impl Replicate {
@@ -89,7 +96,8 @@ impl Replicate {
         let interval = span(whole.iter().filter_map(|row| row.low.zip(row.high)));
         let counted = if folds.is_empty() { whole } else { folds };
         let values: Vec<f64> = counted.iter().filter_map(|row| row.value).collect();
-        Self { undefined: counted.len() - values.len(), values, interval }
+        let items = counted.iter().map(|row| row.n).sum();
+        Self { undefined: counted.len() - values.len(), values, interval, items }
     }
 }
 

@@ -18,7 +18,7 @@ pub fn latex(grid: &Grid) -> String {
         "\\begin{{table}}\n  \\centering\n  \\caption{{{}. {}}}\n  \\label{{tab:{}}}\n  \\begin{{tabular}}{{{alignment}}}\n    \
          \\toprule\n{}{}    \\midrule\n{rows}    \\bottomrule\n  \\end{{tabular}}\n\\end{{table}}\n",
         escape(&caption(&grid.title)),
-        escape(&reading(grid)).replace('†', "$^\\dagger$").replace('‡', "$^\\ddagger$"),
+        escape(&reading(grid)).replace('†', "$^\\dagger$").replace('‡', "$^\\ddagger$").replace('§', "$^\\S$"),
         grid.id.replace('_', "-"),
         groups(grid),
         line(names),
@@ -59,7 +59,8 @@ fn cell(entry: &Entry) -> String {
     let spread =
         entry.spread.as_ref().map_or(String::new(), |spread| format!(" {{\\footnotesize$\\pm${spread}${folds}$}}"));
     let partly = if entry.partly { "$^\\ddagger$" } else { "" };
-    (mean + &spread + partly).replace("$$", "")
+    let fewer = if entry.fewer { "$^\\S$" } else { "" };
+    (mean + &spread + partly + fewer).replace("$$", "")
 }
 
 /// Text that LaTeX prints as it is.
@@ -90,11 +91,12 @@ pub(super) fn reading(grid: &Grid) -> String {
         (any(|entry| entry.over == Over::Runs), "Mean ± standard deviation over runs and seeds."),
         (any(|entry| entry.over == Over::Folds), "†: over the folds of one run."),
         (any(|entry| entry.partly), "‡: not defined in some folds or runs."),
+        (any(|entry| entry.fewer), "§: on fewer test items than others of its column."),
         (grid.columns.iter().any(|column| column.lower), "↓: lower is better."),
         (
             grid.rows.len() > 1,
             "Bold: better than every other encoder under the same head, by a paired test (p < 0.05 in every run and seed) or, \
-             without one, by 95 % intervals that do not touch.",
+             without one, by 95 % bootstrap intervals that do not touch.",
         ),
     ];
     parts.iter().filter(|(holds, _)| *holds).map(|(_, text)| *text).collect::<Vec<_>>().join(" ")

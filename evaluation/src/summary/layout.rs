@@ -1,7 +1,7 @@
 //! Figures to rows and columns.
 
 use super::paper::{PaperTable, TABLES, encoder};
-use super::{Cell, Figure, Over};
+use super::{Figure, Over};
 use crate::spread::three_digits;
 use crate::table::{distinct, lower_is_better};
 
@@ -44,17 +44,26 @@ pub struct Entry {
     pub best: bool,
     /// Whether it is not defined in some folds or runs.
     pub partly: bool,
+    /// Whether it is on fewer test items than another encoder's.
+    pub fewer: bool,
 }
 
 impl Entry {
-    fn of(cell: &Cell, best: bool, percent: bool) -> Option<Self> {
+    /// `among` are all figures of the table.
+    fn of(figure: &Figure, among: &[&Figure], percent: bool) -> Option<Self> {
+        let (cell, best) = (&figure.cell, figure.best);
+        let rivals = among.iter().filter(|other| {
+            (&other.task, &other.data, &other.head, &other.metric)
+                == (&figure.task, &figure.data, &figure.head, &figure.metric)
+        });
+        let fewer = rivals.into_iter().any(|other| other.cell.items > cell.items);
         let number = |value: f64| match percent {
             true => format!("{:.1}", 100.0 * value),
             false if value.abs() >= 100.0 => format!("{value:.1}"),
             false => three_digits(value),
         };
         let spread = cell.sd.map(number);
-        Some(Self { mean: number(cell.mean?), spread, over: cell.over, best, partly: cell.undefined > 0 })
+        Some(Self { mean: number(cell.mean?), spread, over: cell.over, best, partly: cell.undefined > 0, fewer })
     }
 }
 
@@ -95,7 +104,7 @@ fn paper_table(table: &PaperTable, figures: &[Figure]) -> Option<Grid> {
         let entry = |&(data, head, metric, _): &(&str, Option<&str>, &str, &str)| {
             let key = (data, head.or(of_row)?, metric, encoder_name);
             let of = |figure: &&&Figure| (&*figure.data, &*figure.head, &*figure.metric, &*figure.encoder) == key;
-            figures.iter().find(of).and_then(|figure| Entry::of(&figure.cell, figure.best, table.percent))
+            figures.iter().find(of).and_then(|figure| Entry::of(figure, &figures, table.percent))
         };
         let names = of_row.into_iter().map(str::to_owned).chain([encoder(encoder_name).1]);
         (names.collect(), columns.iter().map(entry).collect::<Vec<_>>())
@@ -136,7 +145,7 @@ pub fn general_tables(figures: &[Figure]) -> Vec<Grid> {
         let row = |head: &str, encoder_name: &str| {
             let entry = |metric: &&str| {
                 let of = |f: &&&Figure| (&*f.head, &*f.encoder, &*f.metric) == (head, encoder_name, *metric);
-                figures.iter().find(of).and_then(|figure| Entry::of(&figure.cell, figure.best, false))
+                figures.iter().find(of).and_then(|figure| Entry::of(figure, &figures, false))
             };
             (vec![head.to_owned(), encoder(encoder_name).1], metrics.iter().map(entry).collect::<Vec<_>>())
         };

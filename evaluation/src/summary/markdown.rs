@@ -26,5 +26,5 @@ fn cell(entry: &Entry) -> String {
     let mean = if entry.best { format!("**{}**", entry.mean) } else { entry.mean.clone() };
     let folds = if entry.over == Over::Folds { "†" } else { "" };
     let spread = entry.spread.as_ref().map_or(String::new(), |spread| format!(" ± {spread}{folds}"));
-    mean + &spread + if entry.partly { " ‡" } else { "" }
+    mean + &spread + if entry.partly { " ‡" } else { "" } + if entry.fewer { " §" } else { "" }
 }

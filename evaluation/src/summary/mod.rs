@@ -56,7 +56,7 @@ pub struct Figure {
     /// The numbers.
     pub cell: Cell,
     /// Whether it is better than that of every other encoder under the same head: by a paired test with p < 0.05 in each run and
-    /// seed that compares the two; where there is none, by 95 % intervals that do not touch.
+    /// seed that compares the two; where there is none, by 95 % bootstrap intervals of the test items that do not touch.
     pub best: bool,
 }
 
@@ -83,7 +83,7 @@ pub fn figures(runs: &[RunResults]) -> Vec<Figure> {
     figures
 }
 
-/// The figures as a data frame: `task, data, encoder, head, metric, mean, sd, over, replicates, low, high, best`.
+/// The figures as a data frame: `task, data, encoder, head, metric, mean, sd, over, replicates, n, low, high, best`.
 pub fn frame(figures: &[Figure]) -> Result<DataFrame> {
     let text = |name: &str, of: fn(&Figure) -> &String| {
         PolarsColumn::new(name.into(), figures.iter().map(|figure| of(figure).as_str()).collect::<Vec<&str>>())
@@ -109,6 +109,7 @@ pub fn frame(figures: &[Figure]) -> Result<DataFrame> {
                 "replicates".into(),
                 figures.iter().map(|figure| figure.cell.replicates as u64).collect::<Vec<_>>(),
             ),
+            PolarsColumn::new("n".into(), figures.iter().map(|figure| figure.cell.items).collect::<Vec<_>>()),
             number("low", |cell| cell.interval.map(|interval| interval.0)),
             number("high", |cell| cell.interval.map(|interval| interval.1)),
             PolarsColumn::new("best".into(), figures.iter().map(|figure| figure.best).collect::<Vec<bool>>()),

@@ -93,6 +93,17 @@ fn bold_needs_a_paired_test_in_every_run_or_intervals_apart() {
     assert_eq!(best(&[agreeing.clone(), other_way]), [false, false], "runs disagree");
     let lower = |a: f64, b: f64| vec![row("dino", "ece", None, 0, Some(a)), row("gen_dino", "ece", None, 0, Some(b))];
     assert_eq!(best(&[run("a", lower(0.1, 0.3))]), [true, false]);
+    // What draws or seeds alone tell apart, other test items may not.
+    let drawn = |encoder: &str, seed, value| ResultRow {
+        low: None,
+        high: None,
+        ..row(encoder, "accuracy", None, seed, Some(value))
+    };
+    let draws = (0..5).flat_map(|seed| [drawn("dino", seed, 0.5), drawn("gen_dino", seed, 0.7)]).collect();
+    assert_eq!(best(&[run("a", draws)]), [false, false]);
+    let near =
+        |a: f64, b: f64| vec![row("dino", "cosine", None, 0, Some(a)), row("random", "cosine", None, 0, Some(b))];
+    assert_eq!(best(&[run("a", near(0.5, 0.9))]), [false, false], "of two spaces");
     assert_eq!(
         best(&[run("a", vec![row("dino", "accuracy", None, 0, Some(0.9))])]),
         [false],
@@ -127,7 +138,14 @@ fn the_papers_rows_and_columns() {
     assert!(tex.contains("\\begin{tabular}{lrrr}") && tex.contains("\\multicolumn{3}{c}{panda, abmil}"), "{tex}");
     assert!(tex.contains("\\cmidrule(lr){2-4}") && tex.contains("uni & \\textbf{0.700} & \\textbf{0.700}"), "{tex}");
     assert!(tex.contains("\\caption{Slide-level classification (table 9 of the paper)."), "{tex}");
-    assert!(tex.contains("\\label{tab:table9}") && tex.contains("95 \\% intervals"), "{tex}");
+    assert!(tex.contains("\\label{tab:table9}") && tex.contains("95 \\% bootstrap intervals"), "{tex}");
+
+    // An encoder that lacks slides is marked.
+    let on = |encoder: &str, n| ResultRow { n, ..row(encoder, "accuracy", None, 0, Some(0.5)) };
+    let unlike = super::figures(&[run("a", vec![on("dino", 1000), on("uni", 700)])]);
+    let grid = &paper_tables(&unlike)[0];
+    assert!(markdown(grid).contains("| uni | 0.500 § |") && markdown(grid).contains("§: on fewer test items"));
+    assert!(latex(grid).contains("uni & 0.500$^\\S$") && !markdown(grid).contains("DINO | 0.500 §"), "{}", latex(grid));
 
     let general = general_tables(&figures);
     assert_eq!(general.iter().map(|grid| grid.id.as_str()).collect::<Vec<_>>(), ["slide_panda", "knn_imagenet"]);

@@ -124,10 +124,21 @@ impl Database {
         let distractors = more(&settings.distractors)?;
         let learnt_from = more(&settings.whitening)?;
         let dim = 2 * judged.encoder.config.model.dim;
+        let mut whitening = None;
+        match learnt_from.map(|features| Whitening::learn(&features.values, dim)) {
+            Some(Ok(learnt)) => whitening = Some(learnt),
+            // Without whitening it can be scored all the same.
+            Some(Err(error)) => found.failures.push(Failure {
+                stage: "copies".into(),
+                item: format!("{}, whitening", judged.name),
+                reason: error.to_string(),
+            }),
+            None => {}
+        }
         Ok(Self {
             originals: embedded(run, judged, originals, source, found)?,
             distractors: distractors.map(|features| (name_of(&settings.distractors), features)),
-            whitening: learnt_from.map(|features| Whitening::learn(&features.values, dim)).transpose()?,
+            whitening,
         })
     }
 

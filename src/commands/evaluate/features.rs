@@ -44,7 +44,10 @@ pub(super) fn of(
     let one = |index: usize| {
         let feature = feature(index);
         progress.advance(1);
-        feature.map_err(|error| format!("{error:#}"))
+        match feature.map_err(|error| format!("{error:#}"))? {
+            values if values.iter().all(|value| value.is_finite()) => Ok(values),
+            _ => Err("its features are no finite numbers".to_owned()),
+        }
     };
     let all: Vec<Result<Vec<f32>, String>> = pool.install(|| (0..count).into_par_iter().map(one).collect());
     let mut features = Features { kept: Vec::new(), values: Vec::new(), failed: Vec::new() };

@@ -21,16 +21,11 @@ pub(super) struct Foreign {
 }
 
 /// The folders that `evaluate.slide.features` names.
-///
-/// # Errors
-/// A folder without features of any slide of the cohort.
-pub(super) fn foreign_features(run: &Run, cohort: &Cohort) -> Result<Vec<Foreign>> {
+pub(super) fn foreign_features(run: &Run, cohort: &Cohort) -> Vec<Foreign> {
     let found = |folder: &PathBuf| {
         let file = |slide: &SlideRecord| (slide.id.clone(), folder.join(format!("{}.h5", slide.id)));
-        let files: Vec<_> = cohort.slides.iter().map(file).filter(|(_, file)| file.is_file()).collect();
-        let none = || format!("evaluate.slide.features: {} holds no <slide id>.h5 of this cohort", folder.display());
-        ensure!(!files.is_empty(), none());
-        Ok(Foreign { folder: folder.clone(), files })
+        let files = cohort.slides.iter().map(file).filter(|(_, file)| file.is_file()).collect();
+        Foreign { folder: folder.clone(), files }
     };
     run.experiment.evaluate.slide.features.iter().map(found).collect()
 }
@@ -47,7 +42,13 @@ impl Foreign {
     }
 
     /// The features of the labelled slides, under a name that is none of `taken`. A file that cannot be read, is empty or of another width is listed.
+    ///
+    /// # Errors
+    /// A folder without features of any slide of the cohort that can be read.
     pub(super) fn stored(&self, labelled: &[&SlideRecord], taken: &[String], scores: &mut Scores) -> Result<Stored> {
+        let none =
+            || format!("evaluate.slide.features: {} holds no <slide id>.h5 of this cohort", self.folder.display());
+        ensure!(!self.files.is_empty(), none());
         let mut listed = Vec::new();
         let mut left_out = |slide: &str, reason: String| {
             listed.push(slide.to_owned());

@@ -271,10 +271,12 @@ fn current_of(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[
     stored(run, benchmark, &header)
 }
 
-/// Adds what a benchmark gives at a place, for every encoder.
+/// Adds what a benchmark gives at a place, for every encoder. One that cannot be scored is listed, and is an error where it is so
+/// with all of them.
 fn judge(run: &Run, benchmark: Benchmark, place: &Place, trained: &[Trained], found: &mut Found) -> Result<()> {
     let device = device::open(run.device)?;
     let untrained = benchmark.baselines(run).contains(&Baseline::Random);
+    let (mut judged_any, mut refused) = (false, None);
     // One encoder in memory at a time.
     for trained in trained.iter().map(Some).chain(untrained.then_some(None)) {
         let judged = match trained {
@@ -287,13 +289,24 @@ fn judge(run: &Run, benchmark: Benchmark, place: &Place, trained: &[Trained], fo
             },
             None => Judged { name: UNTRAINED_NAME.into(), encoder: embed::untrained(run)? },
         };
-        match benchmark {
-            Benchmark::Video => video::video(run, &judged, place, found)?,
-            Benchmark::Retrieval => retrieval::retrieval(run, &judged, place, found)?,
-            Benchmark::Copies => copies::copies(run, &judged, place, found)?,
+        let done = match benchmark {
+            Benchmark::Video => video::video(run, &judged, place, found),
+            Benchmark::Retrieval => retrieval::retrieval(run, &judged, place, found),
+            Benchmark::Copies => copies::copies(run, &judged, place, found),
+        };
+        match done {
+            Ok(()) => judged_any = true,
+            Err(error) => {
+                let (stage, item) = (benchmark.stage().to_owned(), judged.name);
+                found.failures.push(Failure { stage, item, reason: format!("it could not be scored: {error:#}") });
+                refused.get_or_insert(error);
+            }
         }
     }
-    Ok(())
+    match refused {
+        Some(error) if !judged_any => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Removes what benchmarks that are no longer asked for made of encoders that are no longer these, or failed to make.

@@ -140,16 +140,15 @@ fn left_out(folder: &ImageFolder, table: &EmbeddingTable) -> Vec<Failure> {
     let missing = |&index: &usize| embedded.next_if(|key| **key == folder.key(index)).is_none();
     let failure = |index: usize| {
         let item = folder.key(index).item;
-        let reason = read_image(&folder.root().join(&item)).err().map_or_else(
-            || "it could not be read when its features were computed".to_owned(),
-            |error| error.to_string(),
-        );
+        let reason = read_image(&folder.root().join(&item))
+            .err()
+            .map_or_else(|| "it gave no features when they were computed".to_owned(), |error| error.to_string());
         Failure { stage: "evaluate".into(), item, reason }
     };
     (0..folder.len()).filter(missing).map(failure).collect()
 }
 
-/// Embeds some images of a source under a progress bar; those that cannot be read are added to `failures`.
+/// Embeds some images of a source under a progress bar; those that give no features are added to `failures`.
 #[allow(clippy::too_many_arguments)] // all of them are what is embedded, by what, and how it is told
 pub(super) fn embedded(
     run: &Run,
@@ -164,9 +163,13 @@ pub(super) fn embedded(
     let progress = Progress::new("evaluate", indices.len() as u64, "images");
     let advance = |count| progress.advance(count as u64);
     let threads = (run.threads, embed::workers(run));
-    let embedded = embed::features(encoder, blocks, source, indices, settings, threads, advance)?;
-    for failure in &embedded.failures {
-        let failure = unreadable("evaluate", failure);
+    let mut embedded = embed::features(encoder, blocks, source.clone(), indices, settings, threads, advance)?;
+    let unusable = embed::take_unusable(&mut embedded, blocks * encoder.dim()).into_iter().map(|index| Failure {
+        stage: "evaluate".into(),
+        item: source.key(index).item,
+        reason: "its features are no finite numbers: it counts in no score of them".into(),
+    });
+    for failure in embedded.failures.iter().map(|failure| unreadable("evaluate", failure)).chain(unusable) {
         if !failures.contains(&failure) {
             failures.push(failure);
         }

@@ -77,10 +77,10 @@ pub(super) fn robustness(run: &Run, images: &ImageSets, own: &Own, heads: &Heads
         };
         let last = probed.last_block(&probed.train.table.values);
         let classifiers = Classifiers { run, probed: &probed, encoder, head, last, device: device::open(run.device)? };
-        if settings.tissue {
-            tissue(&classifiers, test, &mut scores)?;
+        let shifted = if settings.tissue { tissue(&classifiers, test, &mut scores) } else { Ok(()) };
+        if let Err(error) = shifted.and_then(|()| imagenet::sets(&classifiers, &mut scores)) {
+            scores.failures.push(failed(&name, &error));
         }
-        imagenet::sets(&classifiers, &mut scores)?;
     }
     Ok(scores)
 }

@@ -9,7 +9,7 @@ use evaluation::bag::StreamedBags;
 use evaluation::bootstrap::Bootstrap;
 use evaluation::comparison::{self, Comparison};
 use evaluation::metric::Predictions;
-use evaluation::mil::{CrossValidation, FoldScores, HeadKind, SlideScore, score_all};
+use evaluation::mil::{CrossValidated, CrossValidation, FoldScores, HeadKind, SlideScore, score_all};
 use evaluation::paired::Exchanges;
 use evaluation::scored::{self, Scored};
 use evaluation::table::{DataFrame, ResultRow, write_csv, write_parquet};
@@ -87,13 +87,11 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
     }
     let mut scored = Vec::new();
     // One encoder or head that cannot be scored should not cost the rows of the others.
-    let (mut refused, mut unusable): (Option<anyhow::Error>, Option<anyhow::Error>) = (None, None);
     let mut score =
         |stored: &Stored, scores: &mut Scores| match score_slides(run, cohort, &labelled, stored, evaluation, scores) {
             Ok(found) => scored.extend(found),
             Err(error) => {
                 scores.failures.push(failure(&stored.name, format!("it could not be scored: {error:#}")));
-                refused.get_or_insert(error);
             }
         };
     for (name, own) in names.filter_map(|name| own.map(|own| (name, own))) {
@@ -110,7 +108,7 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
         score(&stored, &mut scores);
     }
     let mut names: Vec<String> = [ENCODER_NAME, UNTRAINED_NAME].iter().chain(&trained).map(|n| n.to_string()).collect();
-    for foreign in foreign_features(run, cohort)? {
+    for foreign in foreign_features(run, cohort) {
         match foreign.stored(&labelled, &names, &mut scores) {
             Ok(stored) => {
                 names.push(stored.name.clone());
@@ -119,12 +117,12 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
             Err(error) => {
                 let folder = foreign.folder().display();
                 scores.failures.push(failure(&folder.to_string(), format!("it could not be scored: {error:#}")));
-                unusable.get_or_insert(error);
             }
         }
     }
-    if let (true, Some(error)) = (scored.is_empty(), refused.or(unusable)) {
-        return Err(error);
+    if scored.is_empty() {
+        // The reasons are among the failures.
+        return Ok(Scores { failures: scores.failures, ..Scores::default() });
     }
     if !scores.heads.is_empty() {
         let encoders = std::mem::take(&mut scores.heads);
@@ -201,21 +199,25 @@ fn score_slides(
         }
     }
     let folds = among(&dealt, &all, &subjects);
+    let mut left_out = Vec::new();
     for (number, (dealt, fold)) in dealt.iter().zip(&folds).enumerate() {
-        for (part, before, left) in [
+        let parts = [
             ("train", &dealt.train, &fold.train),
             ("validation", &dealt.validation, &fold.validation),
             ("test", &dealt.test, &fold.test),
-        ] {
-            ensure!(
-                left.is_empty() <= before.is_empty(),
-                "no slide of fold {number}'s {part} part has usable features: {} of {} labelled slides have none, the first of them \
-                 {}",
-                labelled.len() - slides.len(),
-                labelled.len(),
-                labelled.iter().find(|slide| slides.iter().all(|s| s.id != slide.id)).map_or("", |slide| &slide.id)
-            );
-        }
+        ];
+        let Some((part, ..)) = parts.iter().find(|(_, before, left)| left.is_empty() && !before.is_empty()) else {
+            continue;
+        };
+        let reason = format!(
+            "no slide of fold {number}'s {part} part has usable features: {} of {} labelled slides have none, the first of them {}",
+            labelled.len() - slides.len(),
+            labelled.len(),
+            labelled.iter().find(|slide| slides.iter().all(|s| s.id != slide.id)).map_or("", |slide| &slide.id)
+        );
+        ensure!(folds.len() > left_out.len() + 1, reason);
+        scores.failures.push(failure(&format!("{name}, fold {number}"), reason));
+        left_out.push(number);
     }
     for (item, reason) in absent_classes(&folds, &subjects, &cohort.classes) {
         scores.failures.push(failure(&format!("{name}, {item}"), reason));
@@ -238,6 +240,8 @@ fn score_slides(
         seeds: &settings.seeds,
         device: &device.clone().autodiff(),
         workers: if run.device == DeviceChoice::Cpu { run.threads } else { 1 },
+        left_out: &left_out,
+        keep_attention: false,
     };
     // Heads on an untrained network show nothing worth a look.
     let keep = settings.keep_heads && name != UNTRAINED_NAME;
@@ -265,7 +269,7 @@ fn score_slides(
             seeds: settings.seeds.clone(),
         });
     }
-    tabulate(run, cohort, stored, folds.len() == 1, &predicted, scores)
+    tabulate(run, cohort, stored, folds.len(), &predicted, scores)
 }
 
 /// The slides with features that can be learnt from, and their files; the others are listed.
@@ -281,7 +285,7 @@ fn usable<'a>(
             failures.push(failure);
         }
     };
-    let (mut slides, mut paths) = (Vec::new(), Vec::new());
+    let (mut slides, mut paths, mut allowed) = (Vec::new(), Vec::new(), Vec::new());
     for (&slide, file) in labelled.iter().zip(&stored.files) {
         match file {
             Some(file) => match fault(file, stored.dim) {
@@ -291,12 +295,17 @@ fn usable<'a>(
                     paths.push(file);
                 }
             },
-            None if run.experiment.data.allow_missing || stored.listed.contains(&slide.id) => {}
+            None if stored.listed.contains(&slide.id) => {}
+            None if run.experiment.data.allow_missing => allowed.push(&slide.id),
             None => {
                 let name = &stored.name;
                 left_out(slide, &format!("labelled, but without features of {name}: it counts in no score of these"));
             }
         }
+    }
+    if let [first, more @ ..] = &allowed[..] {
+        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        eprintln!("evaluate: {}: no features of {first}{more}, which count in no score of it (allowed)", stored.name);
     }
     if slides.iter().any(|slide| slide.split.is_some()) {
         let unsplit = slides.iter().filter(|slide| slide.split.is_none());
@@ -327,9 +336,11 @@ fn train(
             keeper.map_or(Ok(()), |keeper| keeper.keep(trained))
         });
         match trained {
-            Ok(scores) => {
-                predicted.extend(scores);
+            Ok(CrossValidated { folds, refused }) => {
+                predicted.extend(folds);
                 heads.push(head);
+                let reasons = refused.into_iter().map(|error| error.to_string());
+                failures.extend(reasons.map(|reason| failure(&format!("{encoder}, {}", head.name()), reason)));
             }
             Err(error) => {
                 failures.push(failure(&format!("{encoder}, {}", head.name()), error.to_string()));
@@ -355,17 +366,18 @@ pub(super) fn failure(item: &str, reason: String) -> Failure {
     Failure { stage: "evaluate".into(), item: item.into(), reason }
 }
 
-/// Rows of every fold, and of all folds pooled where the split is not `given`; the test slides of each head and seed.
+/// Rows of every fold, and of all `folds` pooled where the split is not given; the test slides of each head and seed. What lacks a
+/// fold is not pooled, nor held against what lacks none.
 fn tabulate(
     run: &Run,
     cohort: &Cohort,
     Stored { name, .. }: &Stored,
-    given: bool,
+    folds: usize,
     predicted: &[FoldScores],
     scores: &mut Scores,
 ) -> Result<Vec<Scored>> {
     let settings = &run.experiment.evaluate.slide;
-    let bootstrap = bootstrap(run);
+    let (bootstrap, given) = (bootstrap(run), folds == 1);
     let mut scored = Vec::new();
     let trained = |head: &&HeadKind| predicted.iter().any(|prediction| prediction.head == **head);
     for &head in settings.aggregators.iter().filter(trained) {
@@ -382,7 +394,8 @@ fn tabulate(
             let base = ResultRow { fold, ..base.clone() };
             scores.rows.extend(rows_for(&base, prediction.seed, &prediction.scores, cohort, &bootstrap)?.0);
         }
-        for &seed in &settings.seeds {
+        let whole = |seed: u64| of_head().filter(|prediction| prediction.seed == seed).count() == folds;
+        for &seed in settings.seeds.iter().filter(|&&seed| whole(seed)) {
             let of_seed = Scored::of(name, head.name(), seed, of_head().filter(|prediction| prediction.seed == seed));
             let (rows, predictions) = rows_for(&base, seed, &of_seed.slides, cohort, &bootstrap)?;
             // Of random splits a slide may be tested in several: there is nothing to pool.
