@@ -137,20 +137,21 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
                     _ => "robustness",
                 };
                 lost.push(slides::failure(item, format!("{error:#}")));
+                tell(&lost[lost.len() - 1..]);
                 continue;
             }
             scores => scores?,
         };
         match scores.rows.is_empty() && !scores.failures.is_empty() {
-            true => lost.extend(scores.failures),
+            true => {
+                tell(&scores.failures);
+                lost.extend(scores.failures);
+            }
             false => kept::keep(run, &header, one, scores)?,
         }
-        if task != Task::All && !lost.is_empty() {
-            lost.iter().for_each(|failure| eprintln!("evaluate: {}: {}", failure.item, failure.reason));
-            bail!("nothing could be scored, for the reasons above");
-        }
+        ensure!(task == Task::All || lost.is_empty(), "nothing could be scored, for the reasons above");
     }
-    let nothing = !lost.is_empty();
+    let told = lost.clone();
     asked.push(task);
     asked.sort_unstable();
     asked.dedup();
@@ -160,15 +161,17 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         _ => own_images::current(run, input, encoders),
     };
     let scores = gather(run, &header, &asked, own_rows, lost)?;
-    for failure in &scores.failures {
-        eprintln!("evaluate: {}: {}", failure.item, failure.reason);
-    }
+    tell(scores.failures.iter().filter(|failure| !told.contains(failure)));
     match scores.rows.is_empty() {
-        true if nothing => bail!("nothing could be scored, for the reasons above"),
+        true if !told.is_empty() => bail!("nothing could be scored, for the reasons above"),
         true => eprintln!("evaluate: no labelled test items, so there is nothing to score"),
         false => say!("{}", ResultTable::new(&scores.rows)?.markdown()?)?,
     }
     Ok(())
+}
+
+fn tell<'a>(failures: impl IntoIterator<Item = &'a Failure>) {
+    failures.into_iter().for_each(|failure| eprintln!("evaluate: {}: {}", failure.item, failure.reason));
 }
 
 /// The benchmarks that a task consists of: itself, or what the data allow and the settings ask for.

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use hdf5::types::{FixedAscii, FixedUnicode, TypeDescriptor, VarLenAscii, VarLenUnicode};
 use hdf5::{Dataset, File, H5Type, Location};
@@ -190,11 +191,25 @@ pub(super) fn header_text(path: &Path) -> Result<Option<String>> {
     }))
 }
 
+/// How often, and how long each time, a file that is locked is waited for.
+const LOCK_TRIES: usize = 10;
+const LOCK_WAIT: Duration = Duration::from_millis(50);
+
 fn open(path: &Path) -> Result<File> {
     // libhdf5's own messages do not tell a missing file from a damaged one.
     std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    File::open(path).map_err(|e| match e.to_string() {
-        locked if locked.contains("unable to lock file") => Error::io(
+    let is_locked = |e: &hdf5::Error| e.to_string().contains("unable to lock file");
+    let mut opened = File::open(path);
+    // Who has just written it may not have let go yet.
+    for _ in 0..LOCK_TRIES {
+        if !opened.as_ref().is_err_and(is_locked) {
+            break;
+        }
+        std::thread::sleep(LOCK_WAIT);
+        opened = File::open(path);
+    }
+    opened.map_err(|e| match e.to_string() {
+        _ if is_locked(&e) => Error::io(
             path,
             std::io::Error::other(
                 "another program has locked it, or its file system has no locks: wait, or set HDF5_USE_FILE_LOCKING=FALSE",
