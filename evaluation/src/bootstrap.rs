@@ -54,7 +54,8 @@ impl Bootstrap {
     /// higher than the figure itself, often all of them. Its interval is moved by the difference of their mean to the figure
     /// (the bootstrap's estimate of that bias; Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 10).
     ///
-    /// A mean over classes has no value on a resample that lacks a class of the items: it would be a mean over others.
+    /// A mean over classes has no value on a resample that lacks a class of the items: it would be a mean over others. Where that
+    /// is so of three in four resamples, which several classes of a single item bring about, it has no interval.
     ///
     /// Metrics that rank all items once for every class have no interval where that would take hours: with the 1,000 classes
     /// and 50,000 items of ImageNet.
@@ -82,8 +83,11 @@ impl Bootstrap {
             })
             .collect();
         let interval = |(at, &metric): (usize, &Metric)| {
-            let values: Vec<f64> = drawn.iter().filter_map(|resample| resample[at]).collect();
+            let mut values: Vec<f64> = drawn.iter().filter_map(|resample| resample[at]).collect();
             let (value, skipped) = (predictions.value(metric), resamples - values.len());
+            if metric.averages_classes() && 4 * skipped > 3 * resamples {
+                values.clear();
+            }
             let bias = match (metric, value) {
                 (Metric::Ece, Some(value)) => values.iter().sum::<f64>() / values.len().max(1) as f64 - value,
                 _ => 0.0,

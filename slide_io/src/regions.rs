@@ -255,7 +255,7 @@ pub struct Drawn {
 ///
 /// # Errors
 /// Those of [`Regions::read`]; for images [`Error::Unsupported`] if the shape is not the slide's (with the
-/// sizes), if it is compressed with losses, which moves borders, or of a kind that is not read; and [`Error::BadFile`]
+/// sizes), if it is compressed with losses, which moves borders, a TIFF of other than 8 bits, or of a kind that is not read; and [`Error::BadFile`]
 /// for a damaged one.
 pub fn read_mask(path: &Path, found: &Mask, slide: Size) -> Result<Drawn> {
     let size = found.size();

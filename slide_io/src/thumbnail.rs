@@ -45,6 +45,7 @@ pub(crate) fn read_mended(slide: &Slide, out: Size) -> Result<(RgbImage, Vec<Dam
     let resolution = slide.resolution_for_overview(factor);
     let level = slide.resolutions()[resolution];
     let damaged = Mutex::new(Vec::new());
+    let descents = AtomicU64::new(0);
     let (whole, lost) = (AtomicU64::new(0), AtomicU64::new(0));
     let image = shrink(level.size, out, BLOCK, slide.shift(resolution), |x, y, size| {
         whole.fetch_add(area(size), Ordering::Relaxed);
@@ -52,7 +53,7 @@ pub(crate) fn read_mended(slide: &Slide, out: Size) -> Result<(RgbImage, Vec<Dam
             Err(Error::BadFile { .. }) => {}
             result => return result,
         }
-        let (image, cells, unread) = read_around_damage(slide, resolution, (x, y), size)?;
+        let (image, cells, unread) = read_around_damage(slide, resolution, (x, y), size, &descents)?;
         lost.fetch_add(unread, Ordering::Relaxed);
         damaged.lock().unwrap_or_else(PoisonError::into_inner).extend(cells);
         Ok(image)
@@ -78,12 +79,13 @@ pub(crate) struct Damaged {
 }
 
 /// A rectangle of a resolution read tile by tile. What a damaged tile hides comes from the next finer level, as long as there
-/// is one; the rest is white, listed, and counted in pixels.
+/// is one and no more than [`MOST_DESCENTS`] were taken from them; the rest is white, listed, and counted in pixels.
 fn read_around_damage(
     slide: &Slide,
     resolution: usize,
     (x, y): (i64, i64),
     size: Size,
+    descents: &AtomicU64,
 ) -> Result<(RgbImage, Vec<Damaged>, u64)> {
     let tile = slide.tile(resolution);
     let (right, bottom) = (x + i64::from(size.width), y + i64::from(size.height));
@@ -98,9 +100,9 @@ fn read_around_damage(
         for columns in edges(x, right, tile.width).windows(2) {
             let cell = Size::new((columns[1] - columns[0]) as u32, (rows[1] - rows[0]) as u32);
             let part = match slide.read_at(resolution, columns[0], rows[0], cell) {
-                Err(Error::BadFile { what, .. }) => match slide.finer_level(resolution) {
+                Err(Error::BadFile { what, .. }) => match below(slide, resolution, cell, descents) {
                     Some(finer) => {
-                        let from_finer = read_finer(slide, (resolution, finer), (columns[0], rows[0]), cell)?;
+                        let from_finer = read_finer(slide, (resolution, finer), (columns[0], rows[0]), cell, descents)?;
                         let (part, below, lost) = from_finer;
                         damaged.extend(below);
                         unread += if lost { area(cell) } else { 0 };
@@ -125,12 +127,25 @@ fn read_around_damage(
     Ok((image, damaged, unread))
 }
 
+/// Damaged tiles of an overview that are looked for in finer levels, at most: a slide that is damaged throughout is not read
+/// tile by tile down to level 0.
+const MOST_DESCENTS: u64 = 256;
+
+/// The finer level in which to look for a damaged part of a resolution.
+fn below(slide: &Slide, resolution: usize, cell: Size, descents: &AtomicU64) -> Option<usize> {
+    let finer = slide.finer_level(resolution)?;
+    let ratio = slide.resolutions()[resolution].downsample / slide.resolutions()[finer].downsample;
+    let fits = area(cell) as f64 * ratio * ratio <= f64::from(BLOCK) * f64::from(BLOCK);
+    (fits && descents.fetch_add(1, Ordering::Relaxed) < MOST_DESCENTS).then_some(finer)
+}
+
 /// A rectangle of a resolution made from a finer one, what of that is damaged, and whether that is all of it.
 fn read_finer(
     slide: &Slide,
     (resolution, finer): (usize, usize),
     (x, y): (i64, i64),
     size: Size,
+    descents: &AtomicU64,
 ) -> Result<(RgbImage, Vec<Damaged>, bool)> {
     let (coarse, fine) = (slide.resolutions()[resolution], slide.resolutions()[finer]);
     let ratio = coarse.downsample / fine.downsample;
@@ -142,7 +157,7 @@ fn read_finer(
     };
     let (left, width) = along(x, size.width, fine.size.width);
     let (top, height) = along(y, size.height, fine.size.height);
-    let (image, damaged, unread) = read_around_damage(slide, finer, (left, top), Size::new(width, height))?;
+    let (image, damaged, unread) = read_around_damage(slide, finer, (left, top), Size::new(width, height), descents)?;
     let lost = unread == area(Size::new(width, height));
     Ok((image::imageops::thumbnail(&image, size.width, size.height), damaged, lost))
 }

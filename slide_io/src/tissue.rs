@@ -248,13 +248,16 @@ impl TissueMask {
         }
         let (least, most) = params.thresholds();
         let threshold = filter::otsu(&histogram).clamp(least, most);
-        let mut data: Vec<bool> = measure.iter().zip(&stainable).map(|(&m, &ok)| ok && m > threshold).collect();
-        let blank = !data.contains(&true);
-        filter::fill_holes(&mut data, width, height, pixels(params.max_hole_mm2));
+        let mut data: Vec<bool> = measure.iter().map(|&m| m > threshold).collect();
+        let blank = !data.iter().zip(&stainable).any(|(&above, &ok)| above && ok);
+        let and_stainable = |data: &mut [bool]| data.iter_mut().zip(&stainable).for_each(|(pixel, &ok)| *pixel &= ok);
         if params.method == TissueMethod::Entropy {
             // A window sees what lies half its side away; a straight edge, as where two scans meet, then leaves nothing.
+            filter::fill_holes(&mut data, width, height, pixels(params.max_hole_mm2));
             filter::erode(&mut data, width, height, ENTROPY_RADIUS);
         }
+        and_stainable(&mut data);
+        filter::fill_holes(&mut data, width, height, pixels(params.max_hole_mm2));
         filter::remove_pieces(&mut data, width, height, pixels(params.min_piece_mm2));
         let radius = |um: f64| (params.dilate_um / um).round() as usize;
         filter::dilate(&mut data, width, height, radius(um_x), radius(um_y));

@@ -125,10 +125,10 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     }
     let mut fitted = linear::Heads::new();
     // What fails costs itself alone where all are asked for, and is tried again the next time.
-    let mut lost = Vec::new();
+    let (mut lost, mut main_lost) = (Vec::new(), false);
     for one in todo {
         let scores = match score(run, one, input, own.as_ref(), &header, &mut fitted) {
-            Err(error) if task == Task::All => {
+            Err(error) if task == Task::All && !(one == Task::Slide && slides::is_of_the_disk(&error)) => {
                 let item = match one {
                     Task::Knn => "k-NN",
                     Task::Slide => "slides",
@@ -137,6 +137,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
                     _ => "robustness",
                 };
                 lost.push(slides::failure(item, format!("{error:#}")));
+                main_lost |= matches!(one, Task::Knn | Task::Slide);
                 tell(&lost[lost.len() - 1..]);
                 continue;
             }
@@ -144,6 +145,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         };
         match scores.rows.is_empty() && !scores.failures.is_empty() {
             true => {
+                main_lost |= matches!(one, Task::Knn | Task::Slide);
                 tell(&scores.failures);
                 lost.extend(scores.failures);
             }
@@ -163,7 +165,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     let scores = gather(run, &header, &asked, own_rows, lost)?;
     tell(scores.failures.iter().filter(|failure| !told.contains(failure)));
     match scores.rows.is_empty() {
-        true if !told.is_empty() => bail!("nothing could be scored, for the reasons above"),
+        true if main_lost => bail!("nothing could be scored, for the reasons above"),
         true => eprintln!("evaluate: no labelled test items, so there is nothing to score"),
         false => say!("{}", ResultTable::new(&scores.rows)?.markdown()?)?,
     }

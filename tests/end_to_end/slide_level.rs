@@ -41,6 +41,52 @@ fn bad_features_cost_one_slide_each() {
 }
 
 #[test]
+fn a_folder_without_features_costs_itself_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(16);
+    let cohort = FeatureCohort::write(root.path(), &names, &csv(&names));
+    let run = root.path().join("run");
+    let both = format!("evaluate.slide.features=[{:?}, {:?}]", cohort.folder(), root.path().join("features_typo"));
+    cohort.evaluate(&run, &["--set", "evaluate.slide.folds=3", "--set", &both]).with_code(3);
+    let found = reasons(&run);
+    let why = "holds no <slide id>.h5 of this cohort";
+    assert!(found.len() == 1 && found[0].0.ends_with("features_typo") && found[0].1.contains(why), "{found:?}");
+    let rows = table(&run.join("results/results.csv"));
+    assert!(rows.iter().any(|row| row["encoder"] == "uni" && row["n"] == "16" && row["fold"].is_empty()), "{rows:?}");
+}
+
+#[test]
+fn a_fold_whose_test_slides_cannot_be_used_costs_itself_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(16);
+    let cohort = FeatureCohort::write(root.path(), &names, &csv(&names));
+    for slide in ["s00", "s01"] {
+        fs::write(cohort.folder().join(format!("{slide}.h5")), b"no HDF5").unwrap();
+    }
+    let split = |number: usize, test: [&str; 2]| {
+        let train: Vec<&str> = names.iter().map(|(name, _)| &name[..]).filter(|name| !test.contains(name)).collect();
+        let line = |row: usize| format!("{row},{},,{}\n", train[row], test.get(row).unwrap_or(&""));
+        let path = root.path().join(format!("splits_{number}.csv"));
+        fs::write(&path, ",train,val,test\n".to_owned() + &(0..train.len()).map(line).collect::<String>()).unwrap();
+        path
+    };
+    let splits = [split(0, ["s00", "s01"]), split(1, ["s04", "s05"]), split(2, ["s06", "s07"])];
+    let (run, splits) = (root.path().join("run"), format!("evaluate.slide.splits={splits:?}"));
+    cohort.evaluate(&run, &["--set", &splits]).with_code(3);
+    let found = reasons(&run);
+    let lost = |item: &str| found.iter().any(|(of, why)| of == item && why.contains("fold 0's test part"));
+    assert!(lost("features_uni, fold 0") || lost("uni, fold 0"), "{found:?}");
+    let rows = table(&run.join("results/results.csv"));
+    let mut folds: Vec<&str> = rows.iter().map(|row| row["fold"].as_str()).collect();
+    folds.sort_unstable();
+    folds.dedup();
+    assert_eq!(folds, ["1", "2"], "nothing is pooled over folds of which one is missing");
+    // The heads that there are can be asked.
+    let shown = gensis(["heatmap", run.to_str().unwrap(), "--slides", "s05"]).with_code(0).stdout;
+    assert!(shown.contains("which has not seen the slide"), "{shown}");
+}
+
+#[test]
 fn features_of_two_encoders_in_a_folder_are_not_mixed() {
     let root = tempfile::tempdir().unwrap();
     let names = names(12);

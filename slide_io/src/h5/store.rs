@@ -256,8 +256,8 @@ fn features(file: &File, path: &Path) -> Said<Features> {
     Ok(Features { encoder: string(&dataset, "encoder").unwrap_or_default(), dim, values, coordinates })
 }
 
-/// More bytes than this for every byte of the file are no compression but a dataset that claims what was never written, and
-/// would be allocated; small ones may.
+/// More bytes than this for every byte of the file: features and coordinates compress by ten or so, and a dataset that claims
+/// what was never written would be allocated. Small ones may.
 const MAX_INFLATION: u64 = 256;
 const ALWAYS_READ: u64 = 64 << 20;
 

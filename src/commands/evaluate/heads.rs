@@ -51,6 +51,9 @@ pub(in crate::commands) struct EncoderHeads {
     pub heads: Vec<HeadKind>,
     /// Seeds of the trainings.
     pub seeds: Vec<u64>,
+    /// Heads that could not be trained.
+    #[serde(default)]
+    pub untrained: Vec<HeadPlace>,
 }
 
 /// A slide, or a patient.
@@ -65,12 +68,20 @@ pub(in crate::commands) struct KeptSubject {
 }
 
 impl EncoderHeads {
-    /// The subjects that are tested, as places in `subjects`, each with the first fold that does: in turn one of every class, in
-    /// the order of the cohort.
+    /// The heads of a kind and seed that there are, fold by fold.
+    pub fn places(&self, kind: HeadKind, seed: u64) -> impl Iterator<Item = HeadPlace> {
+        let all = (0..self.folds.len()).map(move |fold| HeadPlace { kind, fold, seed });
+        all.filter(|place| !self.untrained.contains(place))
+    }
+
+    /// The subjects that are tested, as places in `subjects`, each with the first fold that does and has all its heads: in turn
+    /// one of every class, in the order of the cohort.
     pub fn tested(&self) -> Vec<(usize, usize)> {
         let mut by_class: BTreeMap<Option<u32>, Vec<(usize, usize)>> = BTreeMap::new();
         for (place, subject) in self.subjects.iter().enumerate() {
-            if let Some(fold) = self.folds.iter().position(|fold| fold.test.contains(&place)) {
+            let whole = |number: usize| self.untrained.iter().all(|head| head.fold != number);
+            let tests = |(number, fold): (usize, &Fold)| whole(number) && fold.test.contains(&place);
+            if let Some(fold) = self.folds.iter().enumerate().position(tests) {
                 by_class.entry(subject.label).or_default().push((place, fold));
             }
         }
@@ -80,7 +91,7 @@ impl EncoderHeads {
 }
 
 /// One head among those of an encoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::commands) struct HeadPlace {
     pub kind: HeadKind,
     pub fold: usize,
@@ -231,7 +242,12 @@ mod tests {
             folds: vec![fold(&[0, 3]), fold(&[2, 4])],
             heads: vec![HeadKind::Abmil],
             seeds: vec![0],
+            untrained: vec![],
         };
         assert_eq!(heads.tested(), [(0, 0), (3, 0), (2, 1), (4, 1)], "subject 1 is tested in no fold");
+        let lost = HeadPlace { kind: HeadKind::Abmil, fold: 0, seed: 0 };
+        let heads = EncoderHeads { untrained: vec![lost], ..heads };
+        assert_eq!(heads.tested(), [(2, 1), (4, 1)], "fold 0 has no head");
+        assert_eq!(heads.places(HeadKind::Abmil, 0).map(|place| place.fold).collect::<Vec<_>>(), [1]);
     }
 }

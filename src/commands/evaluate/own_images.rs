@@ -42,6 +42,8 @@ pub(super) struct Found {
     pub objects: Vec<(String, Vec<ObjectScores>)>,
     /// What rows of other data sets, scored before by the same encoders, depend on.
     pub beside: Vec<Value>,
+    /// Whether an encoder could not be scored, which is tried again the next time.
+    pub incomplete: bool,
 }
 
 impl Found {
@@ -222,7 +224,8 @@ fn scored(run: &Run, benchmark: Benchmark, input: &Input, trained: Option<&[Trai
     let trained = trained.context("there is no encoder of this run: run `gensis pretrain` first")?;
     let place = benchmark.place(run, input)?;
     let header = benchmark_header(run, benchmark, &place, trained)?;
-    if let Some(rows) = stored(run, benchmark, &header) {
+    let whole = run.dir.record(benchmark.stage()).is_some_and(|record| record.summary["incomplete"] != true);
+    if let Some(rows) = stored(run, benchmark, &header).filter(|_| whole) {
         eprintln!("{}: up to date", benchmark.stage());
         return Ok(rows);
     }
@@ -299,6 +302,7 @@ fn judge(run: &Run, benchmark: Benchmark, place: &Place, trained: &[Trained], fo
             Err(error) => {
                 let (stage, item) = (benchmark.stage().to_owned(), judged.name);
                 found.failures.push(Failure { stage, item, reason: format!("it could not be scored: {error:#}") });
+                found.incomplete = true;
                 refused.get_or_insert(error);
             }
         }
@@ -341,7 +345,7 @@ pub(super) fn forget(run: &Run, benchmark: Benchmark) -> Result<()> {
 
 /// Writes the tables and the record of a benchmark.
 pub(super) fn finish(run: &Run, benchmark: Benchmark, header: Value, found: Found) -> Result<()> {
-    let Found { rows, failures, objects, beside } = found;
+    let Found { rows, failures, objects, beside, incomplete } = found;
     for failure in &failures {
         eprintln!("{}: {}: {}", benchmark.stage(), failure.item, failure.reason);
     }
@@ -351,7 +355,7 @@ pub(super) fn finish(run: &Run, benchmark: Benchmark, header: Value, found: Foun
     if !objects.is_empty() {
         write_csv(&score::table(&objects)?, &run.dir.file(video::DETAILS)?)?;
     }
-    let summary = json!({ "rows": rows.len(), "beside": beside });
+    let summary = json!({ "rows": rows.len(), "beside": beside, "incomplete": incomplete });
     run.dir.finish(benchmark.stage(), &StageRecord { header, failures, summary })
 }
 

@@ -77,9 +77,13 @@ pub(super) fn robustness(run: &Run, images: &ImageSets, own: &Own, heads: &Heads
         };
         let last = probed.last_block(&probed.train.table.values);
         let classifiers = Classifiers { run, probed: &probed, encoder, head, last, device: device::open(run.device)? };
-        let shifted = if settings.tissue { tissue(&classifiers, test, &mut scores) } else { Ok(()) };
-        if let Err(error) = shifted.and_then(|()| imagenet::sets(&classifiers, &mut scores)) {
-            scores.failures.push(failed(&name, &error));
+        if settings.tissue
+            && let Err(error) = tissue(&classifiers, test, &mut scores)
+        {
+            scores.failures.push(failed(&format!("{name}, shifted tissue"), &error));
+        }
+        if let Err(error) = imagenet::sets(&classifiers, &mut scores) {
+            scores.failures.push(failed(&format!("{name}, ImageNet's sets"), &error));
         }
     }
     Ok(scores)

@@ -113,8 +113,7 @@ impl<'a> Asked<'a> {
         let mut loaded = Vec::new();
         for &kind in &heads.heads {
             for &seed in &heads.seeds {
-                for fold in 0..heads.folds.len() {
-                    let place = HeadPlace { kind, fold, seed };
+                for place in heads.places(kind, seed) {
                     loaded.push((place, index.head(run.dir.root(), heads, place, device)?));
                 }
             }

@@ -19,7 +19,7 @@ use slide_io::{Cohort, SlideRecord};
 use super::drawn::{confusion, curves};
 use super::foreign::foreign_features;
 use super::given_splits::Unknown;
-use super::heads::{EncoderHeads, HeadIndex, Keeper, KeptSubject, remove_heads};
+use super::heads::{EncoderHeads, HeadIndex, HeadPlace, Keeper, KeptSubject, remove_heads};
 use super::subjects::{Subject, among, folds, subjects};
 use super::submission::{self, Entrant};
 use super::usable::{absent_classes, fault};
@@ -85,11 +85,12 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
         // Otherwise `tile` has listed them.
         scores.failures.extend(sources::missing(run, cohort, "evaluate"));
     }
-    let mut scored = Vec::new();
+    let (mut scored, mut disk) = (Vec::new(), None);
     // One encoder or head that cannot be scored should not cost the rows of the others.
     let mut score =
         |stored: &Stored, scores: &mut Scores| match score_slides(run, cohort, &labelled, stored, evaluation, scores) {
             Ok(found) => scored.extend(found),
+            Err(error) if is_of_the_disk(&error) => drop(disk.get_or_insert(error)),
             Err(error) => {
                 scores.failures.push(failure(&stored.name, format!("it could not be scored: {error:#}")));
             }
@@ -120,7 +121,10 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
             }
         }
     }
-    if scored.is_empty() {
+    if let Some(error) = disk {
+        return Err(error);
+    }
+    if scores.rows.is_empty() {
         // The reasons are among the failures.
         return Ok(Scores { failures: scores.failures, ..Scores::default() });
     }
@@ -128,11 +132,21 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
         let encoders = std::mem::take(&mut scores.heads);
         HeadIndex { evaluation: evaluation.into(), classes: cohort.classes.clone(), encoders }.write(run)?;
     }
+    if scored.is_empty() {
+        return Ok(scores);
+    }
     write_frame(run, SCORES, &scored::table(&scored, &cohort.classes)?)?;
     if settings.permutations > 0 && scored.iter().any(|other| other.encoder != scored[0].encoder) {
         write_frame(run, COMPARISONS, &comparison::table(&compare(&scored, settings, &cohort.classes)?)?)?;
     }
     Ok(scores)
+}
+
+/// Whether an error is one of reading or writing files: it would meet every encoder.
+pub(super) fn is_of_the_disk(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.is::<std::io::Error>() || matches!(cause.downcast_ref(), Some(slide_io::Error::Io { .. })))
 }
 
 fn write_frame(run: &Run, stem: &str, frame: &DataFrame) -> Result<()> {
@@ -219,7 +233,7 @@ fn score_slides(
         scores.failures.push(failure(&format!("{name}, fold {number}"), reason));
         left_out.push(number);
     }
-    for (item, reason) in absent_classes(&folds, &subjects, &cohort.classes) {
+    for (item, reason) in absent_classes(&folds, &left_out, &subjects, &cohort.classes) {
         scores.failures.push(failure(&format!("{name}, {item}"), reason));
     }
     let labels = subjects.iter().map(|subject| subject.label).collect();
@@ -249,15 +263,14 @@ fn score_slides(
     let (heads, predicted) =
         train(&validation, &settings.aggregators, name, keeper.as_ref(), &read, &mut scores.failures)?;
     if let Some(keeper) = &keeper {
-        let entrant = Entrant {
-            cohort,
-            subjects: &subjects,
-            folds: &folds,
-            predicted: &predicted,
-            heads: &heads,
-            keeper,
-            stored,
+        let all = heads.iter().flat_map(|&kind| settings.seeds.iter().map(move |&seed| (kind, seed)));
+        let all = all.flat_map(|(kind, seed)| (0..folds.len()).map(move |fold| HeadPlace { kind, fold, seed }));
+        let trained = |place: &HeadPlace| {
+            let HeadPlace { kind, fold, seed } = *place;
+            predicted.iter().any(|done| (done.head, done.fold, done.seed) == (kind, fold, seed))
         };
+        let untrained = all.filter(|place| !trained(place)).collect();
+        let entrant = Entrant { cohort, subjects: &subjects, predicted: &predicted, heads: &heads, keeper, stored };
         scores.failures.extend(entrant.write(&device)?);
         scores.heads.push(EncoderHeads {
             name: name.clone(),
@@ -267,6 +280,7 @@ fn score_slides(
             folds: folds.clone(),
             heads,
             seeds: settings.seeds.clone(),
+            untrained,
         });
     }
     tabulate(run, cohort, stored, folds.len(), &predicted, scores)
@@ -326,7 +340,7 @@ fn train(
     read: &AtomicU64,
     failures: &mut Vec<Failure>,
 ) -> Result<(Vec<HeadKind>, Vec<FoldScores>)> {
-    let (folds, seeds) = (validation.folds.len(), validation.seeds.len());
+    let (folds, seeds) = (validation.folds.len() - validation.left_out.len(), validation.seeds.len());
     let progress = Progress::new("evaluate", (folds * seeds * wanted.len()) as u64, "folds");
     let start = Instant::now();
     let (mut heads, mut predicted, mut refused) = (Vec::new(), Vec::new(), None);

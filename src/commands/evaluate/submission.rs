@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 use burn::tensor::Device;
 use evaluation::bag::Bag;
 use evaluation::mil::{FoldScores, HeadKind, StoredHead};
-use evaluation::split::Fold;
 use slide_io::manifest::Split;
 use slide_io::{Cohort, SlideRecord, atomic_file, h5};
 
@@ -38,7 +37,6 @@ pub(super) fn check(asked: &Submission, classes: &[String]) -> Result<()> {
 pub(super) struct Entrant<'a> {
     pub cohort: &'a Cohort,
     pub subjects: &'a [Subject],
-    pub folds: &'a [Fold],
     pub predicted: &'a [FoldScores],
     /// Kinds of heads that could be trained.
     pub heads: &'a [HeadKind],
@@ -127,10 +125,8 @@ impl Entrant<'_> {
             return Ok(rows);
         }
         let mut heads: Vec<StoredHead> = Vec::new();
-        for &seed in &self.settings().seeds {
-            for fold in 0..self.folds.len() {
-                heads.push(self.keeper.head(HeadPlace { kind, fold, seed }, device)?);
-            }
+        for FoldScores { fold, seed, .. } in self.predicted.iter().filter(|trained| trained.head == kind) {
+            heads.push(self.keeper.head(HeadPlace { kind, fold: *fold, seed: *seed }, device)?);
         }
         for (slide, file) in slides {
             let bag = Bag::of(&slide.id, h5::read_features(file)?);

@@ -32,10 +32,16 @@ pub(super) fn fault(file: &Path, dim: usize) -> Option<String> {
     ))
 }
 
-/// Classes that a part of a fold lacks, as item and reason: their figures are undefined or left out of the means there.
-pub(super) fn absent_classes(folds: &[Fold], subjects: &[Subject], classes: &[String]) -> Vec<(String, String)> {
+/// Classes that a part of a fold lacks, as item and reason: their figures are undefined or left out of the means there. Folds that
+/// are `left_out` have none.
+pub(super) fn absent_classes(
+    folds: &[Fold],
+    left_out: &[usize],
+    subjects: &[Subject],
+    classes: &[String],
+) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    for (number, fold) in folds.iter().enumerate() {
+    for (number, fold) in folds.iter().enumerate().filter(|(number, _)| !left_out.contains(number)) {
         let present = |part: &[usize]| part.iter().filter_map(|&at| subjects[at].label).collect::<BTreeSet<u32>>();
         let name = if folds.len() == 1 { "the given split".to_owned() } else { format!("fold {number}") };
         for (part, slides, what) in [

@@ -118,8 +118,7 @@ impl Atlas {
         let seeds = encoder.seeds.iter().copied().filter(|seed| choice.seed.is_none_or(|chosen| chosen == *seed));
         let mut heads = Vec::new();
         for seed in seeds {
-            for fold in 0..encoder.folds.len() {
-                let place = HeadPlace { kind, fold, seed };
+            for place in encoder.places(kind, seed) {
                 heads.push((place, index.head(root, encoder, place, device)?));
             }
         }
@@ -174,7 +173,7 @@ impl Atlas {
                 add(mean, &weights[before..before + patches], used.len());
             }
         }
-        let (probabilities, weights) = sum.context("no head of this seed")?;
+        let (probabilities, weights) = sum.context("no head was trained on the fold that tests it")?;
         let shown = if weights.len() == 1 { 0 } else { self.class.unwrap_or(largest(&probabilities)) };
         let slide = match Path::new(slide).extension().is_some_and(|extension| extension == "h5") && subject.is_none() {
             true => Path::new(slide).file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -319,6 +318,7 @@ mod tests {
             folds: vec![Fold { train: vec![0], validation: vec![], test: vec![1, 2, 3, 4, 5] }],
             heads: vec![HeadKind::Abmil],
             seeds: vec![0],
+            untrained: vec![],
         };
         assert_eq!(tested_slides(&heads, 4), ["s1", "s4", "s2", "s5"]);
         assert_eq!(tested_slides(&heads, 99).len(), 5);

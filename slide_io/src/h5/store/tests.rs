@@ -163,6 +163,22 @@ fn damaged_files_are_told_from_missing_ones() {
     assert!(error.contains("no dataset `coords`"), "{error}");
 }
 
+/// Such a file takes no room on the disk, and would take all memory.
+#[test]
+fn numbers_that_nobody_wrote_are_not_made_room_for() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("s.h5");
+    let file = File::create(&path).unwrap();
+    for (name, width) in [("features", 384), ("coords", 2)] {
+        file.new_dataset::<f32>().chunk((64, width)).shape((1 << 40, width)).create(name).unwrap();
+    }
+    file.close().unwrap();
+    for error in [read_features(&path).err(), read_coordinates(&path).err(), features_shape(&path).err()] {
+        let text = error.unwrap().to_string();
+        assert!(text.contains("claims 1099511627776 x"), "{text}");
+    }
+}
+
 #[test]
 fn files_of_trident_are_read() {
     let read = read_coordinates(&Path::new(GOLDEN).join("trident_patches.h5")).unwrap();
