@@ -14,7 +14,7 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use image::codecs::png::PngDecoder;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, Rgb, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, RgbImage};
 use turbojpeg::{Colorspace, Decompressor, PixelFormat};
 
 use crate::error::{Error, Result};
@@ -180,24 +180,8 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
     read_with(path, DynamicImage::into_rgb8)
 }
 
-/// The same with alpha composited on white, as for slides.
-pub(crate) fn read_on_white(path: &Path) -> Result<RgbImage> {
-    read_with(path, |image| {
-        if !image.color().has_alpha() {
-            return image.into_rgb8();
-        }
-        let image = image.into_rgba8();
-        let composite = |color: u8, alpha: u8| {
-            ((u32::from(color) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
-        };
-        RgbImage::from_fn(image.width(), image.height(), |x, y| {
-            let [r, g, b, alpha] = image.get_pixel(x, y).0;
-            Rgb([r, g, b].map(|color| composite(color, alpha)))
-        })
-    })
-}
-
-fn read_with(path: &Path, to_rgb: impl Fn(DynamicImage) -> RgbImage) -> Result<RgbImage> {
+/// The same as `to_rgb` makes it.
+pub(crate) fn read_with(path: &Path, to_rgb: impl Fn(DynamicImage) -> RgbImage) -> Result<RgbImage> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
     match image::guess_format(&bytes) {
         Ok(ImageFormat::Jpeg) => decode_jpeg(&bytes, path),

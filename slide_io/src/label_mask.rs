@@ -46,7 +46,8 @@ impl LabelMask {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for another size (both are named), a mask that is compressed with losses (JPEG),
-    /// tiles that are not stored, and colours of a palette or samples of other than 8 bits instead of class numbers; [`Error::Usage`] if there are no labels or one is there twice; errors of opening the file.
+    /// tiles that are not stored, and colours of a palette or samples of other than 8 bits instead of class numbers;
+    /// [`Error::Usage`] if there are no labels or one is there twice; errors of opening the file.
     pub fn open(path: &Path, slide: Size, labels: &[u8]) -> Result<Self> {
         if labels.is_empty() || labels.iter().enumerate().any(|(place, label)| labels[..place].contains(label)) {
             return Err(Error::Usage(format!("{labels:?} are no labels of a mask: name each value once")));

@@ -325,7 +325,7 @@ fn colors(image: &Directory, samples: Vec<u8>) -> Vec<u8> {
     rgb
 }
 
-fn on_white(value: u8, alpha: u8, multiplied: bool) -> u8 {
+pub(super) fn on_white(value: u8, alpha: u8, multiplied: bool) -> u8 {
     let value = if multiplied { value } else { ((u16::from(value) * u16::from(alpha) + 127) / 255) as u8 };
     value.saturating_add(255 - alpha)
 }

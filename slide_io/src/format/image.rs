@@ -4,11 +4,11 @@
 
 use std::path::Path;
 
-use ::image::{RgbImage, imageops};
+use ::image::{DynamicImage, Rgb, RgbImage, imageops};
 
-use super::{Area, Head, Info, Opened, Reader, Storage, metadata};
+use super::{Area, Head, Info, Opened, Reader, Storage, chunk, metadata};
 use crate::error::{Error, Result};
-use crate::folder::read_on_white;
+use crate::folder::read_with;
 use crate::geometry::{Level, Size};
 
 /// The index file of a MIRAX slide is a JPEG too, and no picture of the slide.
@@ -18,7 +18,7 @@ pub(super) fn detect(path: &Path, head: &Head) -> bool {
 }
 
 pub(super) fn open(path: &Path) -> Result<Opened> {
-    let image = read_on_white(path)?;
+    let image = read_with(path, composited)?;
     let size = Size::new(image.width(), image.height());
     let levels = vec![Level { size, downsample: 1.0 }];
     let mut info = Info {
@@ -29,6 +29,18 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     metadata::describe_levels(&levels, &mut info.properties);
     info.levels = levels;
     Ok(Opened { info, reader: Box::new(ImageReader { image }) })
+}
+
+/// RGB, what is transparent on white.
+fn composited(image: DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
+    }
+    let image = image.into_rgba8();
+    RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        let [r, g, b, alpha] = image.get_pixel(x, y).0;
+        Rgb([r, g, b].map(|value| chunk::on_white(value, alpha, false)))
+    })
 }
 
 struct ImageReader {
