@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use slide_io::PatchSource;
 use slide_io::patch::Subset;
 
-use super::Run;
 use super::pretrain::require_encoder;
 use super::progress::Steps;
 use super::sources::{self, Input};
 use super::training::{self, AHEAD, Unreadable};
+use super::{Run, digest};
 use crate::config::{Autoencoder, PerceptualKind};
 use crate::data::loader::squares::to_images;
 use crate::data::{Batches, SquareBatch, SquareLoader, Squares};
@@ -126,7 +126,7 @@ impl Asked {
 /// was made of it needs it no longer. Otherwise `load` reads it.
 fn content(run: &Run, key: &str, file: &Path, load: impl FnOnce() -> Result<String>) -> Result<String> {
     let known = run.dir.record(STAGE).map(|record| record.summary["files"][key].clone()).unwrap_or_default();
-    let digest = sources::whole_digest(run, file);
+    let digest = digest::of_whole_file(run, file);
     let gone = digest.is_none() && known["path"] == json!(file);
     match known["hash"].as_str() {
         Some(hash) if gone || (digest.is_some() && known["file"] == json!(digest)) => Ok(hash.to_owned()),
@@ -136,7 +136,7 @@ fn content(run: &Run, key: &str, file: &Path, load: impl FnOnce() -> Result<Stri
 
 /// A file of weights with this content as [`content`] knows it.
 fn known(run: &Run, file: &Path, hash: &str) -> Value {
-    json!({ "path": file, "file": sources::whole_digest(run, file), "hash": hash })
+    json!({ "path": file, "file": digest::of_whole_file(run, file), "hash": hash })
 }
 
 /// The first stage that the experiment gives.

@@ -6,9 +6,8 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use serde_json::{Value, json};
 
-use super::Run;
-use super::gen_dino;
-use super::sources::{self, Input};
+use super::sources::Input;
+use super::{Run, digest, gen_dino};
 use crate::config::{ForeignEncoder, View};
 use crate::model::{Encoder, foreign};
 use crate::run_dir::Failure;
@@ -47,12 +46,12 @@ impl Trained {
 
     fn elsewhere(run: &Run, described: &ForeignEncoder) -> Result<Self> {
         let (name, path) = (described.name(), &described.weights);
-        let hash = sources::whole_digest(run, path);
+        let hash = digest::of_whole_file(run, path);
         let unreadable = || format!("encoders.{name}.weights: cannot read {}", path.display());
         let weights = json!({ "sha256": hash.with_context(unreadable)?, "description": described.description()? });
         Ok(Self {
             name: name.to_owned(),
-            hash: sources::text_digest(&weights.to_string()),
+            hash: digest::of_text(&weights.to_string()),
             path: path.clone(),
             foreign: Some(Foreign { described: described.clone(), weights }),
         })

@@ -38,11 +38,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slide_io::{ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 
-use super::Run;
 use super::embed::is_current;
 use super::encoders::{Trained, require_encoders};
 use super::output::say;
 use super::sources::{self, ImageSets, Input, UNTRAINED_NAME};
+use super::{Run, digest};
 use crate::cli::Task;
 use crate::config::{Baseline, Experiment};
 use crate::device;
@@ -364,7 +364,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
     });
     let splits = &run.experiment.evaluate.slide.splits;
     if !splits.is_empty() {
-        header["splits"] = splits.iter().map(|file| json!(sources::whole_digest(run, file))).collect();
+        header["splits"] = splits.iter().map(|file| json!(digest::of_whole_file(run, file))).collect();
     }
     if !run.experiment.data.classes.is_empty() {
         header["classes"] = json!(run.experiment.data.classes);

@@ -6,6 +6,7 @@ mod autoencoder;
 mod config;
 mod demo;
 mod diffusion;
+mod digest;
 mod doctor;
 mod duplicates;
 mod embed;

@@ -1,10 +1,8 @@
 //! From an experiment to its patches: the cohort of slides with the coordinates that `tile` wrote, or image folders.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -17,7 +15,7 @@ use slide_io::{
     label_mask, regions,
 };
 
-use super::{Run, encoders};
+use super::{Run, digest, encoders};
 use crate::config::Data;
 use crate::run_dir::{Failure, as_stored};
 
@@ -150,12 +148,12 @@ pub(super) fn training_slides(cohort: &Cohort) -> Vec<&SlideRecord> {
     cohort.slides.iter().filter(|slide| !tested(slide) && !shared(slide)).collect()
 }
 
-/// Everything a slide's coordinates depend on. The file is known by its ends and size, not by its folder: a cohort may move.
+/// Everything a slide's coordinates depend on. The file is known by its content, not by its folder: a cohort may move.
 pub(super) fn coordinates_header(run: &Run, record: &SlideRecord) -> Value {
     let data = &run.experiment.data;
     let mut header = patches_header(run, record);
     if !data.label_masks.as_os_str().is_empty() {
-        let content = label_mask(data, record).ok().flatten().and_then(|path| whole_digest(run, &path));
+        let content = label_mask(data, record).ok().flatten().and_then(|path| digest::of_whole_file(run, &path));
         header["label_mask"] = json!({ "content": content, "labels": data.mask_labels });
     }
     header
@@ -167,7 +165,7 @@ fn patches_header(run: &Run, record: &SlideRecord) -> Value {
         "stage": "tile",
         "format": FORMAT,
         "file": record.path.file_name().map(|name| name.to_string_lossy()),
-        "content": digest(run, &record.path),
+        "content": digest::of_file(run, &record.path),
         "mpp": record.mpp,
         "grid": run.experiment.grid.resolved(),
         "tissue": run.experiment.tissue,
@@ -175,7 +173,7 @@ fn patches_header(run: &Run, record: &SlideRecord) -> Value {
         "roi": roi_header(run, record),
     });
     if let Ok(Some(path)) = given_coordinates(&run.experiment.data, record) {
-        header["coordinates"] = json!(whole_digest(run, &path));
+        header["coordinates"] = json!(digest::of_whole_file(run, &path));
     }
     if run.experiment.tissue.method == TissueMethod::Entropy {
         header["entropy"] = json!(ENTROPY_VERSION);
@@ -189,7 +187,7 @@ fn roi_header(run: &Run, record: &SlideRecord) -> Value {
     if data.roi.as_os_str().is_empty() {
         return Value::Null;
     }
-    let content = roi(data, record).ok().flatten().and_then(|path| whole_digest(run, &path));
+    let content = roi(data, record).ok().flatten().and_then(|path| digest::of_whole_file(run, &path));
     json!({ "content": content, "within_tissue": data.roi_within_tissue })
 }
 
@@ -239,14 +237,9 @@ pub(super) fn label_mask(data: &Data, record: &SlideRecord) -> slide_io::Result<
     }
 }
 
-/// [`ends`] of a slide, read once a run; nothing for a file that cannot be read.
-pub(super) fn digest(run: &Run, path: &Path) -> Option<String> {
-    digest_once(run, path, ends)
-}
-
 /// Whether a slide's file is there and can be read. What was made of one that is not stays, and is not used meanwhile.
 pub(super) fn is_readable(run: &Run, record: &SlideRecord) -> bool {
-    digest(run, &record.path).is_some()
+    digest::of_file(run, &record.path).is_some()
 }
 
 /// Whether the header in a file of a slide is the one that is asked for, but for the slide's own content, which cannot be read.
@@ -261,56 +254,6 @@ pub(super) fn is_current_but_for_content(path: &Path, asked: &Value) -> bool {
         header
     };
     h5::read_header(path).is_ok_and(|found| found.is_some_and(|found| without(&found) == without(asked)))
-}
-
-/// SHA-256 of a whole file, read once a run: what people draw is small, and a vertex may move in the middle of it.
-pub(super) fn whole_digest(run: &Run, path: &Path) -> Option<String> {
-    digest_once(run, path, sha256)
-}
-
-/// SHA-256 of a file as it is now.
-pub(super) fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut hash = Sha256::new();
-    std::io::copy(&mut File::open(path)?, &mut HashWriter(&mut hash))?;
-    Ok(hex(hash))
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn digest_once(run: &Run, path: &Path, of: impl Fn(&Path) -> std::io::Result<String>) -> Option<String> {
-    let known = |digests: &HashMap<PathBuf, Option<String>>| digests.get(path).cloned();
-    if let Some(digest) = known(&run.digests.lock().unwrap_or_else(PoisonError::into_inner)) {
-        return digest;
-    }
-    let digest = of(path).ok();
-    run.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), digest.clone());
-    digest
-}
-
-/// SHA-256 of a file's first and last 64 KiB and its length.
-fn ends(path: &Path) -> std::io::Result<String> {
-    const END: u64 = 1 << 16;
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    let mut hash = Sha256::new();
-    hash.update(length.to_le_bytes());
-    let mut bytes = Vec::new();
-    (&mut file).take(END).read_to_end(&mut bytes)?;
-    file.seek(SeekFrom::Start(length.saturating_sub(END)))?;
-    file.take(END).read_to_end(&mut bytes)?;
-    hash.update(&bytes);
-    Ok(hex(hash))
 }
 
 /// How patches are put before an encoder, as headers have it. How many at a time changes no embedding.
@@ -345,7 +288,7 @@ pub(super) fn with_stain(run: &Run, mut header: Value) -> Value {
     let stain = &run.experiment.stain;
     if stain.normalize != Method::None {
         header["stain"] = json!(stain);
-        header["stain"]["reference"] = json!(digest(run, &stain.reference));
+        header["stain"]["reference"] = json!(digest::of_file(run, &stain.reference));
     }
     header
 }
@@ -494,7 +437,7 @@ pub(super) fn slides_fingerprint(run: &Run, cohort: &Cohort) -> Value {
             hash.update(pack_header(run, slide).to_string());
         }
     }
-    json!(hex(hash))
+    json!(digest::hex(hash))
 }
 
 /// Which images a folder holds: their paths and sizes in bytes.
@@ -506,16 +449,5 @@ pub(super) fn images_fingerprint(folder: &ImageFolder) -> Value {
         hash.update([0]);
         hash.update(folder.root().join(&path).metadata().map_or(0, |metadata| metadata.len()).to_le_bytes());
     }
-    json!(hex(hash))
-}
-
-/// SHA-256 of a text, hexadecimal.
-pub(super) fn text_digest(text: &str) -> String {
-    let mut hash = Sha256::new();
-    hash.update(text.as_bytes());
-    hex(hash)
-}
-
-pub(super) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    json!(digest::hex(hash))
 }

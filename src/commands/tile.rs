@@ -24,7 +24,7 @@ use super::progress::Progress;
 use super::sources::{
     self, Input, coordinates_header, coordinates_path, given_coordinates, label_mask, pack_path, roi,
 };
-use super::{Run, guarded, pack};
+use super::{Run, digest, guarded, pack};
 use crate::run_dir::{Failure, StageRecord, as_stored, remove};
 
 /// What the cohort table says about a slide.
@@ -216,21 +216,23 @@ fn remove_outputs(run: &Run, slide: &str) -> Result<()> {
     Ok(())
 }
 
-/// Writes the outlines of the tissue, but never over those that somebody edited: `stages/tile/<slide>.contours` has the hash of
-/// what was written last.
+/// Writes the outlines of the tissue, but never over those that somebody edited: `stages/tile/<slide>.contours` has the hashes of
+/// what was written last and before that, either of which lies there if the program is killed in between.
 fn write_contours(run: &Run, slide: &str, contours: &Regions) -> Result<()> {
     let path = run.dir.file(&format!("contours_geojson/{slide}.geojson"))?;
     let written = run.dir.file(&format!("stages/tile/{slide}.contours"))?;
     let fresh = path.with_extension("geojson.new");
     contours.write(&fresh)?;
-    let made = sources::sha256(&fresh)?;
-    let last = std::fs::read_to_string(&written).ok();
-    if sources::sha256(&path).is_ok_and(|current| current != made && Some(current) != last) {
+    let made = digest::sha256(&fresh)?;
+    let known = std::fs::read_to_string(&written).unwrap_or_default();
+    let current = digest::sha256(&path).ok();
+    if current.as_ref().is_some_and(|current| *current != made && known.lines().all(|line| line != current)) {
         eprintln!("tile: {slide}: {} was edited and is left as it is; remove it to have it made anew", path.display());
         return remove(&fresh);
     }
-    std::fs::rename(&fresh, &path)?;
-    Ok(atomic_file::write(&written, made.as_bytes())?)
+    let hashes: Vec<String> = std::iter::once(made).chain(current).collect();
+    atomic_file::write(&written, hashes.join("\n").as_bytes())?;
+    Ok(std::fs::rename(&fresh, &path)?)
 }
 
 /// The picture of the slide, and that with its grid.

@@ -10,7 +10,7 @@ use slide_io::{Cohort, SlideRecord};
 
 use super::Scores;
 use super::slides::Stored;
-use crate::commands::{Run, sources};
+use crate::commands::{Run, digest};
 use crate::run_dir::Failure;
 
 /// A folder of features that TRIDENT, CLAM or another run made.
@@ -38,7 +38,7 @@ impl Foreign {
 
     /// What it holds, by content: scores of other files are made anew.
     pub(super) fn digest(&self, run: &Run) -> Value {
-        self.files.iter().map(|(slide, file)| json!([slide, sources::digest(run, file)])).collect()
+        self.files.iter().map(|(slide, file)| json!([slide, digest::of_file(run, file)])).collect()
     }
 
     /// The features of the labelled slides, under a name that is none of `taken`. A file that cannot be read, is empty or of another width is listed.

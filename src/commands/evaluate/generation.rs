@@ -21,7 +21,7 @@ use super::{Scores, data_name};
 use crate::commands::augment::{self, models};
 use crate::commands::encoders::require_encoders;
 use crate::commands::sources::{self, ENCODER_NAME, Input};
-use crate::commands::{Run, embed, training, unreadable};
+use crate::commands::{Run, digest, embed, training, unreadable};
 use crate::config::Condition;
 use crate::data::ReadFailure;
 use crate::device;
@@ -296,11 +296,11 @@ pub(super) fn header(run: &Run) -> Value {
     let mut header = json!(bank.header);
     let inception = &run.experiment.evaluate.fid.inception;
     if !inception.as_os_str().is_empty() {
-        header["inception"] = json!(sources::digest(run, inception));
+        header["inception"] = json!(digest::of_file(run, inception));
     }
     let references = &run.experiment.evaluate.fid.references;
     if !references.is_empty() {
-        header["references"] = references.iter().map(|path| json!(sources::whole_digest(run, path))).collect();
+        header["references"] = references.iter().map(|path| json!(digest::of_whole_file(run, path))).collect();
     }
     header
 }

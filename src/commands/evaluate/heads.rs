@@ -15,7 +15,7 @@ use serde_json::json;
 use slide_io::atomic_file;
 
 use crate::commands::Run;
-use crate::commands::sources;
+use crate::commands::digest;
 use crate::run_dir::{read_record, remove_folder};
 
 /// The folder of the heads in a run folder.
@@ -102,7 +102,7 @@ pub(in crate::commands) struct HeadPlace {
 /// header of their evaluation. Other benchmarks leave them as they are.
 pub(in crate::commands) fn evaluation_digest(header: &serde_json::Value) -> String {
     let parts = ["format", "seed", "items", "foreign", "untrained", "allow_missing"].map(|key| &header[key]);
-    sources::text_digest(&crate::run_dir::as_stored(&json!([parts, header["settings"]["slide"]])).to_string())
+    digest::of_text(&crate::run_dir::as_stored(&json!([parts, header["settings"]["slide"]])).to_string())
 }
 
 /// Removes all heads, and what was drawn with them.
@@ -154,7 +154,7 @@ pub(in crate::commands) fn folder_name(encoder: &str) -> String {
     let name: String = encoder.chars().map(plain).collect();
     match name == encoder && !name.starts_with('.') {
         true => name,
-        false => format!("{}-{}", name.trim_start_matches('.'), &sources::text_digest(encoder)[..8]),
+        false => format!("{}-{}", name.trim_start_matches('.'), &digest::of_text(encoder)[..8]),
     }
 }
 

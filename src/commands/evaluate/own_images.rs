@@ -16,10 +16,10 @@ use slide_io::{ImageFolder, PatchSource};
 use super::kept::without_enabled;
 use super::{copies, data_name, examples, retrieval, video};
 use crate::cli::Task;
-use crate::commands::Run;
 use crate::commands::embed;
 use crate::commands::encoders::Trained;
-use crate::commands::sources::{self, FORMAT, ImageSets, Input, UNTRAINED_NAME, hex};
+use crate::commands::sources::{self, FORMAT, ImageSets, Input, UNTRAINED_NAME};
+use crate::commands::{Run, digest};
 use crate::config::Baseline;
 use crate::device;
 use crate::model::Encoder;
@@ -400,7 +400,7 @@ pub(super) fn fingerprint(folder: &Path) -> Result<Value> {
         hash.update([0]);
         hash.update(path.metadata().map_or(0, |metadata| metadata.len()).to_le_bytes());
     }
-    Ok(json!(hex(hash)))
+    Ok(json!(digest::hex(hash)))
 }
 
 /// The name of a folder in tables: its own, with its parent's where it is only a part of a data set.
