@@ -21,6 +21,20 @@ use crate::config::Experiment;
 const LOCK: &str = ".lock";
 /// The configuration of a run folder, its first file.
 const EXPERIMENT: &str = "experiment.toml";
+/// What failed, stage by stage.
+const FAILURES: &str = "failures.csv";
+/// What was done when, one line of JSON each.
+const LOG: &str = "log.jsonl";
+
+/// Whether a run folder has nothing but what opening it leaves: its first command was refused.
+fn holds_nothing(root: &Path) -> bool {
+    let opened = [EXPERIMENT, LOG, LOCK, FAILURES];
+    let entries = root.read_dir().into_iter().flatten().flatten();
+    entries.into_iter().all(|entry| {
+        let empty = || entry.path().read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        opened.iter().any(|name| entry.file_name() == *name) || empty()
+    })
+}
 
 /// One thing that did not work while the rest went on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +77,7 @@ impl RunDir {
         let lock = take(root, EXPERIMENT)?;
         if recorded.exists() {
             let differences = Self::experiment(root)?.differences(experiment)?;
-            if !differences.is_empty() && !update {
+            if !differences.is_empty() && !update && !holds_nothing(root) {
                 bail!(
                     "{} belongs to another experiment:\n  {}\nChoose another folder with --out, or add --update to go on in this \
                      one with the new settings (stages they touch run again)",
@@ -78,7 +92,7 @@ impl RunDir {
         if fs::read(&recorded).ok().as_deref() != Some(text.as_bytes()) {
             atomic_file::write(&recorded, text.as_bytes())?;
         }
-        let log = File::options().create(true).append(true).open(root.join("log.jsonl"))?;
+        let log = File::options().create(true).append(true).open(root.join(LOG))?;
         Ok(Self { root: root.to_owned(), log: Mutex::new(log), _lock: lock })
     }
 
@@ -136,7 +150,7 @@ impl RunDir {
         for failure in &failures {
             table.write_record([&failure.stage, &failure.item, &failure.reason])?;
         }
-        atomic_file::write(&self.root.join("failures.csv"), &table.into_inner()?)?;
+        atomic_file::write(&self.root.join(FAILURES), &table.into_inner()?)?;
         Ok(failures)
     }
 
@@ -264,6 +278,12 @@ mod tests {
         drop(RunDir::open(&root, &experiment, false).unwrap());
         drop(RunDir::open(&root, &experiment, false).unwrap());
         let other = Experiment { seed: 7, ..Experiment::default() };
+        // A command that was refused leaves nothing that another one could spoil.
+        let refused = dir.path().join("refused");
+        drop(RunDir::open(&refused, &experiment, false).unwrap());
+        drop(RunDir::open(&refused, &other, false).unwrap());
+        fs::create_dir(root.join("pretrain")).unwrap();
+        fs::write(root.join("pretrain/metrics.jsonl"), b"{}").unwrap();
         let error = format!("{:#}", RunDir::open(&root, &other, false).err().unwrap());
         assert!(error.contains("another experiment") && error.contains("seed: 0 -> 7"), "{error}");
         drop(RunDir::open(&root, &other, true).unwrap());

@@ -149,6 +149,15 @@ impl<'a> Strata<'a> {
                 counts[class] += 1.0;
             }
         }
+        // Of unequal shares a stratum counts by the square of its size beside the mean class: many strata of few items, of each of
+        // which the small part is best served with none, must not outweigh the classes.
+        let mean_class =
+            items.len() as f64 / totals[..first_stratum].iter().filter(|&&n| n > 0.0).count().max(1) as f64;
+        let equal = shares.iter().all(|share| *share == shares[0]);
+        let weight = |class: usize| match equal || class < first_stratum {
+            true => 1.0,
+            false => (totals[class] / mean_class).powi(2),
+        };
         let mut order: Vec<(&str, Vec<f64>)> = groups.into_iter().collect();
         order.shuffle(&mut stream(seed, Purpose::Split, salt, 0));
         // Stable, so that groups of one size stay shuffled.
@@ -157,14 +166,14 @@ impl<'a> Strata<'a> {
         let mut filled = vec![vec![0.0; classes]; shares.len()];
         let mut part_of: BTreeMap<&str, usize> = BTreeMap::new();
         for (group, counts) in order {
-            // Σ over parts and classes of (share reached - share wanted)² changes only in the part chosen.
+            // Σ over parts and classes of weight · (share reached - share wanted)² changes only in the part chosen.
             let change = |part: usize| -> f64 {
                 (0..classes)
                     .filter(|&class| counts[class] > 0.0)
                     .map(|class| {
                         let gap = filled[part][class] / totals[class] - shares[part];
                         let step = counts[class] / totals[class];
-                        step * (step + 2.0 * gap)
+                        weight(class) * step * (step + 2.0 * gap)
                     })
                     .sum()
             };
@@ -289,6 +298,20 @@ mod tests {
             }
         }
         assert!(plain.spread(&strata[1..]).is_err());
+        // Three classes at six sites, three or four slides of each: the validation part still is a fifth of what is not tested.
+        let labels: Vec<u32> = (0..60).map(|i| i % 3).collect();
+        let sites: Vec<u32> = (0..60).map(|i| i % 3 + 3 * (i / 3 % 6)).collect();
+        for fold in Strata::new(&labels, &groups).unwrap().spread(&sites).unwrap().k_fold(3, 0.2, 0).unwrap() {
+            check_fold(&fold, &groups, 60);
+            assert!((7..=9).contains(&fold.validation.len()), "{}", fold.validation.len());
+            assert!((18..=22).contains(&fold.test.len()), "{}", fold.test.len());
+            let of_site = |site: u32| fold.test.iter().filter(|&&item| sites[item] / 3 == site).count();
+            assert!(
+                (0..6).all(|site| (2..=5).contains(&of_site(site))),
+                "{:?}",
+                (0..6).map(of_site).collect::<Vec<_>>()
+            );
+        }
         // A stratum of one slide is no reason to refuse.
         let rare: Vec<u32> = (0..60).map(|i| if i == 7 { 9 } else { labels[i] }).collect();
         assert!(plain.spread(&rare).unwrap().k_fold(5, 0.25, 0).is_ok());

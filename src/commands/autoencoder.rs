@@ -17,6 +17,7 @@ use super::sources::{self, Input};
 use super::training::{self, AHEAD, Unreadable};
 use super::{Run, digest};
 use crate::config::{Autoencoder, PerceptualKind};
+use crate::data::loader::read;
 use crate::data::loader::squares::to_images;
 use crate::data::{Batches, SquareBatch, SquareLoader, Squares};
 use crate::device;
@@ -52,15 +53,15 @@ pub(super) fn autoencoder(run: &Run, must_resume: bool) -> Result<()> {
         return Ok(());
     }
     training::check_resume(must_resume, &folder, CHECKPOINT)?;
-    let given = given(&settings.autoencoder, &device)?;
+    let given = given(&run.experiment.autoencoder, &device)?;
     let perceptual =
         if given.is_some() { Perceptual::None } else { perceptual(run, &settings.autoencoder, &input, &device)? };
     let (source, unusable) = training::patches(run, STAGE, input)?;
     // Before anything is set aside for it.
     let (source, held_out, unreadable) = held_out(source, settings.autoencoder.image_size)?;
     let loader = loader(run, &settings.autoencoder, source.clone())?;
-    run.dir.forget(STAGE)?;
     let resume = training::begin(run, STAGE, &header, &[CHECKPOINT, FIRST_STAGE])?;
+    run.dir.forget(STAGE)?;
     let mut watcher = Watcher::new(run, &settings, &loader, resume);
     let given_hash = given.as_ref().map(|stage| stage.hash.clone());
     let stage = match given {
@@ -105,7 +106,7 @@ impl Asked {
         let given = match section.weights.as_os_str().is_empty() {
             true => None,
             false => Some(content(run, "weights", &section.weights, || {
-                Ok(given(&section, &device()?)?.map_or(String::new(), |stage| stage.hash))
+                Ok(given(&run.experiment.autoencoder, &device()?)?.map_or(String::new(), |stage| stage.hash))
             })?),
         };
         let perceptual = match section.perceptual {
@@ -145,14 +146,22 @@ fn given(section: &Autoencoder, device: &Device) -> Result<Option<FirstStage>> {
         return Ok(None);
     }
     let stage = FirstStage::import(&section.weights, section.groups, device)?;
-    let kind = stage.config.network.kind;
-    ensure!(
-        kind == section.kind,
-        "autoencoder.kind is {}, but {} holds a {}",
-        json!(section.kind),
-        section.weights.display(),
-        json!(kind)
-    );
+    let (file, holds) = (section.weights.display(), &stage.config.network);
+    let refuse = |key: &str, asked: Value, held: Value| -> Result<()> {
+        ensure!(asked == held, "autoencoder.{key} is {asked}, but {file} holds {held}: leave it out, or give that");
+        Ok(())
+    };
+    refuse("kind", json!(section.kind), json!(holds.kind))?;
+    // What is left open is the file's to say; so is the width, which has no value that leaves it open.
+    if section.latent_channels > 0 {
+        refuse("latent_channels", json!(section.latent_channels), json!(holds.latent_channels))?;
+    }
+    if section.codebook > 0 {
+        refuse("codebook", json!(section.codebook), json!(holds.codebook))?;
+    }
+    if !section.ch_mult.is_empty() {
+        refuse("ch_mult", json!(section.ch_mult), json!(holds.ch_mult))?;
+    }
     Ok(Some(stage))
 }
 
@@ -162,9 +171,7 @@ pub(super) fn require_first_stage(run: &Run, input: &Input) -> Result<(PathBuf, 
     let path = run.dir.root().join(STAGE).join(FIRST_STAGE);
     let record = run.dir.current(STAGE, &header).filter(|_| path.exists());
     let hash = record.as_ref().and_then(|record| record.summary["first_stage"].as_str()).map(str::to_owned);
-    let missing =
-        "there is no autoencoder trained with these settings on these patches: run `gensis autoencoder` first";
-    Ok((path, hash.context(missing)?))
+    Ok((path, hash.with_context(|| training::missing(run, "autoencoder", STAGE, &header))?))
 }
 
 /// What looks at reconstructions beside the pixels.
@@ -215,6 +222,11 @@ fn loader(run: &Run, section: &Autoencoder, source: Arc<dyn PatchSource>) -> Res
 /// A few patches, evenly over the source, as squares; the source without them; and those that could not be read, in whose
 /// place the next one is held out.
 fn held_out(source: Arc<dyn PatchSource>, side: usize) -> Result<(Arc<dyn PatchSource>, SquareBatch, Vec<Failure>)> {
+    ensure!(
+        source.len() > 1,
+        "one of the patches is held out, and there is only {}: nothing is left to learn from",
+        source.len()
+    );
     let count = HELD_OUT.min(source.len() / 10).max(1);
     let squares = Squares::new(side as u32, [0.0; 2]);
     let (mut tried, mut indices, mut images, mut failures) = (HashSet::new(), vec![], vec![], vec![]);
@@ -222,18 +234,16 @@ fn held_out(source: Arc<dyn PatchSource>, side: usize) -> Result<(Arc<dyn PatchS
         // From the middle of each part to its end.
         for index in (2 * part + 1) * source.len() / (2 * count)..(part + 1) * source.len() / count {
             tried.insert(index);
-            let read = source.read(index).map_err(anyhow::Error::from).and_then(|patch| squares.of(patch.image));
-            match read {
+            let read = read(&*source, index).map_err(|failure| failure.reason);
+            match read.and_then(|image| squares.of(image).map_err(|error| format!("{error:#}"))) {
                 Ok(image) => {
                     indices.push(index);
                     images.push(image);
                     break;
                 }
-                Err(error) => failures.push(Failure {
-                    stage: STAGE.into(),
-                    item: source.key(index).item,
-                    reason: format!("{error:#}"),
-                }),
+                Err(reason) => {
+                    failures.push(Failure { stage: STAGE.into(), item: source.key(index).item, reason });
+                }
             }
         }
     }

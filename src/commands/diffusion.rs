@@ -20,7 +20,7 @@ use crate::run_dir::StageRecord;
 use crate::sample::encode::Eyes;
 use crate::sample::painter::{Painter, Wish};
 use crate::sample::sheet::{sheet, write_png};
-use crate::train::diffusion::{LatentLoader, MODEL, Observer, Settings, StepReport, check_latents, train};
+use crate::train::diffusion::{LatentLoader, MODEL, Observer, Settings, StepReport, train};
 use crate::train::{CHECKPOINT, METRICS};
 
 /// The stage, its folder and its record.
@@ -50,12 +50,13 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
     let experiment = &run.experiment;
     let side = experiment.autoencoder.image_size;
     // Before anything is set aside for it.
-    check_latents(side / stage.factor(), &experiment.diffusion.unet)?;
+    experiment.diffusion.unet.check_latents(side / stage.factor())?;
     let (source, unusable) = training::patches(run, STAGE, input)?;
     let Diffusion { epochs, batch, .. } = experiment.diffusion;
     ensure!(source.len() >= batch, "{} images do not fill a batch of diffusion.batch = {batch}", source.len());
-    run.dir.forget(STAGE)?;
+    latents::check_sizes(run, &*source)?;
     let resume = training::begin(run, STAGE, &header, &[CHECKPOINT, MODEL])?;
+    run.dir.forget(STAGE)?;
 
     let eyes =
         Eyes::new(stage.clone(), encoder.clone(), side as u32, &experiment.embed, &experiment.diffusion, &device);
@@ -128,11 +129,10 @@ pub(super) fn require_model(run: &Run, input: &Input) -> Result<(PathBuf, String
     let (_, encoder) = require_encoder(run, input)?;
     let (_, autoencoder) = require_first_stage(run, input)?;
     let path = run.dir.root().join(STAGE).join(MODEL);
-    let record = run.dir.current(STAGE, &header(run, input, &encoder, &autoencoder)?).filter(|_| path.exists());
+    let header = header(run, input, &encoder, &autoencoder)?;
+    let record = run.dir.current(STAGE, &header).filter(|_| path.exists());
     let hash = record.as_ref().and_then(|record| record.summary["model"].as_str()).map(str::to_owned);
-    let missing =
-        "there is no diffusion model trained with these settings on these patches: run `gensis diffusion` first";
-    Ok((path, hash.context(missing)?))
+    Ok((path, hash.with_context(|| training::missing(run, "diffusion model", STAGE, &header))?))
 }
 
 /// Shows progress, and draws sheets of samples.

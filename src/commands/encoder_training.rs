@@ -66,8 +66,6 @@ impl Training<'_> {
     ) -> Result<Vec<Failure>> {
         let Self { run, stage, record, encoder: name, header, settings } = self;
         let folder = self.folder();
-        run.dir.forget(record)?;
-        let resume = training::begin(run, record, header, &[CHECKPOINT, ENCODER])?;
         let Pretrain { batch, patches_per_epoch, epochs, .. } = settings.pretrain;
         let batches = Batches {
             size: batch,
@@ -78,6 +76,9 @@ impl Training<'_> {
         };
         let crops = MultiCrop::new(settings.crops.clone())?.with(synthetics);
         let loader = CropLoader::treated(source.clone(), crops, batches)?;
+        // Once nothing is left that may refuse it.
+        let resume = training::begin(run, record, header, &[CHECKPOINT, ENCODER])?;
+        run.dir.forget(record)?;
         let mut watcher = Watcher {
             run,
             stage,

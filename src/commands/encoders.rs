@@ -125,6 +125,20 @@ pub(super) fn require_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>>
     Ok(encoders)
 }
 
+/// The encoders of the experiment that are there by now: the vanilla one, those of Gen-DINO that are trained, and those from
+/// elsewhere.
+///
+/// # Errors
+/// No vanilla one with these settings on these patches, where the experiment trains one; a file that cannot be read.
+pub(super) fn ready_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>> {
+    let mut encoders = match run.experiment.pretrained_only {
+        true => Vec::new(),
+        false => gen_dino::ready_encoders(run, input)?,
+    };
+    encoders.extend(foreign_encoders(run)?.iter().cloned());
+    Ok(encoders)
+}
+
 /// All encoders of the experiment: its own, the vanilla one first, then those from elsewhere.
 ///
 /// # Errors

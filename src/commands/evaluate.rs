@@ -39,7 +39,7 @@ use serde_json::{Value, json};
 use slide_io::{ImageFolder, PatchSource, SlideRecord, atomic_file, h5};
 
 use super::embed::is_current;
-use super::encoders::{Trained, require_encoders};
+use super::encoders::{Trained, ready_encoders, require_encoders};
 use super::output::say;
 use super::sources::{self, ImageSets, Input, UNTRAINED_NAME};
 use super::{Run, digest};
@@ -89,7 +89,12 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
     if matches!(task, Task::All | Task::Slide) {
         check_folds(run)?;
     }
-    let trained = match require_encoders(run, &input) {
+    let trained = match task {
+        // Which needs no embeddings, and judges the bank before Gen-DINO learns from it.
+        Task::Fid => ready_encoders(run, &input),
+        _ => require_encoders(run, &input),
+    };
+    let trained = match trained {
         Err(_) if only_foreign(run, &input) && run.experiment.encoders.is_empty() => {
             eprintln!("evaluate: only features made elsewhere: no encoder was trained here");
             None
@@ -104,7 +109,11 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     if matches!(task, Task::Video | Task::Retrieval | Task::Copies) {
         return only_own_images(run, task, input, trained);
     }
-    let own = trained.map(|trained| own_embeddings(run, trained)).transpose()?;
+    let own = trained.map(|trained| match own_embeddings(run, trained.clone()) {
+        Err(_) if task == Task::Fid => Ok(Own { encoders: trained, summary: Value::Null }),
+        own => own,
+    });
+    let own = own.transpose()?;
     let encoders = own.as_ref().map(|own| &own.encoders[..]);
     let header = header(run, input, own.as_ref())?;
     let missing = |task: &Task| kept::kept(run, &header, *task).is_none();
@@ -120,7 +129,12 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     }
     // Figures of other settings, or of nobody knows which, must not stand beside these settings if this fails.
     let unknown = asked.is_empty() && run.dir.root().join(RESULTS).with_extension("csv").exists();
-    if kept::forget_outdated(run, &header)? || unknown {
+    let outdated = match task {
+        // Encoders may be on their way: what was scored of those before them may come to stand again.
+        Task::Fid => kept::any_outdated(run, &header),
+        _ => kept::forget_outdated(run, &header)?,
+    };
+    if outdated || unknown {
         gather(run, &header, &[], own_images::current(run, input, encoders), vec![])?;
     }
     let mut fitted = linear::Heads::new();
@@ -166,6 +180,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     tell(scores.failures.iter().filter(|failure| !told.contains(failure)));
     match scores.rows.is_empty() {
         true if main_lost => bail!("nothing could be scored, for the reasons above"),
+        true if task != Task::All => bail!("there is nothing to score: no test item has a label (data.labels)"),
         true => eprintln!("evaluate: no labelled test items, so there is nothing to score"),
         false => say!("{}", ResultTable::new(&scores.rows)?.markdown()?)?,
     }
@@ -357,7 +372,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         "seed": seed,
         "items": items,
         "foreign": foreign,
-        "bank": generation::header(run),
+        "bank": generation::header(run, encoders),
         "allow_missing": run.experiment.data.allow_missing,
         "own_images": own_images::header(run),
         "untrained": own.map(|own| &own.summary["hashes"][UNTRAINED_NAME]),

@@ -151,6 +151,22 @@ pub(super) fn own_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>> {
     encoders(run, input, Some(&models(run, input)?))
 }
 
+/// Those of [`own_encoders`] that are trained by now, the vanilla one among them.
+///
+/// # Errors
+/// One that is not trained with these settings on these patches.
+pub(super) fn ready_encoders(run: &Run, input: &Input) -> Result<Vec<Trained>> {
+    let mut encoders = encoders(run, input, None)?;
+    if run.experiment.gen_dino.enabled
+        && let Ok(models) = models(run, input)
+    {
+        let trainings = trainings(run, input, &models)?;
+        let ready = trainings.iter().filter_map(|training| Some((&training.encoder, training.finished()?)));
+        encoders.extend(ready.map(|(name, (path, hash))| Trained::own(name.clone(), path, hash)));
+    }
+    Ok(encoders)
+}
+
 /// As [`own_encoders`], with Gen-DINO's encoders where there are `models`.
 pub(super) fn encoders(run: &Run, input: &Input, models: Option<&Models>) -> Result<Vec<Trained>> {
     let (path, hash) = require_encoder(run, input)?;

@@ -60,6 +60,13 @@ pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
         other.cloned().unwrap_or_default()
     );
     if args.slides.is_empty() {
+        let heads = &experiment.evaluate.slide;
+        ensure!(
+            heads.aggregators.iter().any(|head| head.has_attention()),
+            "the heads of {} ({}) have no attention to draw: score with abmil, clam_sb, clam_mb, dsmil or transmil too",
+            args.run.display(),
+            heads.aggregators.iter().map(|head| head.name()).collect::<Vec<_>>().join(", ")
+        );
         let run = Run::open(experiment, &args.run, true, &args.compute)?;
         let (result, outcome) = (stage(&run), run.close());
         return result.and(outcome);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
@@ -12,10 +12,10 @@ use super::Run;
 use super::progress::Progress;
 use super::sources::Input;
 use super::training::{self, AHEAD, Unreadable};
-use crate::config::{Condition, Experiment};
+use crate::config::{Condition, Embed, Experiment};
 use crate::data::ReadFailure;
 use crate::data::latents::{Encoded, LatentFile, LatentHeader, LatentWriter};
-use crate::data::loader::read;
+use crate::data::loader::{image_size, read, require_size};
 use crate::data::prefetch::{Prefetch, Work, thread_pool};
 use crate::device;
 use crate::model::{Encoder, FirstStage};
@@ -63,6 +63,25 @@ pub(super) fn make_again(run: &Run, input: &Input, stage: FirstStage, encoder: E
     Ok(make(run, &source, eyes, &header)?.0)
 }
 
+/// That real images are embedded at the size of generated ones, where they are embedded as they are.
+///
+/// # Errors
+/// Another size, with what to do.
+pub(super) fn check_sizes(run: &Run, source: &dyn PatchSource) -> Result<()> {
+    let Experiment { autoencoder, embed, .. } = &run.experiment;
+    if embed.resize > 0 {
+        return Ok(());
+    }
+    let (width, height) = image_size(source, &Embed { crop: 0, ..embed.clone() })?;
+    let side = autoencoder.image_size;
+    ensure!(
+        [width, height].map(|side| side as usize) == [side; 2],
+        "images of {width} x {height} px are embedded as they are (embed.resize = 0), and generated ones have {side} x {side} \
+         (autoencoder.image_size): give embed.resize and embed.crop, or make the sizes alike"
+    );
+    Ok(())
+}
+
 /// The latents of the training images: those on disk, or made now.
 pub(super) fn make(
     run: &Run,
@@ -82,7 +101,8 @@ pub(super) fn make(
     progress.start_at(done as u64);
     let pool = thread_pool(run.threads)?;
     let eyes = Arc::new(eyes);
-    let work = Reading { source: source.clone(), eyes: eyes.clone() };
+    let size = image_size(&**source, &run.experiment.embed)?;
+    let work = Reading { source: source.clone(), eyes: eyes.clone(), size };
     let mut met: Vec<ReadFailure> = Vec::new();
     for batch in Prefetch::start(pool, work, done..source.len(), ENCODED, AHEAD) {
         let (numbers, read) = batch.map_err(anyhow::Error::msg)?;
@@ -148,6 +168,8 @@ pub(super) fn statistics(file: &LatentFile, condition: Condition) -> Result<[Vec
 struct Reading {
     source: Arc<dyn PatchSource>,
     eyes: Arc<Eyes>,
+    /// Of all images as the encoder sees them.
+    size: (u32, u32),
 }
 
 impl Work for Reading {
@@ -156,8 +178,10 @@ impl Work for Reading {
 
     fn item(&self, number: usize) -> Self::Item {
         let image = read(&*self.source, number)?;
-        let failure = |error| ReadFailure { index: number, key: self.source.key(number), reason: format!("{error:#}") };
-        self.eyes.views(&image).map_err(failure)
+        let failure = |reason| ReadFailure { index: number, key: self.source.key(number), reason };
+        let views = self.eyes.views(&image).map_err(|error| failure(format!("{error:#}")))?;
+        views.iter().try_for_each(|view| require_size(view.evaluation(), self.size)).map_err(failure)?;
+        Ok(views)
     }
 
     fn batch(&self, numbers: Range<usize>, items: Vec<Self::Item>) -> Self::Batch {

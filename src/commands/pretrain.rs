@@ -57,6 +57,6 @@ pub(super) fn settings_header(settings: &Settings) -> Result<Value> {
 
 /// The encoder's file and hash, if it was trained with these settings on these patches.
 pub(super) fn require_encoder(run: &Run, input: &Input) -> Result<(PathBuf, String)> {
-    let missing = "there is no encoder trained with these settings on these patches: run `gensis pretrain` first";
-    vanilla(run, input)?.finished().context(missing)
+    let vanilla = vanilla(run, input)?;
+    vanilla.finished().with_context(|| training::missing(run, "encoder", "pretrain", &vanilla.header))
 }

@@ -188,15 +188,21 @@ fn highlights(results: &[ResultRow]) -> Vec<Highlight> {
 /// The slides of an evaluation of features made elsewhere.
 fn only_features(evaluated: &StageRecord) -> Vec<SlideRow> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let folders = evaluated.header["foreign"].as_array().map_or(0, Vec::len);
     let row = |item: &Value| {
         let id = text(&item[0]);
-        let failure =
-            evaluated.failures.iter().find(|failure| failure.item == id).map(|failure| failure.reason.clone());
+        let reasons: Vec<&str> =
+            evaluated.failures.iter().filter(|failure| failure.item == id).map(|failure| &failure.reason[..]).collect();
+        // A slide that lacks the features of one encoder counts in the scores of the others.
+        let scored = !text(&item[1]).is_empty() && reasons.len() < folders;
+        let told = (!reasons.is_empty()).then(|| reasons.join("; "));
+        let (problem, failure) = if scored { (told.unwrap_or_default(), None) } else { (String::new(), told) };
         SlideRow {
             id,
             label: text(&item[1]),
             split: text(&item[3]),
             only_features: true,
+            problem,
             failure,
             ..SlideRow::default()
         }

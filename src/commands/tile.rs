@@ -216,8 +216,8 @@ fn remove_outputs(run: &Run, slide: &str) -> Result<()> {
     Ok(())
 }
 
-/// Writes the outlines of the tissue, but never over those that somebody edited: `stages/tile/<slide>.contours` has the hashes of
-/// what was written last and before that, either of which lies there if the program is killed in between.
+/// Writes the outlines of the tissue, but never over those that somebody edited: `stages/tile/<slide>.contours` has the hash of
+/// what was written last, and while a file is replaced that of the file before it too: either lies there after a kill.
 fn write_contours(run: &Run, slide: &str, contours: &Regions) -> Result<()> {
     let path = run.dir.file(&format!("contours_geojson/{slide}.geojson"))?;
     let written = run.dir.file(&format!("stages/tile/{slide}.contours"))?;
@@ -230,9 +230,10 @@ fn write_contours(run: &Run, slide: &str, contours: &Regions) -> Result<()> {
         eprintln!("tile: {slide}: {} was edited and is left as it is; remove it to have it made anew", path.display());
         return remove(&fresh);
     }
-    let hashes: Vec<String> = std::iter::once(made).chain(current).collect();
-    atomic_file::write(&written, hashes.join("\n").as_bytes())?;
-    Ok(std::fs::rename(&fresh, &path)?)
+    let both: Vec<&str> = std::iter::once(&made[..]).chain(current.as_deref()).collect();
+    atomic_file::write(&written, both.join("\n").as_bytes())?;
+    std::fs::rename(&fresh, &path)?;
+    Ok(atomic_file::write(&written, made.as_bytes())?)
 }
 
 /// The picture of the slide, and that with its grid.
@@ -252,6 +253,9 @@ struct Cut {
     grid_picture: RgbImage,
     why_empty: String,
 }
+
+/// Scales that differ by no more than this share are not worth a word.
+const SAME_SCALE: f64 = 0.1;
 
 fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Error> {
     let slide = Slide::open(&record.path)?;
@@ -304,6 +308,14 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
             "{} position(s) cannot be read and are left out (in {}): {why}",
             row.dropped_unreadable,
             table.display()
+        ));
+    }
+    if let (Some(given), Some(stated)) = (record.mpp, slide.mpp())
+        && (given.0 / stated.0 - 1.0).abs() > SAME_SCALE
+    {
+        problems.push(format!(
+            "its file says {stated}, and {given} was given, which is believed: give data.mpp (--mpp) only where files say nothing, \
+             or single slides in a column `mpp` of data.labels"
         ));
     }
     if let Some(ratio) = slide.mpp_x_over_y() {

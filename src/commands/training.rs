@@ -16,6 +16,7 @@ use super::sources::{self, Input};
 use super::{Run, unreadable};
 use crate::data::ReadFailure;
 use crate::run_dir::{Failure, as_stored};
+use crate::train::checkpoint::first_difference;
 
 /// Batches made ahead of the step.
 pub(super) const AHEAD: usize = 4;
@@ -52,14 +53,29 @@ pub(super) fn begin(run: &Run, stage: &str, header: &Value, files: &[&str]) -> R
     if files.iter().any(|file| folder.join(file).exists()) {
         ensure!(
             run.update,
-            "{} holds a training with other settings or on other patches. Choose another folder with --out, or add --update to \
+            "{} holds a training with other settings or on other patches{}. Choose another folder with --out, or add --update to \
              train anew (the old training is kept beside it)",
-            folder.display()
+            folder.display(),
+            difference(run, stage, header)
         );
         set_aside(stage, "training", folder)?;
     }
     atomic_file::write(&begun, &serde_json::to_vec_pretty(header)?)?;
     Ok(false)
+}
+
+/// That a stage has not been done as is asked for, and why not, where another training lies there.
+pub(super) fn missing(run: &Run, what: &str, stage: &str, header: &Value) -> String {
+    let difference = difference(run, stage, header);
+    format!("there is no {what} trained with these settings on these patches{difference}: run `gensis {stage}` first")
+}
+
+/// Where what lies in the folder of `stage` was trained otherwise than is asked for: the first key and both values, or nothing.
+fn difference(run: &Run, stage: &str, header: &Value) -> String {
+    let stored = std::fs::read(run.dir.root().join(stage).join("header.json")).ok();
+    let stored = stored.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    let differing = stored.and_then(|stored| first_difference("", &stored, &as_stored(header)));
+    differing.map_or(String::new(), |(key, there, asked)| format!(" ({key} is {there} there, and {asked} here)"))
 }
 
 /// That the weights in a file of a run are those that its stage has recorded.

@@ -272,6 +272,12 @@ impl Autoencoder {
             "autoencoder.image_size = {side} is not a multiple of {factor} px, the side of a latent"
         );
         ensure!(self.epochs > 0 && self.batch > 0, "autoencoder.epochs and autoencoder.batch must be above 0");
+        ensure!(
+            self.patches_per_epoch == 0 || self.patches_per_epoch >= self.batch,
+            "autoencoder.patches_per_epoch must be 0 (all) or fill a batch: {} is below autoencoder.batch = {}",
+            self.patches_per_epoch,
+            self.batch
+        );
         ensure!(self.lr > 0.0 && self.lr.is_finite(), "autoencoder.lr must be above 0");
         ensure!(
             self.decay_epochs <= self.epochs,

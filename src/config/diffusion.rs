@@ -205,6 +205,19 @@ impl UnetShape {
         1 << (self.channel_mult.len().max(1) - 1)
     }
 
+    /// That latents of this side can be halved as often as the network does.
+    ///
+    /// # Errors
+    /// A side that is no multiple of [`factor`](Self::factor).
+    pub fn check_latents(&self, side: usize) -> Result<()> {
+        ensure!(
+            side > 0 && side.is_multiple_of(self.factor()),
+            "latents of {side} x {side} cannot be halved {} times: change autoencoder.image_size or diffusion.unet.channel_mult",
+            self.channel_mult.len() - 1
+        );
+        Ok(())
+    }
+
     /// # Errors
     /// Sizes that contradict each other, by key.
     pub fn check(&self) -> Result<()> {
@@ -251,6 +264,12 @@ impl Diffusion {
         );
         ensure!((0.0..=1.0).contains(&self.condition_dropout), "diffusion.condition_dropout is a probability");
         ensure!(self.epochs > 0 && self.batch > 0, "diffusion.epochs and diffusion.batch must be above 0");
+        ensure!(
+            self.patches_per_epoch == 0 || self.patches_per_epoch >= self.batch,
+            "diffusion.patches_per_epoch must be 0 (all) or fill a batch: {} is below diffusion.batch = {}",
+            self.patches_per_epoch,
+            self.batch
+        );
         ensure!(self.lr > 0.0 && self.lr.is_finite(), "diffusion.lr must be above 0");
         ensure!(self.weight_decay >= 0.0, "diffusion.weight_decay is 0 or more");
         ensure!((0.0..1.0).contains(&self.ema), "diffusion.ema is a decay below 1");

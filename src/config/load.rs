@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use toml::{Table, Value};
 
 use super::{Baseline, Experiment, ForeignEncoder};
@@ -138,6 +138,9 @@ impl Experiment {
         self.autoencoder.resolve().context("configuration: [autoencoder]")?;
         augment::check(&self.crops).context("configuration: [crops]")?;
         self.diffusion.check().context("configuration: [diffusion]")?;
+        if self.gen_dino.enabled {
+            self.check_generated_sizes().context("configuration")?;
+        }
         self.sample.check(self.diffusion.noise.steps).context("configuration: [sample]")?;
         self.bank.check().context("configuration: [bank]")?;
         self.gen_dino.check(&self.bank).context("configuration: [gen_dino]")?;
@@ -147,6 +150,22 @@ impl Experiment {
         self.evaluate.robustness.check().context("configuration: [evaluate.robustness]")?;
         self.evaluate.slide.check().context("configuration: [evaluate.slide]")?;
         self.heatmap.check().context("configuration: [heatmap]")
+    }
+
+    /// That the diffusion model can take the latents, and that generated images are embedded at the size of real ones.
+    fn check_generated_sizes(&self) -> Result<()> {
+        let side = self.autoencoder.image_size;
+        // A file of weights has a kind of its own.
+        if self.autoencoder.weights.as_os_str().is_empty() {
+            self.diffusion.unet.check_latents(side / self.autoencoder.kind.factor())?;
+        }
+        ensure!(
+            self.data.slides.is_empty() || self.embed.resize > 0 || side == self.grid.size as usize,
+            "autoencoder.image_size is {side}, and with embed.resize = 0 patches of {} px are embedded as they are: generated \
+             images would be seen at another size. Set autoencoder.image_size = {0}, or embed.resize",
+            self.grid.size
+        );
+        Ok(())
     }
 }
 
@@ -251,6 +270,39 @@ mod tests {
         assert!(files.len() >= 5, "{files:?}");
         for file in files {
             Experiment::load(Some(&file), &[]).unwrap();
+        }
+    }
+
+    #[test]
+    fn configurations_of_gen_sis_add_nothing_but_the_generative_part() {
+        let shipped = |name: &str| {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(name);
+            Experiment::load(Some(&file), &[]).unwrap()
+        };
+        for set in ["panda", "bright"] {
+            let (plain, with) = (shipped(&format!("{set}.toml")), shipped(&format!("{set}_gensis.toml")));
+            let added = ["gen_dino.", "autoencoder.", "diffusion."];
+            let other = |line: &String| !added.iter().any(|section| line.starts_with(section));
+            let differences = plain.differences(&with).unwrap();
+            assert!(!differences.is_empty());
+            assert_eq!(differences.into_iter().filter(other).collect::<Vec<_>>(), Vec::<String>::new(), "{set}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_fail_after_hours_of_training_are_refused_before() {
+        let generative = |text: &str| error(&format!("[gen_dino]\nenabled = true\n{text}"), &[]);
+        let message = generative("[autoencoder]\nimage_size = 100\n");
+        assert!(message.contains("latents of 25 x 25 cannot be halved"), "{message}");
+        let slides = "[data]\nslides = \"slides\"\n[grid]\nsize = 224\n[embed]\nresize = 0\ncrop = 0\n";
+        let message = generative(slides);
+        assert!(message.contains("Set autoencoder.image_size = 224, or embed.resize"), "{message}");
+        for stage in ["pretrain", "autoencoder", "diffusion"] {
+            let message = error(&format!("[{stage}]\npatches_per_epoch = 3\nbatch = 4\n"), &[]);
+            assert!(
+                message.contains(&format!("{stage}.patches_per_epoch must be 0 (all) or fill a batch")),
+                "{message}"
+            );
         }
     }
 

@@ -159,6 +159,10 @@ impl Pretrain {
         all_hold(&[
             (self.epochs > 0, "pretrain.epochs must be above 0"),
             (self.batch > 0, "pretrain.batch must be above 0"),
+            (
+                self.patches_per_epoch == 0 || self.patches_per_epoch >= self.batch,
+                "pretrain.patches_per_epoch must be 0 (all) or fill a batch of pretrain.batch",
+            ),
             (self.lr > 0.0 && self.lr.is_finite(), "pretrain.lr must be above 0"),
             (self.warmup_epochs <= self.epochs, "pretrain.warmup_epochs must not exceed pretrain.epochs"),
             (

@@ -13,10 +13,10 @@ impl Normalize {
         Self(std::array::from_fn(|c| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[c]) / std[c])))
     }
 
-    /// Images of one size as `[n, 3, height, width]`; on the threads of the current rayon pool.
+    /// Images of one size, which the caller has seen to, as `[n, 3, height, width]`; on the threads of the current rayon pool.
     pub fn images(&self, images: &[&RgbImage]) -> Vec<f32> {
         let Some(first) = images.first() else { return Vec::new() };
-        debug_assert!(images.iter().all(|image| image.dimensions() == first.dimensions()));
+        assert!(images.iter().all(|image| image.dimensions() == first.dimensions()), "images of one size");
         let values = first.as_raw().len();
         let mut out = vec![0.0; images.len() * values];
         out.par_chunks_mut(values).zip(images).for_each(|(out, image)| {

@@ -223,10 +223,11 @@ pub fn write_safetensors(path: &Path, tensors: &Named, metadata: &serde_json::Va
     Ok(atomic_file::write(path, &file)?)
 }
 
-/// The tensors of a safetensors file as f32, and our metadata if it has any.
+/// The tensors of a safetensors file as f32, and our metadata if it has any. Whole numbers of 32 and 64 bits are left out: they
+/// are counters and places (`num_batches_tracked`, `position_ids`), no weights.
 ///
 /// # Errors
-/// An unreadable or corrupt file; integer tensors.
+/// An unreadable or corrupt file; tensors of bytes and of other types in which weights are compressed.
 pub fn read_safetensors(path: &Path) -> Result<(Named, Option<serde_json::Value>)> {
     let context = || format!("cannot read the weights {}", path.display());
     let bytes = std::fs::read(path).with_context(context)?;
@@ -236,7 +237,7 @@ pub fn read_safetensors(path: &Path) -> Result<(Named, Option<serde_json::Value>
 /// As [`read_safetensors`], of a file in memory.
 ///
 /// # Errors
-/// A corrupt file; integer tensors.
+/// A corrupt file; tensors of bytes and of other types in which weights are compressed.
 pub fn parse_safetensors(bytes: &[u8]) -> Result<(Named, Option<serde_json::Value>)> {
     let (_, header) = SafeTensors::read_metadata(bytes)?;
     let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
@@ -244,6 +245,7 @@ pub fn parse_safetensors(bytes: &[u8]) -> Result<(Named, Option<serde_json::Valu
     let tensors = SafeTensors::deserialize(bytes)?
         .tensors()
         .into_iter()
+        .filter(|(_, view)| !matches!(view.dtype(), Dtype::I32 | Dtype::I64))
         .map(|(name, view)| {
             let data_type = match view.dtype() {
                 Dtype::F32 => DType::F32,
@@ -266,10 +268,10 @@ fn to_single(bytes: Vec<u8>, shape: Vec<usize>, data_type: DType) -> Result<Valu
 }
 
 /// The state dictionary called by the first of `keys` that there is (a checkpoint's `teacher`, or `state_dict`), or the
-/// whole of a plain one.
+/// whole of a plain one. Whole numbers are left out as [`read_safetensors`] does.
 ///
 /// # Errors
-/// An unreadable or corrupt file, one with compressed entries; integer tensors.
+/// An unreadable or corrupt file, one with compressed entries; tensors in which weights are compressed.
 pub fn read_pytorch(path: &Path, keys: &[&str]) -> Result<Named> {
     refuse_compressed(path).with_context(|| format!("cannot read the weights {}", path.display()))?;
     let called = |&key: &&str| PytorchReader::with_top_level_key(path, key).ok().filter(|reader| !reader.is_empty());
@@ -281,10 +283,10 @@ pub fn read_pytorch(path: &Path, keys: &[&str]) -> Result<Named> {
     reader
         .tensors()
         .iter()
-        // BatchNorm's counter of steps is an integer, and no weight.
-        .filter(|(name, _)| !name.ends_with("num_batches_tracked"))
-        .map(|(name, tensor)| {
-            let data_type = match format!("{:?}", tensor.dtype()).as_str() {
+        .map(|(name, tensor)| (name, tensor, format!("{:?}", tensor.dtype())))
+        .filter(|(_, _, data_type)| !matches!(data_type.as_str(), "I32" | "I64"))
+        .map(|(name, tensor, data_type)| {
+            let data_type = match data_type.as_str() {
                 "F32" => DType::F32,
                 "F64" => DType::F64,
                 "F16" => DType::F16,

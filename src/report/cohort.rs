@@ -70,7 +70,8 @@ fn line(row: &SlideRow, most: usize) -> String {
     .concat();
     let (class, mut status) = match &row.failure {
         Some(reason) => (r#" class="failed""#, format!(r#"<strong>left out:</strong> {}"#, escape(reason))),
-        None if row.only_features => ("", "features made elsewhere".into()),
+        None if row.only_features && row.problem.is_empty() => ("", "features made elsewhere".into()),
+        None if row.only_features => ("", format!("features made elsewhere, but {}", escape(&row.problem))),
         None if row.problem.is_empty() => ("", "tiled".into()),
         None => ("", format!("tiled, but {}", escape(&row.problem))),
     };

@@ -32,6 +32,13 @@ pub struct View {
     evaluation: RgbImage,
 }
 
+impl View {
+    /// As the encoder sees it.
+    pub fn evaluation(&self) -> &RgbImage {
+        &self.evaluation
+    }
+}
+
 impl Eyes {
     /// For latents of images of `side` px and embeddings as `gensis embed` computes them.
     pub fn new(

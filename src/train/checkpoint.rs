@@ -191,7 +191,7 @@ impl Reader {
 }
 
 /// The first key, in name order, at which two configurations differ, and the two values.
-fn first_difference(path: &str, a: &Value, b: &Value) -> Option<(String, Value, Value)> {
+pub(crate) fn first_difference(path: &str, a: &Value, b: &Value) -> Option<(String, Value, Value)> {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
             let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();

@@ -58,6 +58,13 @@ fn slides_are_scored_with_encoders_of_others_and_without_training() {
     assert_eq!(header["weights"]["sha256"], file);
     assert_eq!(header["weights"]["description"]["network"]["heads"], 2);
 
+    let clam = folder.path().join("clam");
+    let [run, to] = [&out, &clam].map(|path| path.to_str().unwrap());
+    gensis(["export", "clam", run, "--encoder", "registers", "--out", to])
+        .with_code(0)
+        .saying(["12 slides, 12 with features"]);
+    assert!(clam.join(format!("pt_files/{}.pt", id(3))).exists());
+
     cohort
         .run(&out, &["--set", "pretrained_only=true", "--set", &encoders])
         .with_code(0)

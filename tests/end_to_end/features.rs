@@ -61,6 +61,11 @@ impl FeatureCohort {
 
     /// `gensis evaluate slide` on them, with small heads.
     pub fn evaluate(&self, out: &Path, more: &[&str]) -> Ended {
+        gensis(self.command(out, more))
+    }
+
+    /// The arguments of [`Self::evaluate`].
+    pub fn command(&self, out: &Path, more: &[&str]) -> Vec<String> {
         let folder = self.folder();
         let slides = format!("{}/*.h5", folder.display());
         let features = format!("evaluate.slide.features=[{folder:?}]");
@@ -72,7 +77,7 @@ impl FeatureCohort {
         let settings = [&features].into_iter().map(String::as_str).chain(small).chain(quick);
         settings.for_each(|setting| line.extend(["--set", setting]));
         line.extend(more);
-        gensis(line)
+        line.into_iter().map(str::to_owned).collect()
     }
 }
 

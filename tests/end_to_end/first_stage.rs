@@ -102,6 +102,8 @@ fn one_from_a_file_is_used_as_it_is() {
     run("autoencoder", &file, &out, &["--set", &weights]).with_error(["\"vq_f4\"", "kl.ckpt", "\"kl_f4\""]);
     let kind = ["--set", "autoencoder.kind=kl_f4", "--set", "autoencoder.codebook=0", "--set", &weights];
     run("autoencoder", &file, &out, &[&kind[..], &["--update"]].concat()).with_code(0).saying(["PSNR"]);
+    let wider = [&kind[..], &["--update", "--set", "autoencoder.latent_channels=8"]].concat();
+    run("autoencoder", &file, &out, &wider).with_error(["autoencoder.latent_channels is 8", "kl.ckpt holds 3"]);
     let told = summary(&out);
     assert!(told["scale"].as_f64().unwrap() > 0.0 && told["last"].is_null(), "{told}");
     assert!(!out.join("autoencoder/checkpoint.safetensors").exists());

@@ -118,6 +118,7 @@ fn the_whole_chain_ends_with_both_encoders_and_killed_with_the_same_bytes() {
     assert_same(&results(&parts), &results(&whole));
 
     references_and_other_weights(&whole, folder.path());
+    judged_first(&whole, folder.path());
     samples(&whole, folder.path());
 }
 
@@ -175,6 +176,60 @@ fn references_and_other_weights(whole: &Path, folder: &Path) {
     let many = ["--update", "--set", "diffusion.batch=5000"];
     gensis(line(&["diffusion", "--out", out]).into_iter().chain(line(&many))).with_error(["do not fill a batch"]);
     assert!(run.join("diffusion/diffusion.safetensors").exists(), "nothing was set aside for it");
+    let few = ["pretrain", "--out", out, "--update", "--set", "pretrain.batch=5000"];
+    gensis(line(&few)).with_error(["do not fill a batch"]);
+    assert!(run.join("pretrain/encoder.safetensors").exists(), "nor for this");
+}
+
+/// The bank is judged before Gen-DINO learns from it, and without embeddings; what is refused costs nothing that is finished.
+fn judged_first(whole: &Path, folder: &Path) {
+    let run = folder.join("judged");
+    crate::folder::copy(whole, &run);
+    let out = run.to_str().unwrap();
+    fs::remove_dir_all(run.join("gen_dino")).unwrap();
+    for file in ["stages/embed.json", "stages/evaluate.json", "stages/evaluate/fid.json", "results/results.csv"] {
+        fs::remove_file(run.join(file)).unwrap();
+    }
+    let only = ["--update", "--set", r#"evaluate.fid.encoders=["dino"]"#];
+    gensis(line(&["evaluate", "fid", "--out", out]).into_iter().chain(line(&only))).with_code(0);
+    let fid = |run: &Path| {
+        let rows = table(&run.join("results/results.csv"));
+        let values = rows.into_iter().filter(|row| row["task"] == "fid" && row["encoder"] == "dino");
+        values.map(|row| (row["head"].clone(), row["metric"].clone(), row["value"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(fid(&run), fid(whole));
+
+    let added = folder.join("images/train/dots/added.png");
+    fs::copy(folder.join("images/train/dots/0.png"), &added).unwrap();
+    gensis(line(&["pretrain", "--out", out])).with_error(["on other patches (data is "]);
+    gensis(line(&["embed", "--out", out])).with_error(["no encoder trained", "(data is "]);
+    fs::remove_file(added).unwrap();
+    gensis(line(&["pretrain", "--out", out])).with_code(0).saying(["pretrain: up to date"]);
+}
+
+/// Embedded as they are, images of another size than the first, or than generated ones, are listed or refused.
+#[test]
+fn images_of_other_sizes_give_no_latents() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (experiment(folder.path()), folder.path().join("run"));
+    let (file, out) = (file.to_str().unwrap(), out.to_str().unwrap());
+    let other = folder.path().join("images/train/stripes/other.png");
+    image::RgbImage::from_pixel(64, 48, image::Rgb([90, 30, 60])).save(other).unwrap();
+    let as_they_are = ["--set", "embed.resize=0", "--set", "embed.crop=0"];
+    let stage = |name: &str, side: &str| {
+        let size = format!("autoencoder.image_size={side}");
+        let start = line(&[name, "--config", file, "--out", out, "--update", "--set", &size]);
+        gensis(start.into_iter().chain(line(&as_they_are)))
+    };
+    stage("pretrain", "64").with_code(0);
+    stage("autoencoder", "32").with_code(0);
+    stage("diffusion", "32")
+        .with_error(["images of 64 x 64 px are embedded as they are", "generated ones have 32 x 32"]);
+    stage("autoencoder", "64").with_code(0);
+    stage("diffusion", "64").with_code(3);
+    let listed = failures(Path::new(out));
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert!(listed[0].1.ends_with("other.png") && listed[0].2.contains("64 x 48 px where the first image has 64 x 64"));
 }
 
 /// Nothing but pixels are mixed: no bank is made, judged or shown.

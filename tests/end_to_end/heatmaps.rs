@@ -20,9 +20,15 @@ fn picture(path: &Path) -> (u32, u32) {
 fn a_run_keeps_its_heads_and_draws_tested_slides() {
     let run = &REFERENCE.run;
     let heads: Vec<String> = files(&run.join("heads")).into_keys().collect();
-    let expected: Vec<String> =
-        (0..3).map(|fold| format!("dino/abmil_seed0_fold{fold}.safetensors")).chain(["index.json".into()]).collect();
-    assert_eq!(heads, expected);
+    let of_fold = |fold| ["json", "safetensors"].map(|end| format!("dino/abmil_seed0_fold{fold}.{end}"));
+    let of_random = |fold| format!("random/abmil_seed0_fold{fold}.json");
+    let scored: Vec<String> = (0..3).flat_map(of_fold).chain(["evaluation".into(), "index.json".into()]).collect();
+    let untrained = heads.iter().filter(|name| name.starts_with("random/"));
+    assert!(untrained.clone().all(|name| (0..3).any(|fold| *name == of_random(fold))), "only what it says");
+    assert_eq!(
+        heads.iter().filter(|name| !name.starts_with("random/")).collect::<Vec<_>>(),
+        scored.iter().collect::<Vec<_>>()
+    );
     let drawn = files(&run.join("heatmap/dino/abmil"));
     assert_eq!(drawn.len(), 3 * SLIDES, "a picture, scores and outlines of each: {:?}", drawn.keys());
     let folds = table(&run.join("results/slide_scores.csv"));

@@ -3,8 +3,8 @@
 use std::fs;
 
 use crate::features::{DIM, FeatureCohort, values};
-use crate::folder::{failures, table};
-use crate::program::gensis;
+use crate::folder::{assert_same, failures, files, results, table};
+use crate::program::{Stopped, gensis, holds_file, kill_when};
 
 fn names(count: u32) -> Vec<(String, u32)> {
     (0..count).map(|i| (format!("s{i:02}"), i % 2)).collect()
@@ -306,4 +306,47 @@ fn classes_may_have_an_order() {
             if row["first"].parse::<f64>().unwrap() > row["second"].parse().unwrap() { "low" } else { "high" };
         assert_eq!(row["predicted_label"], likelier, "{row:?}");
     }
+}
+
+#[test]
+fn an_evaluation_that_was_killed_goes_on_with_the_heads_it_has() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(24);
+    let cohort = FeatureCohort::write(root.path(), &names, &csv(&names));
+    let [whole, run] = ["whole", "run"].map(|name| root.path().join(name));
+    let heads = r#"evaluate.slide.aggregators=["mean","abmil","transmil"]"#;
+    let more = ["--set", heads, "--set", "evaluate.slide.folds=4", "--set", "evaluate.slide.patience=0"];
+    cohort.evaluate(&whole, &more).with_code(0);
+    let folder = run.join("heads/uni");
+    let begun = |_: &str| holds_file(&folder, "abmil_seed0_fold0.json");
+    assert!(
+        matches!(kill_when(cohort.command(&run, &more), begun), Stopped::Killed),
+        "it ended before it could be killed"
+    );
+    let trained: Vec<_> = files(&folder).into_keys().filter(|name| name.ends_with(".json")).collect();
+    assert!(trained.len() >= 5 && trained.len() < 12 && !run.join("heads/index.json").exists(), "{trained:?}");
+    let made = |name: &String| fs::metadata(folder.join(name)).unwrap().modified().unwrap();
+    let before: Vec<_> = trained.iter().map(made).collect();
+    cohort.evaluate(&run, &more).with_code(0);
+    assert_eq!(trained.iter().map(made).collect::<Vec<_>>(), before, "no head is trained twice");
+    assert_same(&results(&run), &results(&whole));
+    // With other settings none of them is taken.
+    cohort.evaluate(&run, &[&more[..], &["--set", "evaluate.slide.lr=0.01", "--update"]].concat()).with_code(0);
+    assert!(trained.iter().map(made).zip(before).all(|(now, then)| now > then));
+}
+
+#[test]
+fn patients_that_are_not_known_and_heads_that_hardly_learn_are_told() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(12);
+    let without = |csv: String| csv.replace("case_id", "patient_id");
+    let cohort = FeatureCohort::write(root.path(), &names, &without(csv(&names)));
+    let more = ["--set", "evaluate.slide.folds=3", "--set", "evaluate.slide.lr=1e-6"];
+    let ended = cohort.evaluate(&root.path().join("run"), &more).with_code(0);
+    ended.saying(["no slide has a patient or site in the column \"case_id\"", "uni, abmil: after ", "hardly learnt"]);
+    let none = [&more[..], &["--set", "data.columns.group=''"]].concat();
+    let ended = cohort.evaluate(&root.path().join("none"), &none).with_code(0);
+    assert!(!ended.stderr.contains("patient"), "{}", ended.stderr);
+    let unlabelled = ["--set", "data.allow_missing=true", "--set", "data.columns.label=''"];
+    cohort.evaluate(&root.path().join("unlabelled"), &unlabelled).with_error(["no test item has a label"]);
 }

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::split::Fold;
 
 /// What is to be cross-validated, and how.
+#[derive(Clone, Copy)]
 pub struct CrossValidation<'a> {
     /// The cohort.
     pub source: &'a dyn BagSource,
@@ -28,6 +29,8 @@ pub struct CrossValidation<'a> {
     pub workers: usize,
     /// Folds that are not trained, for a reason the caller knows.
     pub left_out: &'a [usize],
+    /// Trainings that are not repeated, as (seed, fold): the caller has their scores.
+    pub known: &'a [(u64, usize)],
     /// Whether scores keep the attention to every patch, which takes as much memory as the patches' coordinates.
     pub keep_attention: bool,
 }
@@ -58,14 +61,14 @@ impl CrossValidation<'_> {
     /// Trains and tests all folds with all seeds. `done` hears of each as it finishes. A training that fails costs itself alone.
     ///
     /// # Errors
-    /// That of the first training where all failed; any other failure, `done`'s too, which ends the rest.
+    /// That of the first training where all failed, and none is known; any other failure, `done`'s too, which ends the rest.
     pub fn run<A: Aggregator>(
         &self,
         done: impl Fn(&FoldPrediction<A>) -> Result<()> + Sync,
     ) -> Result<CrossValidated<FoldPrediction<A>>> {
         let folds = || (0..self.folds.len()).filter(|fold| !self.left_out.contains(fold));
-        let jobs: Vec<(u64, usize)> =
-            self.seeds.iter().flat_map(|&seed| folds().map(move |fold| (seed, fold))).collect();
+        let all = self.seeds.iter().flat_map(|&seed| folds().map(move |fold| (seed, fold)));
+        let jobs: Vec<(u64, usize)> = all.filter(|job| !self.known.contains(job)).collect();
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let workers = if self.workers == 0 { processors } else { self.workers };
         let next = AtomicUsize::new(0);
@@ -98,7 +101,7 @@ impl CrossValidation<'_> {
                 Err(error) => return Err(error),
             }
         }
-        match refused.is_empty() || !folds.is_empty() {
+        match refused.is_empty() || !folds.is_empty() || !self.known.is_empty() {
             true => Ok(CrossValidated { folds, refused }),
             false => Err(refused.swap_remove(0)),
         }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Aggregator, ClamMb, ClamSb, CrossValidated, CrossValidation, Dsmil, FoldPrediction, GatedAbmil, MaxPool, MeanPool,
-    MilConfig, SlideScore, TransMil,
+    Aggregator, ClamMb, ClamSb, CrossValidated, CrossValidation, Dsmil, EpochRecord, FoldPrediction, GatedAbmil,
+    MaxPool, MeanPool, MilConfig, SlideScore, TransMil,
 };
 use crate::error::Result;
 
@@ -52,6 +52,12 @@ pub struct TrainedFold<'a> {
     pub fold: usize,
     /// Seed of the training.
     pub seed: u64,
+    /// Scores of the test slides.
+    pub scores: &'a [SlideScore],
+    /// Losses of every epoch that ran.
+    pub history: &'a [EpochRecord],
+    /// The epoch the weights are from.
+    pub best_epoch: usize,
     /// [`TrainedHead::save`](super::TrainedHead::save): writes it to a file with a header.
     pub save: &'a dyn Fn(&Path, &Value) -> Result<()>,
 }
@@ -123,9 +129,10 @@ impl CrossValidation<'_> {
         done: impl Fn(&TrainedFold) -> Result<()> + Sync,
     ) -> Result<CrossValidated<FoldScores>> {
         let CrossValidated { folds, refused } =
-            self.run::<A>(|FoldPrediction { fold, seed, head: trained, .. }| {
+            self.run::<A>(|FoldPrediction { fold, seed, head: trained, scores }| {
                 let save = |path: &Path, header: &Value| trained.save(path, header);
-                done(&TrainedFold { head, fold: *fold, seed: *seed, save: &save })
+                let (history, best_epoch) = (&trained.history[..], trained.best_epoch);
+                done(&TrainedFold { head, fold: *fold, seed: *seed, scores, history, best_epoch, save: &save })
             })?;
         let kept = |FoldPrediction { fold, seed, scores, .. }| FoldScores { head, fold, seed, scores };
         Ok(CrossValidated { folds: folds.into_iter().map(kept).collect(), refused })

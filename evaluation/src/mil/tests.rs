@@ -51,9 +51,9 @@ fn cross_validate(
 ) -> Result<Vec<FoldPrediction<GatedAbmil>>> {
     let folds = folds_of(source, 3);
     let device = &Device::flex();
-    let (left_out, keep_attention) = (&[][..], true);
+    let (left_out, known, keep_attention) = (&[][..], &[][..], true);
     let validation =
-        CrossValidation { source, folds: &folds, config, seeds, device, workers, left_out, keep_attention };
+        CrossValidation { source, folds: &folds, config, seeds, device, workers, left_out, known, keep_attention };
     validation.run(|_| Ok(())).map(|validated| validated.folds)
 }
 
@@ -93,6 +93,7 @@ fn every_head_learns() {
             device: &device,
             workers,
             left_out: &[],
+            known: &[],
             keep_attention: true,
         };
         let result = validation(3, &config).scores(kind, |_| Ok(())).unwrap().folds;
@@ -251,8 +252,17 @@ fn a_training_that_fails_costs_itself_alone() {
         device: &Device::flex(),
         workers: 2,
         left_out: &[2],
+        known: &[],
         keep_attention: false,
     };
+    let known = CrossValidation { known: &[(0, 1), (1, 0)], ..validation };
+    let CrossValidated { folds, refused } = known.run::<GatedAbmil>(|_| Ok(())).unwrap();
+    assert_eq!(
+        folds.iter().map(|done| (done.seed, done.fold)).collect::<Vec<_>>(),
+        [(1, 1)],
+        "what is known is not repeated"
+    );
+    assert_eq!(refused.len(), 1);
     let CrossValidated { folds, refused } = validation.run::<GatedAbmil>(|_| Ok(())).unwrap();
     assert_eq!(folds.iter().map(|done| (done.seed, done.fold)).collect::<Vec<_>>(), [(0, 1), (1, 1)]);
     assert!(folds.iter().flat_map(|done| &done.scores).all(|slide| slide.attention.is_empty()));

@@ -265,7 +265,9 @@ const ALWAYS_READ: u64 = 64 << 20;
 fn rows(dataset: &Dataset, name: &str) -> Said<(usize, usize)> {
     let (rows, width) = match dataset.shape()[..] {
         [rows, width] => (rows, width),
-        ref shape => return Err(format!("`{name}` has {} dimensions, not 2", shape.len())),
+        // As some feature extractors write a slide: a batch of one.
+        [1, rows, width] => (rows, width),
+        ref shape => return Err(format!("`{name}` has the shape {shape:?}, not that of a table (rows, columns)")),
     };
     // Eight bytes a number, the most that is read.
     let claimed = [rows, width, 8].iter().fold(1_u64, |bytes, &factor| bytes.saturating_mul(factor as u64));

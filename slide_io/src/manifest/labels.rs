@@ -103,8 +103,9 @@ impl Places {
             place(name).ok_or_else(|| {
                 let found = headers.iter().map(|h| format!("{h:?}")).collect::<Vec<_>>().join(", ");
                 let nearest = nearest(name, headers).map(|n| format!(" (perhaps {n:?})")).unwrap_or_default();
+                let none = if key == "label" { ", or to \"\" if slides have no labels" } else { "" };
                 Error::Usage(format!(
-                    "{}: there is no column {name:?}. It has {found}. Set data.columns.{key} to one of them{nearest}",
+                    "{}: there is no column {name:?}. It has {found}. Set data.columns.{key} to one of them{nearest}{none}",
                     path.display()
                 ))
             })

@@ -52,6 +52,7 @@ impl Foreign {
         let mut listed = Vec::new();
         let mut left_out = |slide: &str, reason: String| {
             listed.push(slide.to_owned());
+            let reason = format!("{}: {reason}", self.folder.display());
             scores.failures.push(Failure { stage: "evaluate".into(), item: slide.into(), reason });
         };
         let mut shapes = BTreeMap::new();

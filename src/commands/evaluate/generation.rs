@@ -10,7 +10,7 @@ use evaluation::fid::{
 use evaluation::standard::Standard;
 use evaluation::table::ResultRow;
 use image::RgbImage;
-use rand::RngExt;
+use rand::seq::index::sample;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use slide_io::PatchSource;
@@ -19,7 +19,7 @@ use super::heads::folder_name;
 use super::slides::failure;
 use super::{Scores, data_name};
 use crate::commands::augment::{self, models};
-use crate::commands::encoders::require_encoders;
+use crate::commands::encoders::{Trained, ready_encoders};
 use crate::commands::sources::{self, ENCODER_NAME, Input};
 use crate::commands::{Run, digest, embed, training, unreadable};
 use crate::config::Condition;
@@ -44,7 +44,7 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
     let models = models(run, input)?;
     let device = device::open(run.device)?;
     let settings = &run.experiment.evaluate.fid;
-    let trained = require_encoders(run, input)?;
+    let trained = ready_encoders(run, input)?;
     let named = |name: &String| -> Result<Judge> {
         let names = || trained.iter().map(|trained| trained.name.as_str()).collect::<Vec<_>>().join(", ");
         let found = trained.iter().find(|trained| trained.name == *name);
@@ -156,8 +156,12 @@ impl Judge {
     /// What is done to an image before the network.
     fn preprocessing(&self, run: &Run) -> String {
         match self {
-            Self::Encoder(..) => sources::embed_header(run).to_string(),
-            Self::Inception(_) => "299 px, bilinear without antialiasing".to_owned(),
+            Self::Encoder(..) => sources::with_stain(run, sources::embed_header(run)).to_string(),
+            Self::Inception(_) => {
+                let stain = sources::with_stain(run, json!({}));
+                let stain = stain.get("stain").map_or(String::new(), |stain| format!(", stain {stain}"));
+                format!("299 px, bilinear without antialiasing{stain}")
+            }
         }
     }
 
@@ -275,9 +279,8 @@ fn found(base: &ResultRow, sources: &[usize], real: &Embedded, made: &Embedded, 
         let source = real.rows.binary_search(&sources[row]).ok()?;
         let own = nearness(made.row(row), source);
         let mut rng = keyed(seed, "fid lineup", &[at as u64]);
-        let mut others =
-            std::iter::repeat_with(|| rng.random_range(0..real.rows.len())).filter(|&other| other != source);
-        Some(others.by_ref().take(lineup - 1).all(|other| nearness(made.row(row), other) < own))
+        let others = sample(&mut rng, real.rows.len() - 1, lineup - 1);
+        Some(others.into_iter().all(|other| nearness(made.row(row), other + usize::from(other >= source)) < own))
     };
     let hits: Vec<bool> = made.rows.iter().enumerate().filter_map(hit).collect();
     let share = hits.iter().filter(|hit| **hit).count() as f64 / hits.len().max(1) as f64;
@@ -290,10 +293,14 @@ pub(super) fn has_bank(run: &Run) -> bool {
     run.experiment.gen_dino.enabled && run.dir.record("bank").is_some() && augment::shown_bank(run).is_some()
 }
 
-/// What the figures depend on: the bank as it was made, or nothing. Asked for by name it is judged even where Gen-DINO is off.
-pub(super) fn header(run: &Run) -> Value {
+/// What the figures depend on: the bank as it was made and the encoders that judge it, or nothing. Asked for by name it is judged
+/// even where Gen-DINO is off.
+pub(super) fn header(run: &Run, encoders: &[Trained]) -> Value {
     let Some(bank) = run.dir.record("bank") else { return Value::Null };
     let mut header = json!(bank.header);
+    let hash = |name: &String| encoders.iter().find(|encoder| encoder.name == *name).map(|encoder| &encoder.hash);
+    header["judges"] = run.experiment.evaluate.fid.encoders.iter().map(|name| json!([name, hash(name)])).collect();
+    header["preprocessing"] = sources::with_stain(run, sources::embed_header(run));
     let inception = &run.experiment.evaluate.fid.inception;
     if !inception.as_os_str().is_empty() {
         header["inception"] = json!(digest::of_file(run, inception));
@@ -303,4 +310,28 @@ pub(super) fn header(run: &Run) -> Value {
         header["references"] = references.iter().map(|path| json!(digest::of_whole_file(run, path))).collect();
     }
     header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Image n looks along axis n; of each something was made that looks like the next one.
+    #[test]
+    fn every_other_image_of_a_small_set_stands_in_the_lineup() {
+        let axis = |at: usize| (0..5).map(move |i| f32::from(u8::from(i == at)));
+        let embedded = |of: &dyn Fn(usize) -> usize| Embedded {
+            rows: (0..5).collect(),
+            dim: 5,
+            values: (0..5).flat_map(|at| axis(of(at))).collect(),
+        };
+        let real = embedded(&|at| at);
+        for seed in 0..20 {
+            let base = ResultRow::default();
+            let found = |made: &Embedded| found(&base, &[0, 1, 2, 3, 4], &real, made, seed);
+            let [like_itself, like_the_next] = [found(&real), found(&embedded(&|at| (at + 1) % 5))];
+            assert_eq!((like_itself.value, like_the_next.value), (Some(1.0), Some(0.0)));
+            assert_eq!((like_itself.metric.as_str(), like_itself.n), ("source_found_among_5", 5));
+        }
+    }
 }

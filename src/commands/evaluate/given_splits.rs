@@ -83,6 +83,17 @@ fn parts(
             }
         }
     }
-    ensure!(parts.iter().any(Option::is_some), "none of its slides is one of this cohort");
+    let told = || unknown.iter().filter(|unknown| unknown.file == file).all(|unknown| is_truth_value(&unknown.name));
+    ensure!(
+        parts.iter().any(Option::is_some),
+        match told() {
+            true =>
+                "it says True and False, as CLAM's splits_<k>_bool.csv: give splits_<k>.csv, which names the slides",
+            false => "none of its slides is one of this cohort",
+        }
+    );
     Ok(parts)
+}
+fn is_truth_value(text: &str) -> bool {
+    ["true", "false", "0", "1"].iter().any(|value| text.eq_ignore_ascii_case(value))
 }

@@ -1,14 +1,15 @@
 //! The trained slide-level heads in a run folder: what heatmaps are drawn with, and what scores slides without a label.
 //!
-//! `heads/<encoder>/<head>_seed<s>_fold<k>.safetensors`, and `heads/index.json`, which says whose they are and which slides
-//! each of them has seen. The index is written last: heads without it are those of an evaluation that was stopped.
+//! `heads/<encoder>/<head>_seed<s>_fold<k>.safetensors`, with what it says of its test slides beside it (`.json`), and
+//! `heads/index.json`, which says whose they are and which slides each of them has seen. The index is written last: heads without
+//! it are those of an evaluation that was stopped, which the next one with the same settings (`heads/evaluation`) takes up.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
-use evaluation::mil::{HeadKind, StoredHead, TrainedFold};
+use evaluation::mil::{FoldScores, HeadKind, SlideScore, StoredHead, TrainedFold};
 use evaluation::split::Fold;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -101,19 +102,43 @@ pub(in crate::commands) struct HeadPlace {
 /// Known by which slide-level heads and what was made of them belong together: the SHA-256 of what they depend on in the
 /// header of their evaluation. Other benchmarks leave them as they are.
 pub(in crate::commands) fn evaluation_digest(header: &serde_json::Value) -> String {
-    let parts = ["format", "seed", "items", "foreign", "untrained", "allow_missing"].map(|key| &header[key]);
+    let parts = ["format", "seed", "items", "foreign", "untrained", "allow_missing", "splits", "classes"]
+        .map(|key| &header[key]);
     digest::of_text(&crate::run_dir::as_stored(&json!([parts, header["settings"]["slide"]])).to_string())
 }
 
-/// Removes all heads, and what was drawn with them.
-pub(super) fn remove_heads(run: &Run) -> Result<()> {
+/// What says which evaluation the heads are of while there is no index, below the run folder: its digest.
+const BEGUN: &str = "heads/evaluation";
+
+/// Removes all heads, and what was drawn with them, but for those of the evaluation with this digest.
+pub(super) fn remove_heads(run: &Run, evaluation: &str) -> Result<()> {
+    if std::fs::read_to_string(run.dir.root().join(BEGUN)).is_ok_and(|begun| begun == evaluation) {
+        return Ok(());
+    }
     crate::commands::heatmap::remove_all(run)?;
     remove_folder(&run.dir.root().join(FOLDER))
+}
+
+/// From now on heads of the evaluation with this digest are kept.
+pub(super) fn begin(run: &Run, evaluation: &str) -> Result<()> {
+    remove_heads(run, evaluation)?;
+    Ok(atomic_file::write(&run.dir.file(BEGUN)?, evaluation.as_bytes())?)
+}
+
+/// What a head says of its test slides, as it is kept.
+#[derive(Serialize, Deserialize)]
+struct KeptScores {
+    evaluation: String,
+    encoder_hash: String,
+    /// Id, group, class, and the bits of the probabilities: a decimal number may come back with another last bit.
+    slides: Vec<(String, String, Option<u32>, Vec<u32>)>,
 }
 
 /// Keeps the heads of one encoder as they are trained.
 pub(super) struct Keeper<'a> {
     pub run: &'a Run,
+    /// Whether the heads themselves are kept, not only what they say.
+    pub weights: bool,
     /// Digest of this evaluation.
     pub evaluation: &'a str,
     pub encoder: &'a str,
@@ -122,7 +147,7 @@ pub(super) struct Keeper<'a> {
 }
 
 impl Keeper<'_> {
-    /// Writes the head of a fold.
+    /// Writes the head of a fold, then what it says: that counts.
     pub fn keep(&self, trained: &TrainedFold) -> evaluation::Result<()> {
         let place = HeadPlace { kind: trained.head, fold: trained.fold, seed: trained.seed };
         let header = json!({
@@ -134,7 +159,39 @@ impl Keeper<'_> {
             "settings": self.run.experiment.evaluate.slide.mil(),
             "version": env!("CARGO_PKG_VERSION"),
         });
-        (trained.save)(&path(self.run.dir.root(), self.encoder, place), &header)
+        let path = path(self.run.dir.root(), self.encoder, place);
+        if self.weights {
+            (trained.save)(&path, &header)?;
+        }
+        let bits = |slide: &SlideScore| slide.probabilities.iter().map(|p| p.to_bits()).collect();
+        let slide = |slide: &SlideScore| (slide.id.clone(), slide.group.clone(), slide.label, bits(slide));
+        let scores = KeptScores {
+            evaluation: self.evaluation.into(),
+            encoder_hash: self.hash.into(),
+            slides: trained.scores.iter().map(slide).collect(),
+        };
+        let path = path.with_extension("json");
+        let text = serde_json::to_vec(&scores).map_err(|error| evaluation::Error::io(&path, error.into()))?;
+        Ok(atomic_file::write(&path, &text)?)
+    }
+
+    /// What the head of a fold said, where an evaluation that was stopped had trained it.
+    pub fn known(&self, place: HeadPlace) -> Option<FoldScores> {
+        let path = path(self.run.dir.root(), self.encoder, place);
+        let kept: KeptScores = serde_json::from_slice(&std::fs::read(path.with_extension("json")).ok()?).ok()?;
+        let whole = !self.weights || path.exists();
+        let slide = |(id, group, label, bits): (String, String, Option<u32>, Vec<u32>)| {
+            let probabilities = bits.into_iter().map(f32::from_bits).collect();
+            SlideScore { id, group, label, probabilities, attention: vec![] }
+        };
+        let HeadPlace { kind: head, fold, seed } = place;
+        let scores = || kept.slides.into_iter().map(slide).collect();
+        (whole && kept.evaluation == self.evaluation && kept.encoder_hash == self.hash).then(|| FoldScores {
+            head,
+            fold,
+            seed,
+            scores: scores(),
+        })
     }
 
     /// Reads a head that was kept.

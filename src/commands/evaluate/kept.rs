@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slide_io::atomic_file;
 
-use super::{Scores, linear, slides};
+use super::{Scores, heads, linear, slides};
 use crate::cli::Task;
 use crate::commands::Run;
 use crate::run_dir::{as_stored, remove};
@@ -17,7 +17,7 @@ use crate::run_dir::{as_stored, remove};
 pub(super) const TASKS: [Task; 5] = [Task::Knn, Task::Slide, Task::Linear, Task::Robustness, Task::Fid];
 
 /// Parts of an evaluation's header that only some benchmarks depend on.
-const OF_SOME: [&str; 6] = ["settings", "foreign", "splits", "bank", "own_images", "shifted"];
+const OF_SOME: [&str; 8] = ["settings", "foreign", "splits", "bank", "own_images", "shifted", "items", "untrained"];
 
 #[derive(Serialize, Deserialize)]
 struct Kept {
@@ -44,6 +44,11 @@ pub(super) fn keep(run: &Run, header: &Value, task: Task, scores: Scores) -> Res
     Ok(atomic_file::write(&path(run, task), &serde_json::to_vec(&kept)?)?)
 }
 
+/// Whether any benchmark gave something with other settings or embeddings.
+pub(super) fn any_outdated(run: &Run, header: &Value) -> bool {
+    TASKS.into_iter().any(|task| path(run, task).exists() && kept(run, header, task).is_none())
+}
+
 /// Removes what benchmarks gave with other settings or embeddings; whether there was any.
 pub(super) fn forget_outdated(run: &Run, header: &Value) -> Result<bool> {
     let mut any = false;
@@ -51,7 +56,7 @@ pub(super) fn forget_outdated(run: &Run, header: &Value) -> Result<bool> {
         any |= path(run, task).exists();
         remove(&path(run, task))?;
         match task {
-            Task::Slide => slides::remove_scores(run)?,
+            Task::Slide => slides::remove_scores(run, &heads::evaluation_digest(header))?,
             Task::Linear => remove(&run.dir.root().join(linear::RECORD))?,
             _ => {}
         }
@@ -89,10 +94,11 @@ fn inputs(header: &Value, task: Task) -> Value {
         parts.retain(|key, _| !OF_SOME.contains(&key.as_str()));
     }
     let of_task: &[&str] = match task {
-        Task::Slide => &["foreign", "splits"],
-        Task::Robustness => &["foreign", "splits", "shifted"],
+        Task::Slide => &["items", "untrained", "foreign", "splits"],
+        Task::Robustness => &["items", "untrained", "foreign", "splits", "shifted"],
+        // It embeds what it looks at.
         Task::Fid => &["bank"],
-        _ => &[],
+        _ => &["items", "untrained"],
     };
     for key in of_task.iter().filter(|key| header.get(**key).is_some()) {
         inputs[*key] = header[*key].clone();
@@ -154,7 +160,7 @@ mod tests {
             TASKS.into_iter().filter(|&task| inputs(&header, task) != inputs(&other, task)).collect()
         };
         let changed = |pointer: &str| changed_of("images", pointer);
-        assert_eq!(changed("/items"), TASKS);
+        assert_eq!(changed("/items"), &TASKS[..4]);
         assert_eq!(changed("/settings/slide/bootstrap"), TASKS);
         assert_eq!(changed("/settings/slide/folds"), [Task::Slide]);
         assert_eq!(changed_of("slides", "/settings/slide/folds"), [Task::Slide, Task::Robustness]);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,7 @@ use evaluation::bag::StreamedBags;
 use evaluation::bootstrap::Bootstrap;
 use evaluation::comparison::{self, Comparison};
 use evaluation::metric::Predictions;
-use evaluation::mil::{CrossValidated, CrossValidation, FoldScores, HeadKind, SlideScore, score_all};
+use evaluation::mil::{CrossValidated, CrossValidation, FoldScores, HeadKind, SlideScore, TrainedFold, score_all};
 use evaluation::paired::Exchanges;
 use evaluation::scored::{self, Scored};
 use evaluation::table::{DataFrame, ResultRow, write_csv, write_parquet};
@@ -19,7 +20,7 @@ use slide_io::{Cohort, SlideRecord};
 use super::drawn::{confusion, curves};
 use super::foreign::foreign_features;
 use super::given_splits::Unknown;
-use super::heads::{EncoderHeads, HeadIndex, HeadPlace, Keeper, KeptSubject, remove_heads};
+use super::heads::{EncoderHeads, HeadIndex, HeadPlace, Keeper, KeptSubject, begin, remove_heads};
 use super::subjects::{Subject, among, folds, subjects};
 use super::submission::{self, Entrant};
 use super::usable::{absent_classes, fault};
@@ -27,7 +28,7 @@ use super::{Own, Scores, bootstrap, data_name, has_features, rows_of};
 use crate::commands::Run;
 use crate::commands::progress::Progress;
 use crate::commands::sources::{self, ENCODER_NAME, Input, UNTRAINED_NAME};
-use crate::config::{Baseline, SlideLevel};
+use crate::config::{Baseline, Data, SlideLevel};
 use crate::device::{self, DeviceChoice};
 use crate::run_dir::{Failure, remove};
 
@@ -37,9 +38,9 @@ pub(in crate::commands) const SCORES: &str = "results/slide_scores";
 pub(in crate::commands) const COMPARISONS: &str = "results/comparisons";
 
 /// Removes the scores of slides of an earlier evaluation, of whatever encoder, what was made of them, and the heads behind
-/// them.
-pub(super) fn remove_scores(run: &Run) -> Result<()> {
-    remove_heads(run)?;
+/// them, but for those of the evaluation with this digest, which takes them up.
+pub(super) fn remove_scores(run: &Run, evaluation: &str) -> Result<()> {
+    remove_heads(run, evaluation)?;
     let folder = run.dir.root().join("results");
     let files = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
     let of_slides = |path: &PathBuf| {
@@ -63,9 +64,26 @@ pub(in crate::commands) fn check_folds(run: &Run) -> Result<()> {
                 labelled.len()
             );
             folds(settings, &subjects(&labelled, &[], settings.by_patient)?)?;
+            tell_of_ungrouped(&run.experiment.data, &labelled);
         }
     }
     Ok(())
+}
+
+/// Says so where slides are not known to be of a patient, though a column for it is named: they may lie in several parts.
+fn tell_of_ungrouped(data: &Data, labelled: &[&SlideRecord]) {
+    let (column, without) = (&data.columns.group, labelled.iter().filter(|slide| slide.group.is_none()).count());
+    if column.is_empty() || without == 0 {
+        return;
+    }
+    let which = match without == labelled.len() {
+        true => "no slide has".to_owned(),
+        false => format!("{without} of {} slides have not", labelled.len()),
+    };
+    eprintln!(
+        "evaluate: {which} a patient or site in the column {column:?} of data.labels: each counts as a patient of its own, and \
+         slides of one patient may lie in different folds. Name the column with data.columns.group, or set it to \"\" if there is none"
+    );
 }
 
 /// Every head on the given split, or on stratified grouped folds, for the run's own encoder and its baselines, and for features
@@ -77,6 +95,7 @@ pub(super) fn slide_level(run: &Run, cohort: &Cohort, own: Option<&Own>, evaluat
     if labelled.is_empty() {
         return Ok(scores);
     }
+    begin(run, evaluation)?;
     let settings = &run.experiment.evaluate.slide;
     let untrained = settings.baselines.contains(&Baseline::Random);
     let trained: Vec<&str> = own.map_or(vec![], |own| own.encoders.iter().map(|encoder| &encoder.name[..]).collect());
@@ -255,14 +274,15 @@ fn score_slides(
         device: &device.clone().autodiff(),
         workers: if run.device == DeviceChoice::Cpu { run.threads } else { 1 },
         left_out: &left_out,
+        known: &[],
         keep_attention: false,
     };
     // Heads on an untrained network show nothing worth a look.
-    let keep = settings.keep_heads && name != UNTRAINED_NAME;
-    let keeper = keep.then_some(Keeper { run, evaluation, encoder: name, hash });
-    let (heads, predicted) =
-        train(&validation, &settings.aggregators, name, keeper.as_ref(), &read, &mut scores.failures)?;
-    if let Some(keeper) = &keeper {
+    let weights = settings.keep_heads && name != UNTRAINED_NAME;
+    let keeper = &Keeper { run, weights, evaluation, encoder: name, hash };
+    let classes = cohort.classes.len();
+    let (heads, predicted) = train(&validation, &settings.aggregators, classes, keeper, &read, &mut scores.failures)?;
+    if weights {
         let all = heads.iter().flat_map(|&kind| settings.seeds.iter().map(move |&seed| (kind, seed)));
         let all = all.flat_map(|(kind, seed)| (0..folds.len()).map(move |fold| HeadPlace { kind, fold, seed }));
         let trained = |place: &HeadPlace| {
@@ -303,7 +323,7 @@ fn usable<'a>(
     for (&slide, file) in labelled.iter().zip(&stored.files) {
         match file {
             Some(file) => match fault(file, stored.dim) {
-                Some(reason) => left_out(slide, &reason),
+                Some(reason) => left_out(slide, &format!("{}: {reason}", stored.name)),
                 None => {
                     slides.push(slide);
                     paths.push(file);
@@ -330,34 +350,49 @@ fn usable<'a>(
     (slides, paths)
 }
 
-/// Trains every head on every fold with every seed, while `read` counts the slides that are read, in every epoch anew. A head
-/// that cannot be trained is listed, and is an error only where it is so with all of them.
+/// Trains every head on every fold with every seed, but for those that an evaluation that was stopped has trained, while `read`
+/// counts the slides that are read, in every epoch anew. A head that cannot be trained is listed, and is an error only where it is
+/// so with all of them.
 fn train(
     validation: &CrossValidation,
     wanted: &[HeadKind],
-    encoder: &str,
-    keeper: Option<&Keeper>,
+    classes: usize,
+    keeper: &Keeper,
     read: &AtomicU64,
     failures: &mut Vec<Failure>,
 ) -> Result<(Vec<HeadKind>, Vec<FoldScores>)> {
-    let (folds, seeds) = (validation.folds.len() - validation.left_out.len(), validation.seeds.len());
+    let (folds, seeds, encoder) =
+        (validation.folds.len() - validation.left_out.len(), validation.seeds.len(), keeper.encoder);
     let progress = Progress::new("evaluate", (folds * seeds * wanted.len()) as u64, "folds");
     let start = Instant::now();
     let (mut heads, mut predicted, mut refused) = (Vec::new(), Vec::new(), None);
-    for &head in wanted {
-        let trained = validation.scores(head, |trained| {
+    for &kind in wanted {
+        let places =
+            validation.seeds.iter().flat_map(|&seed| (0..validation.folds.len()).map(move |fold| (seed, fold)));
+        let earlier: Vec<FoldScores> =
+            places.clone().filter_map(|(seed, fold)| keeper.known(HeadPlace { kind, fold, seed })).collect();
+        let known: Vec<(u64, usize)> = earlier.iter().map(|scores| (scores.seed, scores.fold)).collect();
+        progress.advance(known.len() as u64);
+        let losses = Mutex::new(Vec::new());
+        let trained = CrossValidation { known: &known, ..*validation }.scores(kind, |trained| {
             progress.advance(1);
-            keeper.map_or(Ok(()), |keeper| keeper.keep(trained))
+            losses.lock().unwrap_or_else(PoisonError::into_inner).extend(loss_and_steps(trained, validation));
+            keeper.keep(trained)
         });
         match trained {
-            Ok(CrossValidated { folds, refused }) => {
+            Ok(CrossValidated { mut folds, refused }) => {
+                folds.extend(earlier);
+                let place = |scores: &FoldScores| places.clone().position(|place| place == (scores.seed, scores.fold));
+                folds.sort_by_key(place);
                 predicted.extend(folds);
-                heads.push(head);
+                heads.push(kind);
+                let losses = losses.into_inner().unwrap_or_else(PoisonError::into_inner);
+                warn_if_hardly_trained(encoder, kind, classes, &losses);
                 let reasons = refused.into_iter().map(|error| error.to_string());
-                failures.extend(reasons.map(|reason| failure(&format!("{encoder}, {}", head.name()), reason)));
+                failures.extend(reasons.map(|reason| failure(&format!("{encoder}, {}", kind.name()), reason)));
             }
             Err(error) => {
-                failures.push(failure(&format!("{encoder}, {}", head.name()), error.to_string()));
+                failures.push(failure(&format!("{encoder}, {}", kind.name()), error.to_string()));
                 refused.get_or_insert(error);
             }
         }
@@ -370,6 +405,36 @@ fn train(
     progress.finish(&format!("{encoder}, {folds} folds x {seeds} seeds of {}, {rate:.0} slides/s", names.join(", ")));
     Ok((heads, predicted))
 }
+
+/// The training loss of the epoch a head is from, and its steps up to there.
+fn loss_and_steps(trained: &TrainedFold, validation: &CrossValidation) -> Option<(f64, usize)> {
+    let loss = trained.history.iter().find(|record| record.epoch == trained.best_epoch)?.train_loss;
+    let bags = validation.folds[trained.fold].train.len();
+    Some((loss, (trained.best_epoch + 1) * bags.div_ceil(validation.config.accumulate.max(1))))
+}
+
+/// Says so where heads know the slides they were trained on hardly better than by guessing: of a small cohort the settings for a
+/// large one make few steps, and the encoder gets the blame. Other losses than a cross-entropy have no such measure.
+fn warn_if_hardly_trained(encoder: &str, kind: HeadKind, classes: usize, losses: &[(f64, usize)]) {
+    let (mut losses, mut steps): (Vec<f64>, Vec<usize>) = losses.iter().copied().unzip();
+    if losses.is_empty() || !matches!(kind, HeadKind::Mean | HeadKind::Max | HeadKind::Abmil | HeadKind::Transmil) {
+        return;
+    }
+    losses.sort_by(f64::total_cmp);
+    steps.sort_unstable();
+    let (loss, steps, guessing) = (losses[losses.len() / 2], steps[steps.len() / 2], (classes as f64).ln());
+    if loss > HARDLY_TRAINED * guessing {
+        eprintln!(
+            "evaluate: warning: {encoder}, {}: after {steps} steps the loss on the training slides is still {loss:.2} (guessing: \
+             {guessing:.2}), so that the head has hardly learnt: try more evaluate.slide.epochs, a lower evaluate.slide.accumulate \
+             or a higher evaluate.slide.lr",
+            kind.name()
+        );
+    }
+}
+
+/// Share of the loss of guessing above which a head has hardly been trained.
+const HARDLY_TRAINED: f64 = 0.8;
 
 fn kept(subject: &Subject) -> KeptSubject {
     KeptSubject { id: subject.id.clone(), label: subject.label, slides: subject.slides.clone() }

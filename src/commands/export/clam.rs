@@ -6,6 +6,7 @@ use slide_io::{SlideRecord, h5, torch};
 
 use super::{Folder, label, open};
 use crate::cli::ExportClamArgs;
+use crate::commands::encoders::foreign_encoders;
 use crate::commands::evaluate::{Subject, among, folds, subjects};
 use crate::commands::progress::Progress;
 use crate::commands::sources::{coordinates_header, coordinates_path, features_header, features_path};
@@ -24,6 +25,8 @@ pub(super) fn clam(args: &ExportClamArgs) -> Result<Outcome> {
         "no slide of {} has coordinates of these settings: run `gensis tile`",
         args.run.display()
     );
+    // What the headers of features by [[encoders]] say of their weights.
+    foreign_encoders(&run)?;
     let hash = hash_of(&run, &args.encoder)?;
     let with_features = |slide: &&SlideRecord| {
         let path = features_path(&run, &args.encoder, &slide.id);
@@ -52,14 +55,14 @@ pub(super) fn clam(args: &ExportClamArgs) -> Result<Outcome> {
         }
         progress.advance(1);
     }
+    let known = tiled.iter().filter(|slide| slide.label.is_some()).count();
     let labelled: Vec<&SlideRecord> = embedded.iter().copied().filter(|slide| slide.label.is_some()).collect();
     let all: Vec<&SlideRecord> = cohort.slides.iter().filter(|slide| slide.label.is_some()).collect();
     let splits = write_tables(&run, &all, &labelled, &folder)?;
     progress.finish(&format!(
-        "{} slides, {} with features, {} labelled, {splits} split(s), in {}",
+        "{} slides, {} with features, {known} labelled, {splits} split(s), in {}",
         tiled.len(),
         embedded.len(),
-        labelled.len(),
         args.out.display()
     ));
     Ok(Outcome::Done)

@@ -25,7 +25,22 @@ pub(super) fn compare_runs(runs: &[Read]) -> Result<Vec<([usize; 2], Comparison)
         for (offset, second) in runs[place + 1..].iter().enumerate() {
             let settings = [first, second].map(|run| &run.experiment.evaluate.slide);
             let asked = settings.iter().all(|settings| settings.permutations > 0);
-            if !asked || first.experiment.seed != second.experiment.seed || data(first) != data(second) {
+            if !asked || first.experiment.seed != second.experiment.seed {
+                continue;
+            }
+            if let (Some(a), Some(b)) = (data(first), data(second))
+                && a != b
+            {
+                if share_slides(first, second) {
+                    eprintln!(
+                        "report: no paired tests between {} and {}, and columns of their own: one calls its slides {a:?}, the other \
+                         {b:?}. Where they are the same, run both with one data.name",
+                        first.results.run, second.results.run
+                    );
+                }
+                continue;
+            }
+            if data(first) != data(second) {
                 continue;
             }
             let pairs: Vec<(&Scored, &Scored)> = pairs(first, second)
@@ -53,6 +68,14 @@ pub(super) fn compare_runs(runs: &[Read]) -> Result<Vec<([usize; 2], Comparison)
 /// The cohort whose slides a run has scored.
 fn data(run: &Read) -> Option<&str> {
     run.results.rows.iter().find(|row| row.task == "slide").map(|row| &row.data[..])
+}
+
+/// Whether a slide of that name was tested in both.
+fn share_slides(first: &Read, second: &Read) -> bool {
+    let tested = |run: &'_ Read| -> BTreeSet<String> {
+        run.scored.iter().flat_map(|scored| &scored.slides).map(|slide| slide.id.clone()).collect()
+    };
+    !tested(first).is_disjoint(&tested(second))
 }
 
 /// Two encoders under the same head and seed of the head.

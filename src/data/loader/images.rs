@@ -96,7 +96,10 @@ impl EvalLoader {
 }
 
 /// Size of all images after the transform. Without a crop it is that of the first readable image.
-fn image_size(source: &dyn PatchSource, embed: &Embed) -> Result<(u32, u32)> {
+///
+/// # Errors
+/// No image, or none of the first that can be read.
+pub fn image_size(source: &dyn PatchSource, embed: &Embed) -> Result<(u32, u32)> {
     if embed.crop > 0 || source.is_empty() {
         return Ok((embed.crop, embed.crop));
     }
@@ -111,6 +114,19 @@ fn image_size(source: &dyn PatchSource, embed: &Embed) -> Result<(u32, u32)> {
         Some(failure) => bail!("none of the first images can be read; {}: {}", failure.key.item, failure.reason),
         None => bail!("there are no images"),
     }
+}
+
+/// That an image has the size of the first.
+///
+/// # Errors
+/// Another size, with what to do.
+pub fn require_size(image: &RgbImage, size: (u32, u32)) -> Result<(), String> {
+    let ((width, height), expected) = (image.dimensions(), size);
+    if (width, height) == expected {
+        return Ok(());
+    }
+    let (wide, high) = expected;
+    Err(format!("{width} x {height} px where the first image has {wide} x {high}: set embed.resize and embed.crop"))
 }
 
 /// Batches of images, in order.
@@ -155,13 +171,7 @@ impl Work for ImageWork {
         let image = read(&*self.source, index)?;
         let image = crop::evaluation_view(image, self.embed.resize, self.embed.crop)
             .map_err(|error| failure(format!("{error:#}")))?;
-        if image.dimensions() != self.size {
-            let ((width, height), expected) = (image.dimensions(), self.size);
-            return Err(failure(format!(
-                "{width} x {height} px where the first image has {} x {}: set embed.resize and embed.crop",
-                expected.0, expected.1
-            )));
-        }
+        require_size(&image, self.size).map_err(failure)?;
         Ok(image)
     }
 

@@ -20,7 +20,7 @@ use image::RgbImage;
 use slide_io::{PatchKey, PatchSource};
 
 pub use crops::{CropBatch, CropBatches, CropLoader, MultiCrop};
-pub use images::{EvalLoader, ImageBatch, ImageBatches};
+pub use images::{EvalLoader, ImageBatch, ImageBatches, image_size, require_size};
 pub use probe_crops::{ProbeBatch, ProbeCrops};
 pub use squares::{SquareBatch, SquareLoader, Squares};
 pub use synthetic::{Interpolations, MixedBatch, Synthetics};

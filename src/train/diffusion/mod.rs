@@ -6,7 +6,7 @@ use super::metrics::{Metrics, report_every};
 use super::optimizer::{AdamW, Gradients, Update, take_gradients};
 use super::replicas::Replicas;
 use super::{CHECKPOINT, METRICS};
-use crate::config::{Diffusion, UnetShape};
+use crate::config::Diffusion;
 use crate::data::latents::LatentFile;
 use crate::data::order::EpochOrder;
 use crate::model::diffusion::{DiffusionConfig, DiffusionModel};
@@ -49,19 +49,6 @@ pub struct LatentBatch {
     pub latents: Vec<f32>,
     /// `[size, embedding]`, as they condition.
     pub embeddings: Vec<f32>,
-}
-
-/// That the U-Net can halve latents of `side` as often as it has levels.
-///
-/// # Errors
-/// A side that is no multiple of its factor.
-pub fn check_latents(side: usize, unet: &UnetShape) -> Result<()> {
-    ensure!(
-        side > 0 && side.is_multiple_of(unet.factor()),
-        "latents of {side} x {side} cannot be halved {} times: change autoencoder.image_size or diffusion.unet.channel_mult",
-        unet.channel_mult.len() - 1
-    );
-    Ok(())
 }
 
 /// What a step did.
@@ -109,7 +96,7 @@ impl Trainer {
     pub fn new(settings: &Settings, steps_per_epoch: usize, device: &Device) -> Result<Self> {
         let Settings { seed, diffusion, config } = settings;
         let [channels, side] = config.latent;
-        check_latents(side, &diffusion.unet)?;
+        diffusion.unet.check_latents(side)?;
         ensure!(steps_per_epoch > 0, "not one whole batch of diffusion.batch = {} in an epoch", diffusion.batch);
         let unet = Unet::new(&diffusion.unet, channels, config.embedding, *seed, device)?;
         let on_cpu = lies_in_host_memory(device);

@@ -4,7 +4,7 @@
 
 writes, beside this file,
     kl.safetensors   a kl_f4 (diffusers' names, f16)      kl.ckpt   the same under CompVis's names, with loss.* keys
-    vq.safetensors   a vq_f8 with attention at f = 8      vq_compvis.safetensors   the same under CompVis's names
+    vq.safetensors   a vq_f8 with attention at f = 8      vq_compvis.safetensors   the same in a diffusion model's checkpoint
     forward.safetensors   images, moments, latents, codes and reconstructions of both
 
 Weights are exact in f16, so that the files are small and every reader sees the same numbers.
@@ -69,8 +69,17 @@ def save(model, name, levels):
 
 def save_checkpoint(theirs):
     """With what else a checkpoint of an autoencoder's training holds."""
-    loss = {"loss.logvar": torch.zeros(()).half(), "loss.discriminator.main.0.bias": torch.zeros(4).half()}
+    loss = {"loss.logvar": torch.zeros(()).half(), "loss.discriminator.main.0.bias": torch.zeros(4).half(),
+            "loss.discriminator.main.3.num_batches_tracked": torch.tensor(9)}
     torch.save({"epoch": 3, "global_step": 7, "state_dict": {**theirs, **loss}}, HERE / "kl.ckpt")
+
+
+def diffusion_checkpoint(theirs):
+    """The first stage among what else a checkpoint of latent-diffusion or Stable Diffusion holds, counters and places too."""
+    others = {"model.diffusion_model.out.2.bias": torch.zeros(4).half(),
+              "model_ema.num_updates": torch.tensor(9, dtype=torch.int32), "betas": torch.zeros(5),
+              "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(7)[None]}
+    return {**{f"first_stage_model.{name}": value for name, value in theirs.items()}, **others}
 
 
 def main():
@@ -91,7 +100,7 @@ def main():
     converted = convert_ldm_vae_checkpoint({f"first_stage_model.{k}": v for k, v in theirs.items()}, config)
     assert converted.keys() == state.keys() and all(torch.equal(converted[k].reshape(v.shape), v) for k, v in state.items())
     save_checkpoint(theirs)
-    save_file(save(vq, "vq", 4)[1], HERE / "vq_compvis.safetensors")
+    save_file(diffusion_checkpoint(save(vq, "vq", 4)[1]), HERE / "vq_compvis.safetensors")
 
     out = {"kl.images": torch.rand(2, 3, 16, 12) * 2 - 1, "vq.images": torch.rand(1, 3, 32, 16) * 2 - 1}
     with torch.no_grad():

@@ -179,6 +179,24 @@ fn numbers_that_nobody_wrote_are_not_made_room_for() {
     }
 }
 
+/// Some feature extractors write a slide as a batch of one.
+#[test]
+fn a_batch_of_one_slide_is_that_slide() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |batch: usize| root.path().join(format!("{batch}.h5"));
+    for batch in [1, 2] {
+        let file = File::create(&path(batch)).unwrap();
+        let features: Vec<f32> = (0..batch * 12).map(|i| i as f32).collect();
+        file.new_dataset::<f32>().shape((batch, 3, 4)).create("features").unwrap().write_raw(&features).unwrap();
+        file.new_dataset::<i64>().shape((3, 2)).create("coords").unwrap().write_raw(&[0i64; 6]).unwrap();
+        file.close().unwrap();
+    }
+    let read = read_features(&path(1)).unwrap();
+    assert_eq!((read.dim, read.values), (4, (0..12).map(|i| i as f32).collect()));
+    let error = features_shape(&path(2)).unwrap_err().to_string();
+    assert!(error.contains("`features` has the shape [2, 3, 4]"), "{error}");
+}
+
 #[test]
 fn files_of_trident_are_read() {
     let read = read_coordinates(&Path::new(GOLDEN).join("trident_patches.h5")).unwrap();
