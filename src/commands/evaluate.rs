@@ -131,7 +131,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     let unknown = asked.is_empty() && run.dir.root().join(RESULTS).with_extension("csv").exists();
     let outdated = match task {
         // Encoders may be on their way: what was scored of those before them may come to stand again.
-        Task::Fid => kept::any_outdated(run, &header),
+        Task::Fid => kept::hide_outdated(run, &header)?,
         _ => kept::forget_outdated(run, &header)?,
     };
     if outdated || unknown {
@@ -157,6 +157,15 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
             }
             scores => scores?,
         };
+        ensure!(
+            task == Task::All || !scores.rows.is_empty() || !scores.failures.is_empty(),
+            "there is nothing to score{}",
+            if matches!(task, Task::Knn | Task::Slide | Task::Linear) {
+                ": no test item has a label (data.labels)"
+            } else {
+                ""
+            }
+        );
         match scores.rows.is_empty() && !scores.failures.is_empty() {
             true => {
                 main_lost |= matches!(one, Task::Knn | Task::Slide);
@@ -180,7 +189,6 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
     tell(scores.failures.iter().filter(|failure| !told.contains(failure)));
     match scores.rows.is_empty() {
         true if main_lost => bail!("nothing could be scored, for the reasons above"),
-        true if task != Task::All => bail!("there is nothing to score: no test item has a label (data.labels)"),
         true => eprintln!("evaluate: no labelled test items, so there is nothing to score"),
         false => say!("{}", ResultTable::new(&scores.rows)?.markdown()?)?,
     }
@@ -372,7 +380,7 @@ fn header(run: &Run, input: &Input, own: Option<&Own>) -> Result<Value> {
         "seed": seed,
         "items": items,
         "foreign": foreign,
-        "bank": generation::header(run, encoders),
+        "bank": generation::header(run, input, encoders),
         "allow_missing": run.experiment.data.allow_missing,
         "own_images": own_images::header(run),
         "untrained": own.map(|own| &own.summary["hashes"][UNTRAINED_NAME]),

@@ -32,9 +32,8 @@ mod tables;
 mod tile;
 mod training;
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
 use anyhow::{Context, Result};
@@ -78,7 +77,7 @@ pub(crate) struct Run {
     /// Whether outputs of other settings may be made anew.
     pub update: bool,
     /// Digests of slide files, read once.
-    digests: Mutex<HashMap<PathBuf, Option<String>>>,
+    digests: digest::Digests,
     /// Encoders from elsewhere, once they are known by their content.
     foreign: OnceLock<Vec<encoders::Trained>>,
 }

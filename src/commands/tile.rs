@@ -256,6 +256,7 @@ struct Cut {
 
 /// Scales that differ by no more than this share are not worth a word.
 const SAME_SCALE: f64 = 0.1;
+static CONTRADICTED: std::sync::Once = std::sync::Once::new();
 
 fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Error> {
     let slide = Slide::open(&record.path)?;
@@ -312,11 +313,16 @@ fn cut(run: &Run, record: &SlideRecord, row: &mut TiledSlide) -> Result<Cut, Err
     }
     if let (Some(given), Some(stated)) = (record.mpp, slide.mpp())
         && (given.0 / stated.0 - 1.0).abs() > SAME_SCALE
+        && given.0 == experiment.data.mpp
     {
-        problems.push(format!(
-            "its file says {stated}, and {given} was given, which is believed: give data.mpp (--mpp) only where files say nothing, \
-             or single slides in a column `mpp` of data.labels"
-        ));
+        // Of the first such slide: where it is meant it is meant for all.
+        CONTRADICTED.call_once(|| {
+            eprintln!(
+                "tile: {}: its file says {stated}, and data.mpp (--mpp) {given}, which is believed for every slide: where only some files \
+                 say nothing, give these in a column `mpp` of data.labels",
+                record.id
+            );
+        });
     }
     if let Some(ratio) = slide.mpp_x_over_y() {
         problems.push(format!(

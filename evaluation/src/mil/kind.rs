@@ -56,8 +56,6 @@ pub struct TrainedFold<'a> {
     pub scores: &'a [SlideScore],
     /// Losses of every epoch that ran.
     pub history: &'a [EpochRecord],
-    /// The epoch the weights are from.
-    pub best_epoch: usize,
     /// [`TrainedHead::save`](super::TrainedHead::save): writes it to a file with a header.
     pub save: &'a dyn Fn(&Path, &Value) -> Result<()>,
 }
@@ -131,8 +129,7 @@ impl CrossValidation<'_> {
         let CrossValidated { folds, refused } =
             self.run::<A>(|FoldPrediction { fold, seed, head: trained, scores }| {
                 let save = |path: &Path, header: &Value| trained.save(path, header);
-                let (history, best_epoch) = (&trained.history[..], trained.best_epoch);
-                done(&TrainedFold { head, fold: *fold, seed: *seed, scores, history, best_epoch, save: &save })
+                done(&TrainedFold { head, fold: *fold, seed: *seed, scores, history: &trained.history, save: &save })
             })?;
         let kept = |FoldPrediction { fold, seed, scores, .. }| FoldScores { head, fold, seed, scores };
         Ok(CrossValidated { folds: folds.into_iter().map(kept).collect(), refused })

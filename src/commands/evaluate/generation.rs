@@ -295,9 +295,10 @@ pub(super) fn has_bank(run: &Run) -> bool {
 
 /// What the figures depend on: the bank as it was made and the encoders that judge it, or nothing. Asked for by name it is judged
 /// even where Gen-DINO is off.
-pub(super) fn header(run: &Run, encoders: &[Trained]) -> Value {
+pub(super) fn header(run: &Run, input: &Input, encoders: &[Trained]) -> Value {
     let Some(bank) = run.dir.record("bank") else { return Value::Null };
     let mut header = json!(bank.header);
+    header["patches"] = training::fingerprint(run, input);
     let hash = |name: &String| encoders.iter().find(|encoder| encoder.name == *name).map(|encoder| &encoder.hash);
     header["judges"] = run.experiment.evaluate.fid.encoders.iter().map(|name| json!([name, hash(name)])).collect();
     header["preprocessing"] = sources::with_stain(run, sources::embed_header(run));

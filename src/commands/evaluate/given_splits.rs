@@ -83,10 +83,10 @@ fn parts(
             }
         }
     }
-    let told = || unknown.iter().filter(|unknown| unknown.file == file).all(|unknown| is_truth_value(&unknown.name));
+    let mut named = unknown.iter().filter(|unknown| unknown.file == file).peekable();
     ensure!(
         parts.iter().any(Option::is_some),
-        match told() {
+        match named.peek().is_some() && named.all(|unknown| is_truth_value(&unknown.name)) {
             true =>
                 "it says True and False, as CLAM's splits_<k>_bool.csv: give splits_<k>.csv, which names the slides",
             false => "none of its slides is one of this cohort",
@@ -94,6 +94,7 @@ fn parts(
     );
     Ok(parts)
 }
+
 fn is_truth_value(text: &str) -> bool {
     ["true", "false", "0", "1"].iter().any(|value| text.eq_ignore_ascii_case(value))
 }

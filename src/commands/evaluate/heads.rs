@@ -130,6 +130,8 @@ pub(super) fn begin(run: &Run, evaluation: &str) -> Result<()> {
 struct KeptScores {
     evaluation: String,
     encoder_hash: String,
+    /// Of [`Keeper::folds`].
+    fold: String,
     /// Id, group, class, and the bits of the probabilities: a decimal number may come back with another last bit.
     slides: Vec<(String, String, Option<u32>, Vec<u32>)>,
 }
@@ -144,6 +146,8 @@ pub(super) struct Keeper<'a> {
     pub encoder: &'a str,
     /// Hash of its weights; empty for features made elsewhere.
     pub hash: &'a str,
+    /// Of each fold: the digest of who trains, chooses and is tested. Which slides can be used shows when they are read.
+    pub folds: &'a [String],
 }
 
 impl Keeper<'_> {
@@ -168,6 +172,7 @@ impl Keeper<'_> {
         let scores = KeptScores {
             evaluation: self.evaluation.into(),
             encoder_hash: self.hash.into(),
+            fold: self.folds[trained.fold].clone(),
             slides: trained.scores.iter().map(slide).collect(),
         };
         let path = path.with_extension("json");
@@ -186,12 +191,9 @@ impl Keeper<'_> {
         };
         let HeadPlace { kind: head, fold, seed } = place;
         let scores = || kept.slides.into_iter().map(slide).collect();
-        (whole && kept.evaluation == self.evaluation && kept.encoder_hash == self.hash).then(|| FoldScores {
-            head,
-            fold,
-            seed,
-            scores: scores(),
-        })
+        let same =
+            kept.evaluation == self.evaluation && kept.encoder_hash == self.hash && kept.fold == self.folds[fold];
+        (whole && same).then(|| FoldScores { head, fold, seed, scores: scores() })
     }
 
     /// Reads a head that was kept.

@@ -44,9 +44,14 @@ pub(super) fn keep(run: &Run, header: &Value, task: Task, scores: Scores) -> Res
     Ok(atomic_file::write(&path(run, task), &serde_json::to_vec(&kept)?)?)
 }
 
-/// Whether any benchmark gave something with other settings or embeddings.
-pub(super) fn any_outdated(run: &Run, header: &Value) -> bool {
-    TASKS.into_iter().any(|task| path(run, task).exists() && kept(run, header, task).is_none())
+/// Whether any benchmark gave something with other settings or embeddings, of which tables that others read go. With the settings
+/// of then they are written again, without training anew.
+pub(super) fn hide_outdated(run: &Run, header: &Value) -> Result<bool> {
+    let outdated = |task: &Task| path(run, *task).exists() && kept(run, header, *task).is_none();
+    if outdated(&Task::Slide) {
+        slides::remove_tables(run)?;
+    }
+    Ok(TASKS.iter().any(outdated))
 }
 
 /// Removes what benchmarks gave with other settings or embeddings; whether there was any.

@@ -13,8 +13,9 @@ use evaluation::metric::Predictions;
 use evaluation::mil::{CrossValidated, CrossValidation, FoldScores, HeadKind, SlideScore, TrainedFold, score_all};
 use evaluation::paired::Exchanges;
 use evaluation::scored::{self, Scored};
+use evaluation::split::Fold;
 use evaluation::table::{DataFrame, ResultRow, write_csv, write_parquet};
-
+use serde_json::{Value, json};
 use slide_io::{Cohort, SlideRecord};
 
 use super::drawn::{confusion, curves};
@@ -25,9 +26,9 @@ use super::subjects::{Subject, among, folds, subjects};
 use super::submission::{self, Entrant};
 use super::usable::{absent_classes, fault};
 use super::{Own, Scores, bootstrap, data_name, has_features, rows_of};
-use crate::commands::Run;
 use crate::commands::progress::Progress;
 use crate::commands::sources::{self, ENCODER_NAME, Input, UNTRAINED_NAME};
+use crate::commands::{Run, digest};
 use crate::config::{Baseline, Data, SlideLevel};
 use crate::device::{self, DeviceChoice};
 use crate::run_dir::{Failure, remove};
@@ -41,6 +42,11 @@ pub(in crate::commands) const COMPARISONS: &str = "results/comparisons";
 /// them, but for those of the evaluation with this digest, which takes them up.
 pub(super) fn remove_scores(run: &Run, evaluation: &str) -> Result<()> {
     remove_heads(run, evaluation)?;
+    remove_tables(run)
+}
+
+/// Removes the scores of slides and what was made of them, but not the heads.
+pub(super) fn remove_tables(run: &Run) -> Result<()> {
     let folder = run.dir.root().join("results");
     let files = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
     let of_slides = |path: &PathBuf| {
@@ -64,14 +70,18 @@ pub(in crate::commands) fn check_folds(run: &Run) -> Result<()> {
                 labelled.len()
             );
             folds(settings, &subjects(&labelled, &[], settings.by_patient)?)?;
-            tell_of_ungrouped(&run.experiment.data, &labelled);
+            tell_of_ungrouped(&run.experiment.data, settings, &labelled);
         }
     }
     Ok(())
 }
 
 /// Says so where slides are not known to be of a patient, though a column for it is named: they may lie in several parts.
-fn tell_of_ungrouped(data: &Data, labelled: &[&SlideRecord]) {
+fn tell_of_ungrouped(data: &Data, settings: &SlideLevel, labelled: &[&SlideRecord]) {
+    // A given split is its maker's.
+    if !settings.splits.is_empty() || labelled.iter().any(|slide| slide.split.is_some()) {
+        return;
+    }
     let (column, without) = (&data.columns.group, labelled.iter().filter(|slide| slide.group.is_none()).count());
     if column.is_empty() || without == 0 {
         return;
@@ -279,7 +289,14 @@ fn score_slides(
     };
     // Heads on an untrained network show nothing worth a look.
     let weights = settings.keep_heads && name != UNTRAINED_NAME;
-    let keeper = &Keeper { run, weights, evaluation, encoder: name, hash };
+    let members = |part: &[usize]| -> Vec<Value> {
+        part.iter().map(|&at| json!([subjects[at].id, subjects[at].slides, subjects[at].label])).collect()
+    };
+    let digest_of = |fold: &Fold| {
+        digest::of_text(&json!([&fold.train, &fold.validation, &fold.test].map(|part| members(part))).to_string())
+    };
+    let digests: Vec<String> = folds.iter().map(digest_of).collect();
+    let keeper = &Keeper { run, weights, evaluation, encoder: name, hash, folds: &digests };
     let classes = cohort.classes.len();
     let (heads, predicted) = train(&validation, &settings.aggregators, classes, keeper, &read, &mut scores.failures)?;
     if weights {
@@ -367,8 +384,8 @@ fn train(
     let start = Instant::now();
     let (mut heads, mut predicted, mut refused) = (Vec::new(), Vec::new(), None);
     for &kind in wanted {
-        let places =
-            validation.seeds.iter().flat_map(|&seed| (0..validation.folds.len()).map(move |fold| (seed, fold)));
+        let dealt = || (0..validation.folds.len()).filter(|fold| !validation.left_out.contains(fold));
+        let places = validation.seeds.iter().flat_map(|&seed| dealt().map(move |fold| (seed, fold)));
         let earlier: Vec<FoldScores> =
             places.clone().filter_map(|(seed, fold)| keeper.known(HeadPlace { kind, fold, seed })).collect();
         let known: Vec<(u64, usize)> = earlier.iter().map(|scores| (scores.seed, scores.fold)).collect();
@@ -406,11 +423,11 @@ fn train(
     Ok((heads, predicted))
 }
 
-/// The training loss of the epoch a head is from, and its steps up to there.
+/// The lowest training loss of all epochs, and the steps of all.
 fn loss_and_steps(trained: &TrainedFold, validation: &CrossValidation) -> Option<(f64, usize)> {
-    let loss = trained.history.iter().find(|record| record.epoch == trained.best_epoch)?.train_loss;
+    let loss = trained.history.iter().map(|record| record.train_loss).min_by(f64::total_cmp)?;
     let bags = validation.folds[trained.fold].train.len();
-    Some((loss, (trained.best_epoch + 1) * bags.div_ceil(validation.config.accumulate.max(1))))
+    Some((loss, trained.history.len() * bags.div_ceil(validation.config.accumulate.max(1))))
 }
 
 /// Says so where heads know the slides they were trained on hardly better than by guessing: of a small cohort the settings for a
@@ -426,8 +443,8 @@ fn warn_if_hardly_trained(encoder: &str, kind: HeadKind, classes: usize, losses:
     if loss > HARDLY_TRAINED * guessing {
         eprintln!(
             "evaluate: warning: {encoder}, {}: after {steps} steps the loss on the training slides is still {loss:.2} (guessing: \
-             {guessing:.2}), so that the head has hardly learnt: try more evaluate.slide.epochs, a lower evaluate.slide.accumulate \
-             or a higher evaluate.slide.lr",
+             {guessing:.2}), so that the head has hardly learnt: try a lower evaluate.slide.accumulate, a higher evaluate.slide.lr or more \
+             evaluate.slide.epochs (evaluate.slide.patience ends them early)",
             kind.name()
         );
     }

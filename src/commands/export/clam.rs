@@ -26,7 +26,9 @@ pub(super) fn clam(args: &ExportClamArgs) -> Result<Outcome> {
         args.run.display()
     );
     // What the headers of features by [[encoders]] say of their weights.
-    foreign_encoders(&run)?;
+    if run.experiment.encoders.iter().any(|encoder| encoder.name() == args.encoder) {
+        foreign_encoders(&run)?;
+    }
     let hash = hash_of(&run, &args.encoder)?;
     let with_features = |slide: &&SlideRecord| {
         let path = features_path(&run, &args.encoder, &slide.id);

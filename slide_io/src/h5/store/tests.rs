@@ -185,7 +185,7 @@ fn a_batch_of_one_slide_is_that_slide() {
     let root = tempfile::tempdir().unwrap();
     let path = |batch: usize| root.path().join(format!("{batch}.h5"));
     for batch in [1, 2] {
-        let file = File::create(&path(batch)).unwrap();
+        let file = File::create(path(batch)).unwrap();
         let features: Vec<f32> = (0..batch * 12).map(|i| i as f32).collect();
         file.new_dataset::<f32>().shape((batch, 3, 4)).create("features").unwrap().write_raw(&features).unwrap();
         file.new_dataset::<i64>().shape((3, 2)).create("coords").unwrap().write_raw(&[0i64; 6]).unwrap();
