@@ -7,6 +7,7 @@ mod features;
 mod foreign;
 mod generation;
 mod given_splits;
+mod head_training;
 pub(super) mod heads;
 mod imagenet;
 mod kept;

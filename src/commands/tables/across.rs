@@ -28,19 +28,16 @@ pub(super) fn compare_runs(runs: &[Read]) -> Result<Vec<([usize; 2], Comparison)
             if !asked || first.experiment.seed != second.experiment.seed {
                 continue;
             }
-            if let (Some(a), Some(b)) = (data(first), data(second))
-                && a != b
-            {
-                if share_slides(first, second) {
+            if data(first) != data(second) {
+                if let (Some(a), Some(b)) = (data(first), data(second))
+                    && share_slides(first, second)
+                {
                     eprintln!(
                         "report: no paired tests between {} and {}, and columns of their own: one calls its slides {a:?}, the other \
                          {b:?}. Where they are the same, run both with one data.name",
                         first.results.run, second.results.run
                     );
                 }
-                continue;
-            }
-            if data(first) != data(second) {
                 continue;
             }
             let pairs: Vec<(&Scored, &Scored)> = pairs(first, second)
