@@ -5,6 +5,7 @@
 //! is kept without a label. What would make results wrong in silence is an error: a missing column, one slide with two
 //! labels, a scale or a split that cannot be read.
 
+mod dicom_series;
 mod labels;
 mod search;
 
@@ -63,9 +64,10 @@ pub enum Split {
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlideRecord {
     /// The file's name without its extension; where several files share that, the path below the folder of slides with
-    /// `__` for `/`. Unique, and a valid file name.
+    /// `__` for `/`. Unique, and a valid file name. The files of a DICOM series are one slide, called as the folder that holds
+    /// nothing else, otherwise as the first of them.
     pub id: String,
-    /// The file.
+    /// The file; of a DICOM series the first.
     pub path: PathBuf,
     /// Class index.
     pub label: Option<u32>,

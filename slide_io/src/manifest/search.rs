@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
 
+use super::dicom_series;
 use crate::error::{Error, Result};
 use crate::listing;
 
@@ -18,19 +19,29 @@ const EXTENSIONS: [&str; 18] = [
 /// Extensions of images that are slides of one level, where a folder holds no others.
 const IMAGES: [&str; 3] = ["png", "jpg", "jpeg"];
 
-/// A slide file.
+/// A slide file, or the first of the files that are one slide.
 pub(super) struct Found {
     pub(super) id: String,
     pub(super) path: PathBuf,
-    /// Path below the folder searched, with `/` on every system.
+    /// Path below the folder searched, with `/` on every system. Of a DICOM series with a folder of its own: the folder's.
     pub(super) below: String,
+    /// What else it is called: a series by its UID and by its files.
+    other_names: Vec<String>,
 }
 
 impl Found {
+    fn file(path: PathBuf, below: String) -> Self {
+        Self { id: String::new(), path, below, other_names: Vec::new() }
+    }
+
     /// Everything a csv may call it.
     pub(super) fn names(&self) -> Vec<String> {
-        let file = file_name(&self.below);
-        [&self.id, &self.below, without_extension(&self.below), file, without_extension(file)].map(String::from).into()
+        let forms = |below: &String| {
+            let file = file_name(below);
+            [below, without_extension(below), file, without_extension(file)].map(String::from)
+        };
+        let below = std::iter::once(&self.below).chain(&self.other_names);
+        std::iter::once(self.id.clone()).chain(below.flat_map(forms)).collect()
     }
 }
 
@@ -77,7 +88,39 @@ pub(super) fn slides(slides: &str) -> Result<Vec<Found>> {
     } else {
         return Err(Error::Usage(format!("{slides}: no such folder or file")));
     };
-    named(found)
+    named(one_of_each_series(found))
+}
+
+/// The files with one for all DICOM files of a series in one folder, as OpenSlide opens them: each of them is the whole slide.
+/// The first stands for it, under the folder's name where the folder holds nothing else.
+fn one_of_each_series(files: Vec<(PathBuf, String)>) -> Vec<Found> {
+    let folder = |below: &str| below.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
+    let mut slides: Vec<Found> = Vec::new();
+    let mut series: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut slides_in: BTreeMap<String, usize> = BTreeMap::new();
+    for (path, below) in files {
+        let dicom = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("dcm"));
+        if let Some(uid) = dicom.then(|| dicom_series::of(&path)).flatten() {
+            let first = *series.entry((folder(&below), uid)).or_insert(slides.len());
+            if let Some(slide) = slides.get_mut(first) {
+                slide.other_names.push(below);
+                continue;
+            }
+        }
+        *slides_in.entry(folder(&below)).or_default() += 1;
+        slides.push(Found::file(path, below));
+    }
+    for ((folder, uid), first) in series {
+        let slide = &mut slides[first];
+        if slide.other_names.is_empty() {
+            continue;
+        }
+        slide.other_names.push(uid);
+        if !folder.is_empty() && slides_in[&folder] == 1 {
+            slide.other_names.push(std::mem::replace(&mut slide.below, folder));
+        }
+    }
+    slides
 }
 
 /// The files under `folder` that `wanted` accepts, hidden ones aside: their paths, and the same below the folder.
@@ -104,26 +147,24 @@ fn glob(pattern: &str) -> Result<(PathBuf, GlobMatcher)> {
 }
 
 /// Gives every file an id that is unique and a valid file name.
-fn named(files: Vec<(PathBuf, String)>) -> Result<Vec<Found>> {
+fn named(mut slides: Vec<Found>) -> Result<Vec<Found>> {
     let stem = |below: &str| without_extension(file_name(below)).to_owned();
     let mut count: BTreeMap<String, usize> = BTreeMap::new();
-    files.iter().for_each(|(_, below)| *count.entry(stem(below)).or_default() += 1);
+    slides.iter().for_each(|slide| *count.entry(stem(&slide.below)).or_default() += 1);
     let mut seen: BTreeMap<String, PathBuf> = BTreeMap::new();
-    files
-        .into_iter()
-        .map(|(path, below)| {
-            let stem = stem(&below);
-            let id = if count[&stem] == 1 { stem } else { below.replace('/', "__") };
-            match seen.insert(id.clone(), path.clone()) {
-                None => Ok(Found { id, path, below }),
-                Some(other) => Err(Error::Usage(format!(
-                    "{} and {} would both be called {id}: rename one of them",
-                    other.display(),
-                    path.display()
-                ))),
-            }
-        })
-        .collect()
+    for slide in &mut slides {
+        let stem = stem(&slide.below);
+        slide.id = if count[&stem] == 1 { stem } else { slide.below.replace('/', "__") };
+        if let Some(other) = seen.insert(slide.id.clone(), slide.path.clone()) {
+            return Err(Error::Usage(format!(
+                "{} and {} would both be called {}: rename one of them",
+                other.display(),
+                slide.path.display(),
+                slide.id
+            )));
+        }
+    }
+    Ok(slides)
 }
 
 /// The id of the slide that a list means by a name, a file name or a path.

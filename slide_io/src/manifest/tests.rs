@@ -64,6 +64,31 @@ fn a_cohort_with_everything() {
 }
 
 #[test]
+fn the_files_of_a_dicom_series_are_one_slide() {
+    let study = Study::new(
+        &["one/0.dcm", "one/1.dcm", "one/label.dcm", "two/a.dcm", "two/b.DCM", "two/c.dcm", "alone/x.dcm", "y.dcm"],
+        "case_id,slide_id,label\np1,one,a\np1,one/1.dcm,a\np2,1.2.4,b\np3,two/b.DCM,b\np4,x.dcm,a\np5,y,b\n",
+    );
+    let series = [("one/0", 3), ("one/1", 3), ("one/label", 3), ("two/a", 4), ("two/b", 5), ("two/c", 4), ("alone/x", 3)];
+    for (file, uid) in series {
+        let file = study.0.path().join("slides").join(file);
+        let file = if file.with_extension("DCM").exists() { file.with_extension("DCM") } else { file.with_extension("dcm") };
+        fs::write(file, super::dicom_series::tests::of_series(&format!("1.2.{uid}"))).unwrap();
+    }
+    let cohort = study.load().unwrap();
+    // One folder holds a single series and gives its name; the same series elsewhere is another slide.
+    assert_eq!(ids(&cohort), ["x", "one", "a", "b", "y"]);
+    assert_eq!(cohort.problems, []);
+    let files: Vec<_> = cohort.slides.iter().map(|slide| slide.path.strip_prefix(study.0.path()).unwrap()).collect();
+    let expected = ["slides/alone/x.dcm", "slides/one/0.dcm", "slides/two/a.dcm", "slides/two/b.DCM", "slides/y.dcm"];
+    assert_eq!(files, expected.map(Path::new));
+    assert_eq!(cohort.slides.iter().map(|slide| slide.label.unwrap()).collect::<Vec<_>>(), [0, 0, 1, 1, 1]);
+    let all = study.0.path().join("slides/one/*.dcm");
+    let all = Cohort::load(all.to_str().unwrap(), None, &columns(), None).unwrap();
+    assert_eq!(ids(&all), ["0"]);
+}
+
+#[test]
 fn columns_may_have_other_names_and_optional_ones_be_absent() {
     let study = Study::new(&["x.tiff"], "\u{feff}image_id;isup_grade\nx;3\n");
     let names = ColumnNames { slide: "image_id".into(), label: "isup_grade".into(), ..columns() };
