@@ -50,7 +50,7 @@ fn main() -> Result<()> {
         },
     );
     let settings = Sample { steps: DDIM_STEPS, guidance: 2.0, ..Sample::default() };
-    let painter = Painter::new(unet.model(0), first_stage, &settings, &device)?;
+    let painter = Painter::new(unet.model(0)?, first_stage, &settings, &device)?;
     let latents = values(BATCH * 3 * (SIDE / 4).pow(2), &device)?;
     let batch = diffusion::LatentBatch { size: BATCH, latents, embeddings: values(BATCH * EMBEDDING, &device)? };
     let pixels = values(BATCH * 3 * SIDE * SIDE, &device)?;

@@ -19,7 +19,7 @@ mod probes;
 
 pub use autoencoder::{Autoencoder, AutoencoderKind, AutoencoderSizes, PerceptualKind};
 pub use bank::{Bank, BankFormat, Interpolation};
-pub use diffusion::{BetaSchedule, Condition, Diffusion, Noise, Prediction, Sample, Solver, UnetShape};
+pub use diffusion::{BetaSchedule, Condition, Diffusion, Noise, Prediction, Sample, Solver, Spacing, UnetShape};
 pub use encoders::{ForeignEncoder, NetworkKeys, Shown, View};
 pub use evaluate::{Baseline, Evaluate, Fid, Knn, SlideLevel, Submission};
 pub use gen_dino::{GenDino, Locals, Recipe, Targets, Variant};

@@ -70,11 +70,7 @@ pub(super) fn models(run: &Run, input: &Input) -> Result<Models> {
     let lacking = "the record of the diffusion model lacks its images: run `gensis diffusion` again";
     let (images, side) = number("images").zip(number("image_side")).context(lacking)?;
     let without: Vec<usize> = serde_json::from_value(record.summary["without"].clone()).context(lacking)?;
-    // How many are drawn at a time does not change an image.
-    let mut sampler = json!(run.experiment.sample);
-    if let Some(sampler) = sampler.as_object_mut() {
-        sampler.remove("batch");
-    }
+    let sampler = run.experiment.sample.recorded()?;
     Ok(Models { autoencoder, diffusion, sampler, size: [side as u32; 2], images: images as usize, without })
 }
 

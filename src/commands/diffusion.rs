@@ -101,7 +101,7 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
 
 /// Everything the model depends on.
 pub(super) fn header(run: &Run, input: &Input, encoder: &str, autoencoder: &str) -> Result<Value> {
-    let mut settings = serde_json::to_value(&run.experiment.diffusion)?;
+    let mut settings = run.experiment.diffusion.recorded()?;
     if let Some(settings) = settings.as_object_mut() {
         // How often to look does not change what is learnt.
         settings.remove("checkpoint_every");

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The latent diffusion model. What the paper leaves open takes the values of the same group's Large-Image-Diffusion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,8 @@ pub struct Diffusion {
     pub lr: f64,
     /// Steps of linear warm-up from nearly 0.
     pub warmup_steps: usize,
+    /// In the last this many epochs the rate falls to 0 along half a cosine; 0 keeps it constant, as the reference does.
+    pub decay_epochs: usize,
     /// Weight decay.
     pub weight_decay: f64,
     /// Largest decay of the moving average of the weights, which is what samples are drawn from.
@@ -118,6 +121,8 @@ pub struct Sample {
     pub solver: Solver,
     /// Steps from noise to image.
     pub steps: usize,
+    /// Which time steps they are.
+    pub spacing: Spacing,
     /// Share of the noise that DDIM puts back: 0 is deterministic, 1 is close to DDPM.
     pub eta: f64,
     /// Classifier-free guidance: 1 follows the condition as trained, more exaggerates it, 0 ignores it.
@@ -138,6 +143,17 @@ pub enum Solver {
     Ddpm,
 }
 
+/// Which of the trained time steps are sampling steps; diffusers' `timestep_spacing` has the same names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spacing {
+    /// From the first on, as latent-diffusion has them: the noisiest is left out, so that sampling begins with more signal in
+    /// sight than pure noise has.
+    Leading,
+    /// From the last, the noisiest, on (Lin et al. 2024, table 2).
+    Trailing,
+}
+
 impl Default for Diffusion {
     fn default() -> Self {
         Self {
@@ -150,6 +166,7 @@ impl Default for Diffusion {
             patches_per_epoch: 0,
             lr: 1e-4,
             warmup_steps: 1000,
+            decay_epochs: 0,
             weight_decay: 0.01,
             ema: 0.9999,
             hflip: true,
@@ -190,7 +207,7 @@ impl Default for Noise {
 
 impl Default for Sample {
     fn default() -> Self {
-        Self { solver: Solver::Ddim, steps: 50, eta: 0.0, guidance: 2.0, batch: 32 }
+        Self { solver: Solver::Ddim, steps: 50, spacing: Spacing::Leading, eta: 0.0, guidance: 2.0, batch: 32 }
     }
 }
 
@@ -252,6 +269,18 @@ impl UnetShape {
 }
 
 impl Diffusion {
+    /// As headers and checkpoints have it: a constant rate goes without saying, as it did before there was a choice.
+    ///
+    /// # Errors
+    /// Settings that are no JSON.
+    pub fn recorded(&self) -> Result<Value> {
+        let mut settings = serde_json::to_value(self)?;
+        if let Some(settings) = settings.as_object_mut() {
+            settings.retain(|key, value| key != "decay_epochs" || *value != 0);
+        }
+        Ok(settings)
+    }
+
     /// # Errors
     /// Settings that make no sense, by key.
     pub fn check(&self) -> Result<()> {
@@ -271,6 +300,12 @@ impl Diffusion {
             self.batch
         );
         ensure!(self.lr > 0.0 && self.lr.is_finite(), "diffusion.lr must be above 0");
+        ensure!(
+            self.decay_epochs <= self.epochs,
+            "diffusion.decay_epochs = {} is longer than diffusion.epochs = {}",
+            self.decay_epochs,
+            self.epochs
+        );
         ensure!(self.weight_decay >= 0.0, "diffusion.weight_decay is 0 or more");
         ensure!((0.0..1.0).contains(&self.ema), "diffusion.ema is a decay below 1");
         Ok(())
@@ -278,6 +313,19 @@ impl Diffusion {
 }
 
 impl Sample {
+    /// What decides on an image, as headers have it: how many are drawn at a time does not, and latent-diffusion's spacing goes
+    /// without saying, as it did before there was a choice.
+    ///
+    /// # Errors
+    /// Settings that are no JSON.
+    pub fn recorded(&self) -> Result<Value> {
+        let mut settings = serde_json::to_value(self)?;
+        if let Some(settings) = settings.as_object_mut() {
+            settings.retain(|key, value| key != "batch" && (key != "spacing" || *value != "leading"));
+        }
+        Ok(settings)
+    }
+
     /// # Errors
     /// Settings that make no sense, by key; `noise_steps` are those trained.
     pub fn check(&self, noise_steps: usize) -> Result<()> {

@@ -1,15 +1,22 @@
 //! From noise to image, step by step: DDIM, DPM-Solver++(2M) and ancestral DDPM over the same time steps.
 
-use crate::config::{Sample, Solver};
+use crate::config::{Sample, Solver, Spacing};
 use crate::model::noise::NoiseSchedule;
 use burn::tensor::Tensor;
 
-/// The time steps of `count` sampling steps, from noise to image: `1 + steps i / count`, which are latent-diffusion's where
-/// `count` divides `steps`; all of them where it is `steps`. A `count` that does not divide still begins near the last
-/// step, where images are noise.
-pub fn times(steps: usize, count: usize) -> Vec<usize> {
-    let offset = usize::from(steps / count > 1);
-    (0..count).rev().map(|i| offset + i * steps / count).collect()
+/// The time steps of `count` sampling steps, from noise to image. Leading: `1 + steps i / count`, which are latent-diffusion's
+/// where `count` divides `steps`; all of them where it is `steps`. A `count` that does not divide still begins near the last
+/// step, where images are noise. Trailing: `steps i / count - 1`, rounded, which begins at the last step.
+pub fn times(steps: usize, count: usize, spacing: Spacing) -> Vec<usize> {
+    match spacing {
+        Spacing::Leading => {
+            let offset = usize::from(steps / count > 1);
+            (0..count).rev().map(|i| offset + i * steps / count).collect()
+        }
+        Spacing::Trailing => {
+            (1..=count).rev().map(|i| (steps as f64 * i as f64 / count as f64).round() as usize - 1).collect()
+        }
+    }
 }
 
 /// One trajectory (of a batch) in the making.
@@ -25,7 +32,7 @@ pub struct Trajectory<'a> {
 impl<'a> Trajectory<'a> {
     /// A trajectory of `settings.steps` steps.
     pub fn new(schedule: &'a NoiseSchedule, settings: &'a Sample) -> Self {
-        Self { schedule, settings, times: times(schedule.steps(), settings.steps), previous: None }
+        Self { schedule, settings, times: times(schedule.steps(), settings.steps, settings.spacing), previous: None }
     }
 
     /// The time steps at which the network is asked, in order.
@@ -101,11 +108,15 @@ mod tests {
 
     #[test]
     fn times_are_latent_diffusions() {
-        let fifty = times(1000, 50);
+        let leading = |steps, count| times(steps, count, Spacing::Leading);
+        let fifty = leading(1000, 50);
         assert_eq!((fifty.len(), fifty[0], fifty[48], fifty[49]), (50, 981, 21, 1));
-        assert_eq!(times(1000, 1000), (0..1000).rev().collect::<Vec<_>>());
-        assert_eq!(times(1000, 600).len(), 600);
-        assert_eq!(times(7, 3), [5, 3, 1]);
+        assert_eq!(leading(1000, 1000), (0..1000).rev().collect::<Vec<_>>());
+        assert_eq!(leading(1000, 600).len(), 600);
+        assert_eq!(leading(7, 3), [5, 3, 1]);
+        // Every whole step of 7 / 3, rounded.
+        assert_eq!(times(7, 3, Spacing::Trailing), [6, 4, 1]);
+        assert_eq!(times(1000, 1000, Spacing::Trailing), (0..1000).rev().collect::<Vec<_>>());
     }
 
     /// The worked step: x = 1, ε = 0.5, ᾱ = 0.25, next ᾱ = 0.5.
@@ -145,9 +156,12 @@ mod tests {
             };
             let solver = serde_json::from_value(case["solver"].clone()).unwrap();
             let steps = case["steps"].as_u64().unwrap() as usize;
-            let settings = Sample { solver, steps, eta: case["eta"].as_f64().unwrap(), ..Sample::default() };
+            let spacing = serde_json::from_value(case["spacing"].clone()).unwrap();
+            let settings = Sample { solver, steps, spacing, eta: case["eta"].as_f64().unwrap(), ..Sample::default() };
             let schedule = NoiseSchedule::new(&Noise { prediction, ..Noise::default() });
             let mut trajectory = Trajectory::new(&schedule, &settings);
+            let times: Vec<usize> = serde_json::from_value(case["times"].clone()).unwrap();
+            assert_eq!(trajectory.times(), times);
             let mut x = tensor(list(&golden["start"]));
             for (i, expected) in case["trajectory"].as_array().unwrap().iter().enumerate() {
                 let t = trajectory.times()[i];
@@ -162,6 +176,6 @@ mod tests {
                 compared += 1;
             }
         }
-        assert_eq!(compared, 2 * (10 + 10 + 10 + 20));
+        assert_eq!(compared, 2 * (10 + 10 + 10 + 20) + 2 * (8 + 8 + 12 + 20));
     }
 }

@@ -3,6 +3,7 @@
 use super::optimizer::Update;
 use crate::config::Pretrain;
 use anyhow::{Result, ensure};
+use std::f64::consts::PI;
 
 /// The values of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,6 +30,11 @@ impl StepValues {
             frozen: (!self.train_last_layer).then_some("last_layer"),
         }
     }
+}
+
+/// Share of a rate that falls to 0 along half a cosine over the last `decay` steps, with `left` of them to do; 1 before.
+pub fn decayed(decay: usize, left: usize) -> f64 {
+    if left < decay { (1.0 - (PI * left as f64 / decay as f64).cos()) / 2.0 } else { 1.0 }
 }
 
 /// The tables of a run.
@@ -122,7 +128,7 @@ fn linspace(from: f64, to: f64, count: usize) -> Vec<f64> {
 
 /// f + (b - f) (1 + cos(π i / N)) / 2 for i = 0..N: the end is not quite reached.
 fn cosine(from: f64, to: f64, count: usize) -> impl Iterator<Item = f64> {
-    (0..count).map(move |i| to + 0.5 * (from - to) * (1.0 + (std::f64::consts::PI * i as f64 / count as f64).cos()))
+    (0..count).map(move |i| to + 0.5 * (from - to) * (1.0 + (PI * i as f64 / count as f64).cos()))
 }
 
 #[cfg(test)]

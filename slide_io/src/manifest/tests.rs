@@ -69,10 +69,12 @@ fn the_files_of_a_dicom_series_are_one_slide() {
         &["one/0.dcm", "one/1.dcm", "one/label.dcm", "two/a.dcm", "two/b.DCM", "two/c.dcm", "alone/x.dcm", "y.dcm"],
         "case_id,slide_id,label\np1,one,a\np1,one/1.dcm,a\np2,1.2.4,b\np3,two/b.DCM,b\np4,x.dcm,a\np5,y,b\n",
     );
-    let series = [("one/0", 3), ("one/1", 3), ("one/label", 3), ("two/a", 4), ("two/b", 5), ("two/c", 4), ("alone/x", 3)];
+    let series =
+        [("one/0", 3), ("one/1", 3), ("one/label", 3), ("two/a", 4), ("two/b", 5), ("two/c", 4), ("alone/x", 3)];
     for (file, uid) in series {
         let file = study.0.path().join("slides").join(file);
-        let file = if file.with_extension("DCM").exists() { file.with_extension("DCM") } else { file.with_extension("dcm") };
+        let file =
+            if file.with_extension("DCM").exists() { file.with_extension("DCM") } else { file.with_extension("dcm") };
         fs::write(file, super::dicom_series::tests::of_series(&format!("1.2.{uid}"))).unwrap();
     }
     let cohort = study.load().unwrap();

@@ -18,11 +18,11 @@ use crate::model::{lies_in_host_memory, random};
 use crate::train::checkpoint::{self, Identity};
 use crate::train::optimizer::{AdamW, Update};
 use crate::train::replicas::Replicas;
+use crate::train::schedule::decayed;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::f64::consts::PI;
 use std::path::Path;
 
 /// Adam's decay rates, of both networks.
@@ -292,8 +292,7 @@ impl Trainer {
         let Section { lr, batch, epochs, decay_epochs, .. } = self.settings.autoencoder;
         let decay = decay_epochs * self.steps_per_epoch;
         let left = (epochs * self.steps_per_epoch).saturating_sub(step);
-        let share = if left < decay { (1.0 - (PI * left as f64 / decay as f64).cos()) / 2.0 } else { 1.0 };
-        lr * batch as f64 * share
+        lr * batch as f64 * decayed(decay, left)
     }
 
     fn check_finite(&self, number: f64, what: &str, step: usize) -> Result<()> {

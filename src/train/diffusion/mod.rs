@@ -5,6 +5,7 @@ use super::checkpoint::{self, Identity};
 use super::metrics::{Metrics, report_every};
 use super::optimizer::{AdamW, Gradients, Update, take_gradients};
 use super::replicas::Replicas;
+use super::schedule::decayed;
 use super::{CHECKPOINT, METRICS};
 use crate::config::Diffusion;
 use crate::data::latents::LatentFile;
@@ -118,19 +119,24 @@ impl Trainer {
     }
 
     /// The averaged network as a model, after `steps` steps.
-    pub fn model(&self, steps: usize) -> DiffusionModel {
+    ///
+    /// # Errors
+    /// Settings that are no JSON.
+    pub fn model(&self, steps: usize) -> Result<DiffusionModel> {
+        let settings = self.settings.diffusion.recorded()?;
         let origin = serde_json::json!({
             "method": "latent diffusion",
             "version": env!("CARGO_PKG_VERSION"),
             "steps": steps,
-            "settings": self.settings.diffusion,
+            "settings": settings,
             "seed": self.settings.seed,
         });
-        DiffusionModel::new(self.average.clone(), DiffusionConfig { origin, ..self.settings.config.clone() })
+        Ok(DiffusionModel::new(self.average.clone(), DiffusionConfig { origin, ..self.settings.config.clone() }))
     }
 
     fn identity(&self) -> Result<Identity> {
         let mut settings = serde_json::to_value(&self.settings)?;
+        settings["diffusion"] = self.settings.diffusion.recorded()?;
         // They follow from the encoder and the images, and JSON does not keep the last bit of every number.
         settings["config"]["statistics"] = serde_json::Value::Null;
         Ok(Identity { kind: "diffusion checkpoint", steps_per_epoch: self.steps_per_epoch, settings })
@@ -190,9 +196,8 @@ impl Trainer {
         let (gradients, losses): (Vec<_>, Vec<_>) = parts.into_iter().map(|part| (part.gradients, part.loss)).unzip();
         let loss = losses.into_iter().reduce(|a, b| a + b).context("a step has at least one micro-batch")?;
         let loss = f64::from(loss.try_into_vec_as::<f32>().map_err(|e| anyhow!("{e:?}"))?[0]);
-        let Diffusion { lr, warmup_steps, weight_decay, ema, .. } = self.settings.diffusion;
-        // Latent-diffusion's LambdaLinearScheduler: a straight line from a millionth of the rate.
-        let lr = lr * if step < warmup_steps { 1e-6 + (1.0 - 1e-6) * step as f64 / warmup_steps as f64 } else { 1.0 };
+        let Diffusion { weight_decay, ema, .. } = self.settings.diffusion;
+        let lr = self.rate(step);
         if !loss.is_finite() {
             bail!("the loss is {loss} at step {step} (lr {lr:.3e}): nothing was updated. {NOT_FINITE}");
         }
@@ -207,6 +212,14 @@ impl Trainer {
             );
         }
         Ok(StepReport { step, epoch: step / self.steps_per_epoch, loss, lr, ema, gradient_norm })
+    }
+
+    /// Learning rate of `step`: latent-diffusion's LambdaLinearScheduler, a straight line from a millionth of the rate, then
+    /// constant; at the end along half a cosine towards 0, which it would have after the last step.
+    fn rate(&self, step: usize) -> f64 {
+        let Diffusion { lr, warmup_steps, decay_epochs, .. } = self.settings.diffusion;
+        let warm = if step < warmup_steps { 1e-6 + (1.0 - 1e-6) * step as f64 / warmup_steps as f64 } else { 1.0 };
+        lr * warm * decayed(decay_epochs * self.steps_per_epoch, self.steps().saturating_sub(step))
     }
 
     /// Forward and backward of the images in `range`, weighted by their share of the batch.
@@ -361,7 +374,7 @@ pub fn train(
             observer.step(&report);
             // Before the checkpoint, so that a run stopped meanwhile draws again.
             if (every(step, sample_every) || step == steps)
-                && let Some(frechet_distance) = observer.sheet(step, &trainer.model(step))?
+                && let Some(frechet_distance) = observer.sheet(step, &trainer.model(step)?)?
             {
                 metrics.write(&Judged { step: step - 1, epoch, frechet_distance })?;
             }
@@ -374,7 +387,7 @@ pub fn train(
             }
         }
     }
-    let model = trainer.model(step);
+    let model = trainer.model(step)?;
     model.save(&folder.join(MODEL))?;
     Ok(model)
 }

@@ -133,6 +133,19 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
     assert!(message.contains("encoder e, and this is other encode"), "{message}");
 }
 
+/// Two warm steps, four at the full rate, two epochs along half a cosine; and nothing of it in the records of a constant rate.
+#[test]
+fn the_rate_warms_up_and_falls_to_zero_where_that_is_asked_for() {
+    let mut settings = settings();
+    assert!(settings.diffusion.recorded().unwrap().get("decay_epochs").is_none());
+    settings.diffusion = Diffusion { epochs: 5, decay_epochs: 2, lr: 1.0, ..settings.diffusion };
+    let trainer = Trainer::new(&settings, 2, &Device::flex()).unwrap();
+    let rates: Vec<f64> = (0..trainer.steps()).map(|step| trainer.rate(step)).collect();
+    let expected = [1e-6, 0.500_000_5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.853_553_391, 0.5, 0.146_446_609];
+    assert!(rates.iter().zip(expected).all(|(rate, expected)| (rate - expected).abs() < 1e-9), "{rates:?}");
+    assert_eq!(settings.diffusion.recorded().unwrap()["decay_epochs"], 2);
+}
+
 #[test]
 fn the_loss_falls_and_the_network_listens_to_the_condition() {
     let mut settings = settings();

@@ -102,18 +102,27 @@ def samples():
     start = wave(7, (1, 1, 2, 3), 1.2).double()
     cases = []
     for prediction in ["epsilon", "v_prediction"]:
-        for name, steps, eta in [("ddim", 10, 0.0), ("ddim", 10, 0.7), ("dpm", 10, 0.0), ("ddpm", 20, 0.0)]:
+        leading = [("ddim", 10, 0.0), ("ddim", 10, 0.7), ("dpm", 10, 0.0), ("ddpm", 20, 0.0)]
+        # diffusers' DDIM takes the step to the next time for 1000 / steps, which it is where that is whole.
+        trailing = [("ddim", 8, 0.0), ("ddim", 8, 0.7), ("dpm", 12, 0.0), ("ddpm", 20, 0.0)]
+        cases_of = [("leading", *case) for case in leading] + [("trailing", *case) for case in trailing]
+        for spacing, name, steps, eta in cases_of:
             common = dict(num_train_timesteps=1000, trained_betas=betas().numpy(), prediction_type=prediction)
             if name == "ddim":
-                scheduler = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+                scheduler = DDIMScheduler(
+                    **common, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing,
+                )
             elif name == "dpm":
                 scheduler = DPMSolverMultistepScheduler(
                     **common, solver_order=2, algorithm_type="dpmsolver++", final_sigmas_type="zero",
                 )
             else:
                 scheduler = DDPMScheduler(**common, clip_sample=False, variance_type="fixed_small")
-            # DDIM's own times for all: 1, 1 + c, ... with c = 1000 / steps.
-            times = [1 + 1000 // steps * i for i in reversed(range(steps))]
+            # DDIM's own times for all: 1, 1 + c, ... with c = 1000 / steps, or ..., 999 - c, 999.
+            if spacing == "leading":
+                times = [1 + 1000 // steps * i for i in reversed(range(steps))]
+            else:
+                times = [int(t) for t in np.round(np.arange(1000, 0, -1000 / steps)) - 1]
             scheduler.set_timesteps(steps) if name == "ddim" else scheduler.set_timesteps(timesteps=times)
             assert [int(t) for t in scheduler.timesteps] == times
             x, trajectory = start.clone(), []
@@ -129,7 +138,7 @@ def samples():
                     mean, deviation = ddpm_step(scheduler, answer(x, t), t, x)
                     x = mean + deviation * noise
                 trajectory.append(x.flatten().tolist())
-            cases.append(dict(solver=name, steps=steps, eta=eta, prediction=prediction,
+            cases.append(dict(solver=name, spacing=spacing, steps=steps, eta=eta, prediction=prediction,
                               times=[int(t) for t in scheduler.timesteps], trajectory=trajectory))
     (HERE / "samples.json").write_text(json.dumps(dict(start=start.flatten().tolist(), cases=cases), indent=1) + "\n")
 
