@@ -31,6 +31,8 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<Outcome> {
     if args.selftest {
         return super::selftest::selftest(args);
     }
+    // One that was asked for and is not there is an error, not a line among others.
+    device::open(args.compute.device)?;
     let diagnosis = diagnose();
     if args.json {
         say_line!("{}", serde_json::to_string_pretty(&diagnosis)?)?;

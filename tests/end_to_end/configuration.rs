@@ -134,7 +134,8 @@ fn a_device_that_is_not_there_is_one_line_and_leaves_no_folder() {
         let out = folder.path().join("run");
         let run = REFERENCE.cohort.run(&out, &["--device", device]);
         let selftest = gensis(["doctor", "--selftest", "--steps", "0", "--device", device]);
-        for ended in [run, selftest] {
+        let doctor = gensis(["doctor", "--device", device]);
+        for ended in [run, selftest, doctor] {
             let ended = ended.with_error([&format!("--device {name}")[..]]);
             assert!(ended.stderr.starts_with("error: ") && ended.stderr.lines().count() == 1, "{}", ended.stderr);
             assert_eq!(ended.stdout, "");
