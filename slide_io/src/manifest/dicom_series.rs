@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// Bytes looked at: what stands before the series are names, dates and codes.
-const HEAD: u64 = 1 << 20;
+/// Bytes looked at, and at most: what stands before the series are names, dates and codes.
+const HEADS: [u64; 2] = [1 << 14, 1 << 20];
 const SERIES_INSTANCE_UID: u32 = 0x0020_000e;
 const TRANSFER_SYNTAX_UID: u32 = 0x0002_0010;
 const IMPLICIT_LITTLE_ENDIAN: &str = "1.2.840.10008.1.2";
@@ -15,9 +15,12 @@ const SEQUENCE_DELIMITATION: u32 = 0xfffe_e0dd;
 /// SeriesInstanceUID of a DICOM file (PS3.10, section 7); `None` for any other file, for one that does not say, and for transfer
 /// syntaxes in which no slide is stored (big endian, deflated).
 pub(super) fn of(path: &Path) -> Option<String> {
+    let mut file = File::open(path).ok()?;
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(HEAD).read_to_end(&mut bytes).ok()?;
-    in_file(&bytes)
+    HEADS.into_iter().find_map(|head| {
+        file.by_ref().take(head - bytes.len() as u64).read_to_end(&mut bytes).ok()?;
+        in_file(&bytes)
+    })
 }
 
 /// Goes through the data elements (PS3.5, section 7) up to the series, which sequences may name too: of other slides.
@@ -119,7 +122,15 @@ pub(super) mod tests {
         // It ends inside the sequence, or says nothing of a series, or is no DICOM.
         let cut = file("1.2.840.10008.1.2.1\0", &[open]);
         assert!((0..=cut.len()).all(|length| in_file(&cut[..length]).is_none()));
-        let none = file("1.2.840.10008.1.2.1\0", &[element(0x0028_0010, b"US", &[1, 0]), own]);
+        let none = file("1.2.840.10008.1.2.1\0", &[element(0x0028_0010, b"US", &[1, 0]), own.clone()]);
         assert_eq!((in_file(&none), in_file(b"II\x2a\0")), (None, None));
+        // Far into the file, but not too far.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.dcm");
+        for (length, expected) in [(100, Some("1.2.3")), (50_000, Some("1.2.3")), (2_000_000, None)] {
+            let long = element(0x0008_1115, b"SQ", &vec![0; length]);
+            std::fs::write(&path, file("1.2.840.10008.1.2.1\0", &[long, own.clone()])).unwrap();
+            assert_eq!(of(&path).as_deref(), expected);
+        }
     }
 }
