@@ -42,6 +42,18 @@ mod library {
         if info.levels.is_empty() {
             return Err(Error::bad(path, "OpenSlide finds no level in it"));
         }
+        // OpenSlide takes any tiled TIFF, and finds only when it is read that libtiff has no colours for its samples.
+        let corner = Region {
+            address: Address { x: 0, y: 0 },
+            level: info.levels.len() as u32 - 1,
+            size: openslide_rs::Size { w: 1, h: 1 },
+        };
+        if info.vendor == "generic-tiff"
+            && let Err(error) = handle.read_region(&corner)
+            && error.to_string().contains("TIFFRGBAImageOK")
+        {
+            return Err(refused(error));
+        }
         let handle = Mutex::new(Some(Arc::new(handle)));
         Ok(Opened { info, reader: Box::new(OpenSlideReader { path: path.to_owned(), handle }) })
     }

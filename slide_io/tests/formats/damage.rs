@@ -109,6 +109,18 @@ fn what_is_no_slide() {
     assert!(matches!(Slide::open_as(folder.path().join("empty.svs"), "zeiss"), Err(Error::Usage(_))));
 }
 
+/// OpenSlide opens any tiled TIFF, and refuses what libtiff makes no colours of when it is read.
+#[test]
+fn samples_that_nobody_reads_are_no_damage() {
+    let mut slab = Slab::new();
+    for directory in [0, 1] {
+        let bits = slab.u32(slab.entry(directory, BITS) + 8);
+        slab.bytes[bits..bits + 6].copy_from_slice(&[32, 0, 32, 0, 32, 0]);
+    }
+    let error = refused(Slide::open(slab.save()), "samples of [32, 32, 32] bits are not read natively");
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+}
+
 #[test]
 fn cut_files_are_refused_wherever_they_are_cut() {
     let mut slab = Slab::new();
