@@ -57,7 +57,7 @@ pub enum Command {
     /// Draw images from the diffusion model: of an image's embedding, of stored embeddings, or between two images.
     #[command(
         after_help = "Rows of the picture: a source and samples of it; or the second image, α = 0.2 ..., the first image. \
-        The table on standard output says how near (cosine of embeddings) each came to its sources.\n\n\
+        The table on standard output says how near (cosine of embeddings, as they condition) each came to its sources.\n\n\
         Example:\n  gensis sample runs/mosaic --images a.png b.png --count 6 --set sample.guidance=3\n  \
         gensis sample runs/mosaic --interpolate a.png b.png --alphas 0.2,0.4,0.6,0.8 --line slerp"
     )]

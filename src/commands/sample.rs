@@ -40,11 +40,16 @@ pub(super) fn sample(args: &SampleArgs) -> Result<Outcome> {
     say_line!("row,column,what,alpha,similarity_first,similarity_second")?;
     for (y, row) in rows.iter().enumerate() {
         for (x, drawn) in row.iter().enumerate() {
-            let cosine =
-                |source: &Option<Vec<f32>>| source.as_ref().map_or(String::new(), |s| studio.nearness(drawn, s));
+            let cosine = |source: &Option<Vec<f32>>| {
+                source.as_ref().map_or(String::new(), |source| format!("{:.4}", studio.nearness(drawn, source)))
+            };
             let alpha = drawn.alpha.map_or(String::new(), |alpha| alpha.to_string());
             say_line!("{y},{x},{},{alpha},{},{}", drawn.what, cosine(&drawn.first), cosine(&drawn.second))?;
         }
+    }
+    if !args.interpolate.is_empty() {
+        let moving = rows.iter().filter(|row| studio.follows(row)).count();
+        eprintln!("sample: every step of α came nearer to the first image in {moving} of {} strips", rows.len());
     }
     let images: Vec<Vec<RgbImage>> =
         rows.into_iter().map(|row| row.into_iter().map(|drawn| drawn.image).collect()).collect();
@@ -210,11 +215,24 @@ impl Studio {
         Ok(Drawn { image: self.eyes.square(&image)?, what, alpha: None, first: None, second: None, own })
     }
 
-    /// Cosine of a drawn image's embedding and a source's.
-    fn nearness(&self, drawn: &Drawn, source: &[f32]) -> String {
+    /// Cosine of a drawn image's embedding and a source's, both as they condition: a large common part says nothing about
+    /// which image is meant.
+    fn nearness(&self, drawn: &Drawn, source: &[f32]) -> f64 {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        let lengths = (dot(&drawn.own, &drawn.own) * dot(source, source)).sqrt();
-        format!("{:.4}", dot(&drawn.own, source) / lengths)
+        let [own, source] = [&drawn.own[..], source].map(|embedding| self.painter.conditioned(embedding));
+        dot(&own, &source) / (dot(&own, &own) * dot(&source, &source)).sqrt().max(1e-12)
+    }
+
+    /// Whether the images of a strip, ends and all, go from the second image to the first as α grows: by how much nearer they
+    /// are to the first than to the second.
+    fn follows(&self, strip: &[Drawn]) -> bool {
+        let place = |drawn: &Drawn| -> Option<(f64, f64)> {
+            let ahead = self.nearness(drawn, drawn.first.as_ref()?) - self.nearness(drawn, drawn.second.as_ref()?);
+            Some((drawn.alpha?, ahead))
+        };
+        let mut places: Vec<(f64, f64)> = strip.iter().filter_map(place).collect();
+        places.sort_by(|a, b| a.0.total_cmp(&b.0));
+        places.is_sorted_by(|a, b| a.0 == b.0 || a.1 < b.1)
     }
 }
 

@@ -73,6 +73,9 @@ pub struct UnetShape {
     pub heads: usize,
     /// Width of the context token.
     pub context: usize,
+    /// Whether the context is also added to the embedding of the time, through two layers, and so enters every residual
+    /// block: Stable unCLIP's way with the embedding of an image (diffusers' `class_embed_type = "projection"`).
+    pub context_in_time: bool,
     /// Groups of the normalisation.
     pub groups: usize,
 }
@@ -91,6 +94,10 @@ pub struct Noise {
     pub beta_end: f64,
     /// What the network predicts.
     pub prediction: Prediction,
+    /// Whether nothing of the image is left at the last time step (Lin et al. 2024, algorithm 1; diffusers'
+    /// `rescale_betas_zero_snr`). Otherwise training shows the network a trace of every image's mean, which sampling, that
+    /// begins with pure noise, does not have: samples come out too near to the average.
+    pub zero_terminal_snr: bool,
 }
 
 /// How β grows from its first to its last value.
@@ -188,6 +195,7 @@ impl Default for UnetShape {
             attention: vec![2, 4, 8],
             heads: 1,
             context: 512,
+            context_in_time: false,
             groups: 32,
         }
     }
@@ -201,6 +209,7 @@ impl Default for Noise {
             beta_start: 0.0015,
             beta_end: 0.0195,
             prediction: Prediction::Epsilon,
+            zero_terminal_snr: false,
         }
     }
 }
@@ -269,7 +278,7 @@ impl UnetShape {
 }
 
 impl Diffusion {
-    /// As headers and checkpoints have it: a constant rate goes without saying, as it did before there was a choice.
+    /// As headers and checkpoints have it: what is off by default goes without saying, as it did before there was a choice.
     ///
     /// # Errors
     /// Settings that are no JSON.
@@ -278,6 +287,11 @@ impl Diffusion {
         if let Some(settings) = settings.as_object_mut() {
             settings.retain(|key, value| key != "decay_epochs" || *value != 0);
         }
+        for (table, key) in [("unet", "context_in_time"), ("noise", "zero_terminal_snr")] {
+            if let Some(table) = settings[table].as_object_mut() {
+                table.retain(|name, value| name != key || *value != false);
+            }
+        }
         Ok(settings)
     }
 
@@ -285,11 +299,16 @@ impl Diffusion {
     /// Settings that make no sense, by key.
     pub fn check(&self) -> Result<()> {
         self.unet.check()?;
-        let Noise { steps, beta_start, beta_end, .. } = self.noise;
+        let Noise { steps, beta_start, beta_end, prediction, zero_terminal_snr, .. } = self.noise;
         ensure!(steps > 1, "diffusion.noise.steps must be above 1");
         ensure!(
             0.0 < beta_start && beta_start <= beta_end && beta_end < 1.0,
             "diffusion.noise.beta_start and beta_end lie between 0 and 1, in this order"
+        );
+        ensure!(
+            !zero_terminal_snr || prediction == Prediction::Velocity,
+            "diffusion.noise.zero_terminal_snr needs diffusion.noise.prediction = \"velocity\": the noise of an image that is all noise \
+             says nothing about the image"
         );
         ensure!((0.0..=1.0).contains(&self.condition_dropout), "diffusion.condition_dropout is a probability");
         ensure!(self.epochs > 0 && self.batch > 0, "diffusion.epochs and diffusion.batch must be above 0");

@@ -3,6 +3,9 @@
 use crate::config::{BetaSchedule, Noise, Prediction};
 use burn::tensor::{Device, Tensor, TensorData};
 
+/// ᾱ where nothing is left: as diffusers' DPM-Solver++, not 0, which has no logarithm.
+const NOTHING_LEFT: f64 = 1.0 / (1 << 24) as f64;
+
 /// ᾱ of every time step, and what the network predicts.
 #[derive(Clone, Debug)]
 pub struct NoiseSchedule {
@@ -13,7 +16,7 @@ pub struct NoiseSchedule {
 impl NoiseSchedule {
     /// The tables of `noise`, in f64.
     pub fn new(noise: &Noise) -> Self {
-        let Noise { steps, schedule, beta_start, beta_end, prediction } = *noise;
+        let Noise { steps, schedule, beta_start, beta_end, prediction, zero_terminal_snr } = *noise;
         let share = |i: usize| i as f64 / (steps - 1).max(1) as f64;
         let beta = |i: usize| match schedule {
             BetaSchedule::Linear => beta_start + (beta_end - beta_start) * share(i),
@@ -25,7 +28,13 @@ impl NoiseSchedule {
             *left *= 1.0 - beta(i);
             Some(*left)
         });
-        Self { alphas: left.collect(), prediction }
+        let mut alphas: Vec<f64> = left.collect();
+        if zero_terminal_snr {
+            let (first, last) = (alphas[0].sqrt(), alphas[steps - 1].sqrt());
+            let rescaled = |alpha: f64| ((alpha.sqrt() - last) * first / (first - last)).powi(2);
+            alphas.iter_mut().for_each(|alpha| *alpha = rescaled(*alpha).max(NOTHING_LEFT));
+        }
+        Self { alphas, prediction }
     }
 
     /// Time steps.
@@ -58,12 +67,13 @@ impl NoiseSchedule {
     /// The noise in `x` and the clean image behind it, from the network's answer at `t`.
     pub fn split(&self, x: Tensor<4>, answer: Tensor<4>, t: usize) -> (Tensor<4>, Tensor<4>) {
         let (signal, spread) = (self.alpha(t).sqrt(), (1.0 - self.alpha(t)).sqrt());
-        let noise = match self.prediction {
-            Prediction::Epsilon => answer,
-            Prediction::Velocity => answer.mul_scalar(signal) + x.clone().mul_scalar(spread),
-        };
-        let clean = (x - noise.clone().mul_scalar(spread)).div_scalar(signal);
-        (noise, clean)
+        match self.prediction {
+            Prediction::Epsilon => (answer.clone(), (x - answer.mul_scalar(spread)).div_scalar(signal)),
+            Prediction::Velocity => (
+                answer.clone().mul_scalar(signal) + x.clone().mul_scalar(spread),
+                x.mul_scalar(signal) - answer.mul_scalar(spread),
+            ),
+        }
     }
 
     /// sqrt(ᾱ) and sqrt(1 - ᾱ) as `[B, 1, 1, 1]`.
@@ -108,6 +118,23 @@ mod tests {
                     assert!((a - pick(b)).abs().max().into_scalar::<f32>() < 1e-5);
                 }
             }
+        }
+    }
+
+    /// Lin et al. 2024: the first step keeps its ᾱ, the last has nothing, and the image is still found there.
+    #[test]
+    fn nothing_is_left_at_the_last_step_where_that_is_asked_for() {
+        let noise = Noise { zero_terminal_snr: true, prediction: Prediction::Velocity, ..Noise::default() };
+        let [ours, usual] = [&noise, &Noise::default()].map(NoiseSchedule::new);
+        assert!((ours.alpha(0) - usual.alpha(0)).abs() < 1e-12);
+        assert_eq!(ours.alpha(999), 2f64.powi(-24));
+        assert!((1..1000).all(|t| ours.alpha(t) < usual.alpha(t) && ours.alpha(t) <= ours.alpha(t - 1)));
+        let [clean, noise] = [0.3, 1.7].map(|value| Tensor::<4>::full([1, 1, 2, 2], value, &Device::flex()));
+        let noisy = ours.add(clean.clone(), noise.clone(), &[999]);
+        let answer = ours.target(clean.clone(), noise.clone(), &[999]);
+        let (found, behind) = ours.split(noisy, answer, 999);
+        for (found, expected) in [(found, noise), (behind, clean)] {
+            assert!((found - expected).abs().max().into_scalar::<f32>() < 1e-6);
         }
     }
 

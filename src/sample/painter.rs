@@ -62,7 +62,12 @@ impl Painter {
 
     /// What asks for an image of this embedding.
     pub fn condition(&self, embedding: &[f32]) -> Option<Vec<f32>> {
-        Some(self.model.config.conditioned(embedding.to_vec()))
+        Some(self.conditioned(embedding))
+    }
+
+    /// An embedding as it conditions.
+    pub fn conditioned(&self, embedding: &[f32]) -> Vec<f32> {
+        self.model.config.conditioned(embedding.to_vec())
     }
 
     /// What asks for an image between two embeddings; `alpha` weighs the first.

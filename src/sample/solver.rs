@@ -158,7 +158,8 @@ mod tests {
             let steps = case["steps"].as_u64().unwrap() as usize;
             let spacing = serde_json::from_value(case["spacing"].clone()).unwrap();
             let settings = Sample { solver, steps, spacing, eta: case["eta"].as_f64().unwrap(), ..Sample::default() };
-            let schedule = NoiseSchedule::new(&Noise { prediction, ..Noise::default() });
+            let zero_terminal_snr = case["zero_snr"].as_bool().unwrap();
+            let schedule = NoiseSchedule::new(&Noise { prediction, zero_terminal_snr, ..Noise::default() });
             let mut trajectory = Trajectory::new(&schedule, &settings);
             let times: Vec<usize> = serde_json::from_value(case["times"].clone()).unwrap();
             assert_eq!(trajectory.times(), times);
@@ -176,6 +177,6 @@ mod tests {
                 compared += 1;
             }
         }
-        assert_eq!(compared, 2 * (10 + 10 + 10 + 20) + 2 * (8 + 8 + 12 + 20));
+        assert_eq!(compared, 2 * (10 + 10 + 10 + 20) + 3 * (8 + 8 + 12 + 20));
     }
 }

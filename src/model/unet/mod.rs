@@ -30,6 +30,8 @@ pub struct Unet {
     pub conv_in: Conv2d,
     /// What the residual blocks see of the time.
     pub time_embedding: TimeEmbedding,
+    /// What they see of the context besides, if anything.
+    pub class_embedding: Option<TimeEmbedding>,
     /// Levels, fine to coarse.
     pub down_blocks: Vec<UnetBlock>,
     /// The coarsest level once more.
@@ -44,7 +46,7 @@ pub struct Unet {
     channels: usize,
 }
 
-/// Sines of the time through two layers.
+/// Sines of the time, or the context, through two layers.
 #[derive(Module, Debug)]
 pub struct TimeEmbedding {
     /// To four times the width.
@@ -103,13 +105,15 @@ impl Unet {
             up_blocks.push(block);
         }
         let (channels, time) = (shape.channels, 4 * shape.channels);
+        let two_layers = |input: usize, name: &str| TimeEmbedding {
+            linear_1: Linear::uniform(input, time, seed, &format!("{name}.linear_1"), device),
+            linear_2: Linear::uniform(time, time, seed, &format!("{name}.linear_2"), device),
+        };
         Ok(Self {
             condition: Linear::uniform(embedding, shape.context, seed, "condition", device),
             conv_in: Conv2d::new(latent, channels, 3, seed, "conv_in", device),
-            time_embedding: TimeEmbedding {
-                linear_1: Linear::uniform(channels, time, seed, "time_embedding.linear_1", device),
-                linear_2: Linear::uniform(time, time, seed, "time_embedding.linear_2", device),
-            },
+            time_embedding: two_layers(channels, "time_embedding"),
+            class_embedding: shape.context_in_time.then(|| two_layers(shape.context, "class_embedding")),
             down_blocks,
             mid_block,
             up_blocks,
@@ -128,7 +132,10 @@ impl Unet {
     /// Noisy latents `[B, C, H, W]` at time steps `times` (one a row) under `context [B, T, context]`: the predicted noise
     /// or velocity. Height and width are multiples of 2 to the power of levels - 1.
     pub fn forward(&self, latents: Tensor<4>, times: &[usize], context: Tensor<3>) -> Tensor<4> {
-        let time = self.time_embedding.forward(times, self.channels, &latents.device());
+        let mut time = self.time_embedding.forward(times, self.channels, &latents.device());
+        if let Some(embedding) = &self.class_embedding {
+            time = time + embedding.of(context.clone().mean_dim(1).squeeze_dim(1));
+        }
         let mut x = self.conv_in.forward(latents);
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
@@ -146,9 +153,12 @@ impl TimeEmbedding {
     /// One row a time step, `[B, 4 channels]`.
     fn forward(&self, times: &[usize], channels: usize, device: &Device) -> Tensor<2> {
         let rows: Vec<f32> = times.iter().flat_map(|&time| sinusoid(time, channels)).collect();
-        let rows = Tensor::<2>::from_data(TensorData::new(rows, [times.len(), channels]), device);
-        let hidden = silu(self.linear_1.forward(rows, Precision::F32));
-        self.linear_2.forward(hidden, Precision::F32)
+        self.of(Tensor::from_data(TensorData::new(rows, [times.len(), channels]), device))
+    }
+
+    /// `[B, input]` to `[B, 4 channels]`.
+    fn of(&self, rows: Tensor<2>) -> Tensor<2> {
+        self.linear_2.forward(silu(self.linear_1.forward(rows, Precision::F32)), Precision::F32)
     }
 }
 
@@ -185,6 +195,7 @@ pub(crate) mod tests {
             attention: vec![2],
             heads: 2,
             context: 16,
+            context_in_time: false,
             groups: 8,
         }
     }
@@ -239,7 +250,11 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn golden_unet() -> (Unet, parameters::Named) {
-        let shape = UnetShape { channels: 4, groups: 2, context: 6, ..shape() };
+        golden_network(false)
+    }
+
+    fn golden_network(context_in_time: bool) -> (Unet, parameters::Named) {
+        let shape = UnetShape { channels: 4, groups: 2, context: 6, context_in_time, ..shape() };
         let unet = Unet::new(&shape, 3, 5, 0, &Device::flex()).unwrap();
         let mut named = parameters::export(&unet);
         for (index, (name, values)) in named.iter_mut().enumerate() {
@@ -263,12 +278,16 @@ pub(crate) mod tests {
     /// Against diffusers' UNet2DConditionModel: sums of f32 in another order through 20 layers, 2e-5 of values near 1.
     #[test]
     fn predictions_are_those_of_diffusers() {
-        let (unet, golden) = golden_unet();
+        let [(unet, golden), (in_time, _)] = [golden_network(false), golden_network(true)];
         let device = Device::flex();
         let latents = || Tensor::from_data(TensorData::new(golden_input(100, 2 * 3 * 64), [2, 3, 8, 8]), &device);
-        let token = |index| unet.context(Tensor::from_data(TensorData::new(golden_input(index, 10), [2, 5]), &device));
-        for (name, context) in [("one_token", token(102)), ("two_tokens", Tensor::cat(vec![token(102), token(103)], 1))]
-        {
+        let embedding = |index| Tensor::from_data(TensorData::new(golden_input(index, 10), [2, 5]), &device);
+        let [first, second] = [102, 103].map(|index| unet.context(embedding(index)));
+        for (name, unet, context) in [
+            ("one_token", &unet, first.clone()),
+            ("two_tokens", &unet, Tensor::cat(vec![first, second], 1)),
+            ("in_time", &in_time, in_time.context(embedding(102))),
+        ] {
             let found: Vec<f32> = unet.forward(latents(), &[3, 700], context).into_data().try_into_vec().unwrap();
             let expected = &golden[name].data;
             let size = expected.iter().fold(0f32, |size, v| size.max(v.abs()));

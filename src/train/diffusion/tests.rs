@@ -13,6 +13,7 @@ fn settings() -> Settings {
         attention: vec![2],
         heads: 2,
         context: 6,
+        context_in_time: false,
         groups: 2,
     };
     let diffusion =
@@ -137,13 +138,17 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
 #[test]
 fn the_rate_warms_up_and_falls_to_zero_where_that_is_asked_for() {
     let mut settings = settings();
-    assert!(settings.diffusion.recorded().unwrap().get("decay_epochs").is_none());
+    let recorded = settings.diffusion.recorded().unwrap();
+    assert!(recorded.get("decay_epochs").is_none() && recorded["noise"].get("zero_terminal_snr").is_none());
+    assert!(recorded["unet"].get("context_in_time").is_none() && recorded["unet"]["context"] == 6);
     settings.diffusion = Diffusion { epochs: 5, decay_epochs: 2, lr: 1.0, ..settings.diffusion };
     let trainer = Trainer::new(&settings, 2, &Device::flex()).unwrap();
     let rates: Vec<f64> = (0..trainer.steps()).map(|step| trainer.rate(step)).collect();
     let expected = [1e-6, 0.500_000_5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.853_553_391, 0.5, 0.146_446_609];
     assert!(rates.iter().zip(expected).all(|(rate, expected)| (rate - expected).abs() < 1e-9), "{rates:?}");
-    assert_eq!(settings.diffusion.recorded().unwrap()["decay_epochs"], 2);
+    settings.diffusion.unet.context_in_time = true;
+    let recorded = settings.diffusion.recorded().unwrap();
+    assert_eq!((&recorded["decay_epochs"], &recorded["unet"]["context_in_time"]), (&2.into(), &true.into()));
 }
 
 #[test]

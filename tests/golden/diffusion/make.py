@@ -3,7 +3,8 @@
     python tests/golden/diffusion/make.py
 
 writes, beside this file,
-    unet.safetensors    predictions for one and for two context tokens; the loss, and every parameter after one AdamW step
+    unet.safetensors    predictions for one and for two context tokens, and where the context also enters with the time; the loss,
+                        and every parameter after one AdamW step
     samples.json        trajectories of DDIM, DPM-Solver++(2M) and DDPM under a network that is a formula
 
 Weights are not stored: both sides make them by `wave`. The network is diffusers' UNet2DConditionModel, with a linear layer
@@ -37,12 +38,12 @@ def our_name(name):
 
 
 class Network(nn.Module):
-    def __init__(self):
+    def __init__(self, **more):
         super().__init__()
         self.unet = UNet2DConditionModel(
             sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, cross_attention_dim=CONTEXT,
             block_out_channels=tuple(CHANNELS * m for m in MULT), norm_num_groups=GROUPS, attention_head_dim=HEADS,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **more,
         )
         self.condition = nn.Linear(EMBEDDING, CONTEXT)
 
@@ -58,7 +59,8 @@ class Network(nn.Module):
                 p.copy_(wave(index, p.shape, 0.2, 1.0) if is_gain else wave(index, p.shape, 1 / math.sqrt(fan_in)))
 
     def predict(self, latents, times, tokens):
-        return self.unet(latents, torch.tensor(times), tokens).sample
+        in_time = tokens.mean(1) if self.unet.class_embedding is not None else None
+        return self.unet(latents, torch.tensor(times), tokens, class_labels=in_time).sample
 
 
 def betas(steps=1000, start=0.0015, end=0.0195):
@@ -77,6 +79,9 @@ def unet():
         two = torch.cat([one, net.condition(wave(103, (2, EMBEDDING), 1.0))[:, None]], 1)
         out["one_token"] = net.predict(latents, TIMES, one)
         out["two_tokens"] = net.predict(latents, TIMES, two)
+        in_time = Network(class_embed_type="projection", projection_class_embeddings_input_dim=CONTEXT).eval()
+        in_time.fill()
+        out["in_time"] = in_time.predict(latents, TIMES, in_time.condition(embeddings)[:, None])
     alphas = torch.cumprod(1 - betas(), 0)[TIMES].float()[:, None, None, None]
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
     loss = (net.predict(noisy, TIMES, net.condition(embeddings)[:, None]) - noise).square().mean()
@@ -101,13 +106,16 @@ def answer(x, t):
 def samples():
     start = wave(7, (1, 1, 2, 3), 1.2).double()
     cases = []
-    for prediction in ["epsilon", "v_prediction"]:
+    for prediction, zero_snr in [("epsilon", False), ("v_prediction", False), ("v_prediction", True)]:
         leading = [("ddim", 10, 0.0), ("ddim", 10, 0.7), ("dpm", 10, 0.0), ("ddpm", 20, 0.0)]
         # diffusers' DDIM takes the step to the next time for 1000 / steps, which it is where that is whole.
         trailing = [("ddim", 8, 0.0), ("ddim", 8, 0.7), ("dpm", 12, 0.0), ("ddpm", 20, 0.0)]
         cases_of = [("leading", *case) for case in leading] + [("trailing", *case) for case in trailing]
+        if zero_snr:  # what only the last time step changes
+            cases_of = cases_of[len(leading):]
         for spacing, name, steps, eta in cases_of:
-            common = dict(num_train_timesteps=1000, trained_betas=betas().numpy(), prediction_type=prediction)
+            common = dict(num_train_timesteps=1000, trained_betas=betas().numpy(), prediction_type=prediction,
+                          rescale_betas_zero_snr=zero_snr)
             if name == "ddim":
                 scheduler = DDIMScheduler(
                     **common, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing,
@@ -118,6 +126,8 @@ def samples():
                 )
             else:
                 scheduler = DDPMScheduler(**common, clip_sample=False, variance_type="fixed_small")
+            if zero_snr:  # DPM-Solver's own, for all: the others' 0 differs from it by 2e-4 in the first step
+                scheduler.alphas_cumprod[-1] = 2**-24
             # DDIM's own times for all: 1, 1 + c, ... with c = 1000 / steps, or ..., 999 - c, 999.
             if spacing == "leading":
                 times = [1 + 1000 // steps * i for i in reversed(range(steps))]
@@ -138,7 +148,7 @@ def samples():
                     mean, deviation = ddpm_step(scheduler, answer(x, t), t, x)
                     x = mean + deviation * noise
                 trajectory.append(x.flatten().tolist())
-            cases.append(dict(solver=name, spacing=spacing, steps=steps, eta=eta, prediction=prediction,
+            cases.append(dict(solver=name, spacing=spacing, steps=steps, eta=eta, prediction=prediction, zero_snr=zero_snr,
                               times=[int(t) for t in scheduler.timesteps], trajectory=trajectory))
     (HERE / "samples.json").write_text(json.dumps(dict(start=start.flatten().tolist(), cases=cases), indent=1) + "\n")
 
