@@ -105,6 +105,7 @@ fn unet_trainer(device: &Device) -> Result<diffusion::Trainer> {
         attention: vec![2, 4],
         heads: 4,
         context: 64,
+        context_in_time: false,
         groups: 32,
     };
     let section = Diffusion { unet, batch: BATCH, epochs: 1000, ..Diffusion::default() };
