@@ -166,6 +166,9 @@ impl Observer for Watcher<'_> {
         let path = self.folder.join("samples").join(format!("step-{step:07}.png"));
         write_png(&path, &sheet(&rows, 64))?;
         let Some(judge) = &self.judge else { return Ok(None) };
+        // As it was trained: guidance, which goes further than that, would hide whether it still learns.
+        let unguided = Sample { guidance: 1.0, ..settings.clone() };
+        let painter = Painter::new(model.clone(), self.stage.clone(), &unguided, &device)?;
         let distance = judge.distance(&painter, self.run.experiment.seed)?;
         self.progress.bar.line(&format!("{STAGE}: step {step}: Fréchet distance of samples {distance:.4}"));
         Ok(Some(distance))

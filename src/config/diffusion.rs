@@ -40,7 +40,8 @@ pub struct Diffusion {
     pub checkpoint_every: usize,
     /// Draw a sheet of samples every this many steps (and at the end); 0 draws only the last.
     pub sample_every: usize,
-    /// Samples drawn at every sheet, whose Fréchet distance to the training images is recorded; fewer than 2: none.
+    /// Samples drawn at every sheet without guidance, whose Fréchet distance to the training images is recorded; fewer than 2:
+    /// none.
     pub judged: usize,
     /// Micro-batches whose gradients are summed, as `pretrain.replicas`.
     pub replicas: usize,
@@ -346,12 +347,18 @@ impl Sample {
     }
 
     /// # Errors
-    /// Settings that make no sense, by key; `noise_steps` are those trained.
-    pub fn check(&self, noise_steps: usize) -> Result<()> {
+    /// Settings that make no sense, by key, for a model trained with this `noise`.
+    pub fn check(&self, noise: &Noise) -> Result<()> {
         ensure!(
-            (1..=noise_steps).contains(&self.steps),
-            "sample.steps = {} is not between 1 and diffusion.noise.steps = {noise_steps}",
-            self.steps
+            (1..=noise.steps).contains(&self.steps),
+            "sample.steps = {} is not between 1 and diffusion.noise.steps = {}",
+            self.steps,
+            noise.steps
+        );
+        ensure!(
+            !noise.zero_terminal_snr || self.spacing == Spacing::Trailing,
+            "diffusion.noise.zero_terminal_snr needs sample.spacing = \"trailing\": the step that sampling leaves out otherwise is the one \
+             that begins with nothing but noise"
         );
         ensure!((0.0..=1.0).contains(&self.eta), "sample.eta lies between 0 and 1");
         ensure!(self.guidance >= 0.0 && self.guidance.is_finite(), "sample.guidance is 0 or more");

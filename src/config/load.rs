@@ -141,7 +141,7 @@ impl Experiment {
         if self.gen_dino.enabled {
             self.check_generated_sizes().context("configuration")?;
         }
-        self.sample.check(self.diffusion.noise.steps).context("configuration: [sample]")?;
+        self.sample.check(&self.diffusion.noise).context("configuration: [sample]")?;
         self.bank.check().context("configuration: [bank]")?;
         self.gen_dino.check(&self.bank).context("configuration: [gen_dino]")?;
         self.evaluate.knn.check().context("configuration: [evaluate.knn]")?;
@@ -261,6 +261,19 @@ mod tests {
         a.sort();
         b.sort();
         assert_eq!(a, b, "configs/default.toml must hold every key");
+    }
+
+    /// What a model without a trace of the image at its last step needs: a velocity, and sampling that begins there.
+    #[test]
+    fn zero_terminal_snr_asks_for_velocity_and_trailing_steps() {
+        let noise = "[diffusion.noise]\nzero_terminal_snr = true\n";
+        assert!(error(noise, &[]).contains("prediction = \"velocity\""));
+        let velocity = "diffusion.noise.prediction=velocity";
+        assert!(error(noise, &[velocity]).contains("sample.spacing = \"trailing\""));
+        assert!(
+            error(noise, &[velocity, "sample.spacing=trailing", "sample.steps=0"])
+                .contains("sample.steps = 0 is not between")
+        );
     }
 
     #[test]

@@ -44,8 +44,8 @@ impl Painter {
     /// # Errors
     /// An autoencoder or settings that do not go with the model.
     pub fn new(model: DiffusionModel, stage: FirstStage, settings: &Sample, device: &Device) -> Result<Self> {
+        settings.check(&model.config.noise)?;
         let schedule = model.schedule();
-        settings.check(schedule.steps())?;
         let [channels, side] = model.config.latent;
         ensure!(
             stage.latent_channels() == channels,
