@@ -87,6 +87,6 @@ pub enum Line {
     Slerp,
     /// On the straight line between their embeddings.
     Lerp,
-    /// In the pixels, without a model.
+    /// In the pixels, whatever the model.
     Pixels,
 }

@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::sources::{self, Input};
 use super::training::{self, set_aside};
 use super::{Run, latents};
-use crate::config::{Bank, Interpolation};
+use crate::config::{Bank, Condition, Interpolation};
 use crate::data::latents::LatentFile;
 use crate::device;
 use crate::model::diffusion::DiffusionModel;
@@ -187,6 +187,11 @@ pub(super) fn header(run: &Run, input: &Input, models: &Models, interpolation: I
         Interpolation::Lerp => Bank { generative: 0, ..experiment.bank.clone() },
     };
     let (_, encoder) = require_encoder(run, input)?;
+    let mut sampler = models.sampler.clone();
+    if interpolation == Interpolation::Lerp && experiment.diffusion.condition == Condition::Sphere {
+        // An earlier version brought the points of the line back up to the sphere.
+        sampler["line"] = json!("chord");
+    }
     let origin = Origin {
         data: sources::with_stain(run, json!({ "patches": training::fingerprint(run, input) })),
         images: models.images,
@@ -194,7 +199,7 @@ pub(super) fn header(run: &Run, input: &Input, models: &Models, interpolation: I
         encoder,
         autoencoder: models.autoencoder.clone(),
         diffusion: models.diffusion.clone(),
-        sampler: models.sampler.clone(),
+        sampler,
         size: models.size,
     };
     Header::new(&bank, origin, interpolation, experiment.seed)

@@ -73,6 +73,7 @@ pub(super) fn autoencoder(run: &Run, must_resume: bool) -> Result<()> {
         }
     };
     let quality = picture(&stage, &settings.autoencoder, &held_out, &folder.join(PICTURE), &device)?;
+    watcher.unreadable.take(&loader.failures())?;
     let watched = watcher.finish(&quality, &settings)?;
     let failures = unusable.into_iter().chain(unreadable).chain(watched).collect();
     let section = &settings.autoencoder;

@@ -15,7 +15,7 @@ use super::augment::{self, models};
 use super::encoders::require_encoders;
 use super::evaluate::examples;
 use super::sources::{self, Input};
-use super::{Run, training};
+use super::{Run, latents, training};
 use crate::config::{Embed, Interpolation};
 use crate::data::normalize::Normalize;
 use crate::data::{Squares, crop};
@@ -50,7 +50,11 @@ pub(super) fn figures(run: &Run) -> Result<()> {
     let there = |_: &StageRecord| augment::shown_bank(run).is_some() && models(run, &input).is_ok();
     let bank = run.dir.record("bank").filter(there).map(|record| record.header);
     let hashes: Vec<_> = encoders.iter().map(|trained| json!([trained.name, trained.hash])).collect();
-    let header = json!({ "stage": FOLDER, "encoders": hashes, "bank": bank, "embed": sources::embed_header(run) });
+    let mut header = json!({ "stage": FOLDER, "encoders": hashes, "bank": bank, "embed": sources::embed_header(run) });
+    // Pictures between two patches are left out until the latents are there again.
+    if bank.is_some() && !latents::exist(run) {
+        header["without"] = json!(STRIPS);
+    }
     if run.dir.current(FOLDER, &header).is_some() {
         eprintln!("figures: up to date");
         return Ok(());
@@ -83,12 +87,18 @@ fn write(run: &Run, name: &str, rows: &[Vec<RgbImage>]) -> Result<()> {
     write_png(&run.dir.file(&format!("{FOLDER}/{name}"))?, &sheet(rows, SIDE))
 }
 
-/// Some patches that can be read, evenly over the source.
+/// Some patches, evenly over the source, but those that cannot be read.
 fn shown(source: &dyn PatchSource) -> Vec<(usize, RgbImage)> {
     let count = SHOWN.min(source.len());
     let read = |i: usize| {
         let index = i * source.len() / count;
-        Some((index, source.read(index).ok()?.image))
+        match source.read(index) {
+            Ok(patch) => Some((index, patch.image)),
+            Err(error) => {
+                eprintln!("figures: {} is left out: {error}", source.key(index).item);
+                None
+            }
+        }
     };
     (0..count).filter_map(read).collect()
 }

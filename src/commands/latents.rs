@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
@@ -19,13 +19,16 @@ use crate::data::loader::{image_size, read, require_size};
 use crate::data::prefetch::{Prefetch, Work, thread_pool};
 use crate::device;
 use crate::model::{Encoder, FirstStage};
-use crate::run_dir::Failure;
+use crate::run_dir::{Failure, as_stored};
 use crate::sample::encode::{Eyes, View};
+use crate::train::checkpoint::first_difference;
 
 /// The stage that makes them.
 const STAGE: &str = "diffusion";
 /// Their folder: not the training's, which another training sets aside.
 const FOLDER: &str = "latents";
+/// Their file there.
+const FILE: &str = "latents.bin";
 /// Images encoded at a time.
 const ENCODED: usize = 32;
 
@@ -43,13 +46,24 @@ pub(super) fn header(run: &Run, model: &Value, stage: &FirstStage, embedding: us
     LatentHeader { shape: [stage.latent_channels(), side, side], embedding, flips, origin }
 }
 
+/// Whether there are some, of whatever settings.
+pub(super) fn exist(run: &Run) -> bool {
+    run.dir.root().join(FOLDER).join(FILE).exists()
+}
+
 /// The file of latents and embeddings the model was trained on.
 pub(super) fn open(run: &Run, input: &Input, stage: &FirstStage, encoder: &Encoder) -> Result<LatentFile> {
     let model = super::diffusion::header(run, input, &encoder.hash, &stage.hash)?;
     let header = header(run, &model, stage, encoder.dim());
-    let path = run.dir.root().join(FOLDER).join("latents.bin");
-    LatentFile::open(&path, &header)?
-        .with_context(|| format!("{} is missing or of other settings: run `gensis diffusion` again", path.display()))
+    let path = run.dir.root().join(FOLDER).join(FILE);
+    if let Some(file) = LatentFile::open(&path, &header)? {
+        return Ok(file);
+    }
+    let there = LatentFile::header_at(&path).map(|there| json!(there));
+    let differing = there.and_then(|there| first_difference("", &there, &as_stored(&json!(header))));
+    let difference =
+        differing.map_or(String::new(), |(key, there, asked)| format!(" ({key} is {there} there, and {asked} here)"));
+    bail!("{} is missing or of other settings{difference}: run `gensis diffusion` again", path.display())
 }
 
 /// The latents that the model was trained on, where they are not on disk.
@@ -89,7 +103,7 @@ pub(super) fn make(
     eyes: Eyes,
     header: &LatentHeader,
 ) -> Result<(LatentFile, Vec<Failure>)> {
-    let path = run.dir.file(&format!("{FOLDER}/latents.bin"))?;
+    let path = run.dir.file(&format!("{FOLDER}/{FILE}"))?;
     let folder = run.dir.root().join(FOLDER);
     if let Some(file) = LatentFile::open(&path, header)? {
         return Ok((file, Unreadable::open(STAGE, &folder, true).failures));

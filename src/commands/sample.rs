@@ -131,9 +131,16 @@ impl Studio {
             encoder.as_ref().is_none_or(|encoder| *encoder == self.encoder),
             "{} holds embeddings by the encoder {}, and the diffusion model is conditioned on those of {}",
             path.display(),
-            encoder.unwrap_or_default(),
+            encoder.as_deref().unwrap_or_default(),
             self.encoder
         );
+        if encoder.is_none() {
+            eprintln!(
+                "sample: warning: {} does not say which encoder made it; only embeddings by {} mean something here",
+                path.display(),
+                self.encoder
+            );
+        }
         let rows = values.len() / dim.max(1);
         let row = |&row: &usize| {
             ensure!(row < rows, "{} has {rows} embeddings, and row {row} (from 0) is asked for", path.display());

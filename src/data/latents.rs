@@ -75,7 +75,7 @@ impl LatentFile {
         let context = || format!("cannot read the latents {}", path.display());
         let mut file = File::open(path).with_context(context)?;
         let cut = || format!("{}: remove it, it is made again", context());
-        let Some(start) = read_header(&mut file, header).with_context(cut)? else { return Ok(None) };
+        let Some(start) = after_header(&mut file, header).with_context(cut)? else { return Ok(None) };
         let bytes = (file.metadata().with_context(context)?.len() - start).checked_sub(8);
         let record = header.record_bytes() as u64;
         let records = bytes.filter(|bytes| bytes.is_multiple_of(record)).map(|bytes| bytes / record);
@@ -87,6 +87,11 @@ impl LatentFile {
         let records =
             whole.with_context(|| format!("{}: it was cut; remove it, it is made again", context()))? as usize;
         Ok(Some(Self { file, path: path.to_owned(), header: header.clone(), start, records }))
+    }
+
+    /// What the file at `path` holds, if it can be told.
+    pub fn header_at(path: &Path) -> Option<LatentHeader> {
+        read_header(&mut File::open(path).ok()?).ok()?.0
     }
 
     /// Images.
@@ -136,16 +141,21 @@ impl LatentFile {
     }
 }
 
-/// Where the header of an open file ends, if it is `header`.
-fn read_header(file: &mut File, header: &LatentHeader) -> Result<Option<u64>> {
+/// The header of an open file, if it is of this version, and where it ends.
+fn read_header(file: &mut File) -> Result<(Option<LatentHeader>, u64)> {
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);
     ensure!(length < 1 << 20, "it is no file of latents");
     let mut text = vec![0; length as usize];
     file.read_exact(&mut text)?;
-    let same = serde_json::from_slice::<LatentHeader>(&text).is_ok_and(|found| found == stored(header));
-    Ok(same.then_some(8 + length))
+    Ok((serde_json::from_slice(&text).ok(), 8 + length))
+}
+
+/// Where the header of an open file ends, if it is `header`.
+fn after_header(file: &mut File, header: &LatentHeader) -> Result<Option<u64>> {
+    let (found, end) = read_header(file)?;
+    Ok((found == Some(stored(header))).then_some(end))
 }
 
 /// A header as it reads after it was stored.
@@ -233,7 +243,7 @@ fn unfinished(part: &Path, header: &LatentHeader) -> Result<Option<(File, Vec<us
     }
     let mut file = File::options().read(true).write(true).open(part)?;
     // A file that was killed in its header is begun anew.
-    let Ok(Some(start)) = read_header(&mut file, header) else { return Ok(None) };
+    let Ok(Some(start)) = after_header(&mut file, header) else { return Ok(None) };
     let record = header.record_bytes() as u64;
     let records = (file.metadata()?.len() - start) / record;
     file.set_len(start + records * record)?;

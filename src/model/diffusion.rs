@@ -47,7 +47,8 @@ impl DiffusionConfig {
             Condition::Standardized => {
                 let [means, deviations] = &self.statistics;
                 for ((v, mean), deviation) in embedding.iter_mut().zip(means).zip(deviations) {
-                    *v = (*v - mean) / deviation.max(1e-6);
+                    // What never changed in training says nothing.
+                    *v = if *deviation > 1e-6 { (*v - mean) / deviation } else { 0.0 };
                 }
             }
         }
@@ -55,15 +56,11 @@ impl DiffusionConfig {
     }
 
     /// What conditions between two embeddings, interpolated where it conditions: on the sphere, or with every channel at mean 0
-    /// and deviation 1. A constant part that all embeddings share would bend the arc between any two of them alike.
+    /// and deviation 1. A constant part that all embeddings share would bend the arc between any two of them alike. The line
+    /// (the ablation) runs below the sphere, where training never was: brought back up, its middle would be the arc's.
     pub fn between(&self, kind: Interpolation, first: &[f32], second: &[f32], alpha: f64) -> Vec<f32> {
         let [first, second] = [first, second].map(|embedding| self.conditioned(embedding.to_vec()));
-        let point = interpolate(kind, &first, &second, alpha);
-        match self.condition {
-            // A chord lies below the sphere.
-            Condition::Sphere => self.conditioned(point),
-            Condition::Standardized => point,
-        }
+        interpolate(kind, &first, &second, alpha)
     }
 }
 
@@ -134,4 +131,39 @@ impl DiffusionModel {
 /// Enough of a hash to tell two apart.
 fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(condition: Condition, statistics: [Vec<f32>; 2]) -> DiffusionConfig {
+        DiffusionConfig {
+            unet: UnetShape::default(),
+            noise: Noise::default(),
+            condition,
+            statistics,
+            latent: [3, 8],
+            embedding: 2,
+            encoder: String::new(),
+            autoencoder: String::new(),
+            origin: serde_json::Value::Null,
+        }
+    }
+
+    /// Between (2, 0) and (0, 5): on the sphere at 45 degrees, and half-way on the chord below it.
+    #[test]
+    fn the_line_runs_below_the_arc() {
+        let config = config(Condition::Sphere, [vec![], vec![]]);
+        let between = |kind| config.between(kind, &[2.0, 0.0], &[0.0, 5.0], 0.5);
+        let (arc, line) = (between(Interpolation::Slerp), between(Interpolation::Lerp));
+        assert!(arc.iter().all(|v| (v - 0.5f32.sqrt()).abs() < 1e-6), "{arc:?}");
+        assert_eq!(line, [0.5, 0.5]);
+    }
+
+    #[test]
+    fn a_channel_that_never_changed_says_nothing() {
+        let config = config(Condition::Standardized, [vec![1.0, 4.0], vec![0.5, 1e-8]]);
+        assert_eq!(config.conditioned(vec![2.0, 4.1]), [2.0, 0.0]);
+    }
 }

@@ -100,7 +100,7 @@ impl Eyes {
         Ok(pieces.into_iter().flatten().collect())
     }
 
-    /// Embeddings of images, as `gensis embed` computes them: row-major.
+    /// Embeddings of images, as `gensis embed` computes them, as many at a time: row-major.
     ///
     /// # Errors
     /// As [`views`](Self::views) and [`encode`](Self::encode).
@@ -111,7 +111,7 @@ impl Eyes {
             self.embeddings(&views.iter().collect::<Vec<_>>())
         };
         if !lies_in_host_memory(&self.device) {
-            return piece(images);
+            return Ok(images.chunks(self.embed.batch).map(piece).collect::<Result<Vec<_>>>()?.concat());
         }
         Ok(images.par_chunks(PIECE).map(piece).collect::<Result<Vec<_>>>()?.concat())
     }

@@ -211,6 +211,60 @@ impl Decoder for Painter {
     }
 }
 
+/// What was drawn. Values that are not finite would become black pixels.
 fn host(tensor: Tensor<4>) -> Result<Vec<f32>> {
-    tensor.try_into_vec_as::<f32>().map_err(|e| anyhow!("what was drawn could not be read: {e:?}"))
+    let values = tensor.try_into_vec_as::<f32>().map_err(|e| anyhow!("what was drawn could not be read: {e:?}"))?;
+    ensure!(
+        values.iter().all(|value| value.is_finite()),
+        "what was drawn is not finite: a lower sample.guidance may help, or a diffusion model that was trained with a lower rate"
+    );
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Autoencoder as Section, Condition, Noise};
+    use crate::model::FirstStageConfig;
+    use crate::model::autoencoder::Autoencoder;
+    use crate::model::diffusion::DiffusionConfig;
+    use crate::model::unet::tests::golden_unet;
+
+    /// The latent that a network of random weights draws for one embedding.
+    fn drawn(settings: Sample) -> Vec<f32> {
+        let (unet, _) = golden_unet();
+        let config = DiffusionConfig {
+            unet: Default::default(),
+            noise: Noise::default(),
+            condition: Condition::Sphere,
+            statistics: Default::default(),
+            latent: [3, 8],
+            embedding: 5,
+            encoder: String::new(),
+            autoencoder: String::new(),
+            origin: serde_json::Value::Null,
+        };
+        let device = Device::flex();
+        let network = Section { channels: 4, groups: 2, ..Section::default() }.sizes().unwrap();
+        let stage = FirstStageConfig { network: network.clone(), scale: 1.0, origin: serde_json::Value::Null };
+        let stage = FirstStage::new(Autoencoder::new(&network, 0, &device), stage);
+        let painter = Painter::new(DiffusionModel::new(unet, config), stage, &settings, &device).unwrap();
+        let wish = Wish { condition: painter.condition(&[0.5, -1.0, 2.0, 0.1, -0.3]), seed: 3 };
+        painter.latents(&[wish]).unwrap().remove(0).values
+    }
+
+    fn apart(a: &[f32], b: &[f32]) -> f32 {
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    /// A single step is linear in the network's answer, so that guidance g lies at g on the line from the sample without
+    /// condition (0) to the one as trained (1): Ho and Salimans 2022, eq. 6, with 1 + w for g.
+    #[test]
+    fn guidance_goes_on_from_no_condition_through_the_condition() {
+        let at = |guidance: f64| drawn(Sample { steps: 1, guidance, ..Sample::default() });
+        let (without, with, guided) = (at(0.0), at(1.0), at(2.5));
+        let line: Vec<f32> = without.iter().zip(&with).map(|(a, b)| a + 2.5 * (b - a)).collect();
+        let (worst, moved) = (apart(&guided, &line), apart(&guided, &with));
+        assert!(worst < 1e-3 * moved && moved > 1e-3, "{worst} of {moved}");
+    }
 }

@@ -1,6 +1,7 @@
 //! `gensis evaluate fid`: how near the bank's images are to the real ones, by features of encoders of the run (first of all the
 //! one that conditions the diffusion model) and by Inception's, and whether they show what they were asked for.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -21,7 +22,7 @@ use super::{Scores, data_name};
 use crate::commands::augment::{self, models};
 use crate::commands::encoders::{Trained, ready_encoders};
 use crate::commands::sources::{self, ENCODER_NAME, Input};
-use crate::commands::{Run, digest, embed, training, unreadable};
+use crate::commands::{Run, digest, embed, latents, training, unreadable};
 use crate::config::Condition;
 use crate::data::ReadFailure;
 use crate::device;
@@ -29,7 +30,8 @@ use crate::model::Encoder;
 use crate::model::inception::{self, Inception};
 use crate::model::random::keyed;
 use crate::run_dir::Failure;
-use crate::sample::bank::Kind;
+use crate::sample::bank::{Kind, SyntheticBank};
+use crate::sample::reconstructions::Reconstructions;
 
 /// Images judged, at most: FID's own number.
 const JUDGED: usize = 50_000;
@@ -38,24 +40,22 @@ const NEIGHBOURS: usize = 3;
 /// Images a generated one has to find its source among.
 const LINEUP: usize = 100;
 
-/// Figures of the reconstructed, the generated and the interpolated images of a run. No diffusion model in the latents
-/// of an autoencoder comes nearer to the real images than what that autoencoder makes of them.
+/// Figures of the reconstructed, the generated and the interpolated images of a run, by one network after the other. No
+/// diffusion model in the latents of an autoencoder comes nearer to the real images than what that autoencoder makes of them.
 pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
     let models = models(run, input)?;
     let device = device::open(run.device)?;
     let settings = &run.experiment.evaluate.fid;
     let trained = ready_encoders(run, input)?;
-    let named = |name: &String| -> Result<Judge> {
+    let named = |name: &String| -> Result<&Trained> {
         let names = || trained.iter().map(|trained| trained.name.as_str()).collect::<Vec<_>>().join(", ");
         let found = trained.iter().find(|trained| trained.name == *name);
-        let found = found.with_context(|| format!("evaluate.fid.encoders: there is no {name} among {}", names()))?;
-        Ok(Judge::Encoder(name.clone(), Box::new(found.load(&device)?)))
+        found.with_context(|| format!("evaluate.fid.encoders: there is no {name} among {}", names()))
     };
-    let inception = Some(&settings.inception).filter(|path| !path.as_os_str().is_empty());
-    let inception = inception.map(|path| Ok(Judge::Inception(Inception::load(path, &device)?)));
+    let encoders = settings.encoders.iter().map(named).collect::<Result<Vec<_>>>()?;
     let (source, _) = training::patches(run, "evaluate", Input::open(&run.experiment.data)?)?;
-    let judged = augment::shown_bank(run).context("Gen-DINO as it is configured here needs no bank")?;
-    let bank = Arc::new(augment::open(run, input, &models, judged, source.clone())?);
+    let kind = augment::shown_bank(run).context("Gen-DINO as it is configured here needs no bank")?;
+    let bank = Arc::new(augment::open(run, input, &models, kind, source.clone())?);
     let reconstructions = match augment::reconstructions(run, input, source.clone()) {
         Ok(reconstructions) => Some(Arc::new(reconstructions)),
         Err(error) => {
@@ -63,71 +63,57 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
             None
         }
     };
-    let (mut scores, mut failures) = (Scores::default(), vec![]);
+    let images = Images { source, bank, reconstructions };
+    let mut scores = Scores::default();
     let mut references = Vec::new();
     for path in &settings.references {
         match Reference::load(path) {
-            Ok(reference) => references.push((path, reference, false)),
-            Err(error) => failures.push(failure(&path.display().to_string(), error.to_string())),
+            Ok(reference) => references.push(Given { path, reference, used: false, unfit: vec![] }),
+            Err(error) => scores.failures.push(failure(&path.display().to_string(), error.to_string())),
         }
     }
-    // One network in memory at a time.
-    for judge in settings.encoders.iter().map(named).chain(inception) {
-        let judge = judge?;
-        references.iter_mut().for_each(|(_, reference, used)| *used |= judge.fits(run, reference));
-        let real = judge.embedded(run, source.clone(), thinned((0..source.len()).collect()), &mut failures)?;
-        judge.save_reference(run, &real)?;
-        // As they condition the diffusion model: a large common part says nothing about which image is meant.
-        let by_condition = (judge.name() == ENCODER_NAME).then_some(run.experiment.diffusion.condition);
-        let standard = (by_condition == Some(Condition::Standardized)).then(|| Standard::of(&real.values, real.dim));
-        let asked = |embedded: &Embedded| {
-            let mut embedded = embedded.clone();
-            standard.iter().for_each(|standard| standard.apply(&mut embedded.values));
-            embedded
-        };
-        let mut add = |head: &str, made: &Embedded, sources: &[usize]| -> Result<()> {
-            if made.rows.len() < 2 {
-                return Ok(());
-            }
-            let base = ResultRow {
-                task: "fid".into(),
-                data: data_name(run),
-                encoder: judge.name().into(),
-                head: head.into(),
-                seed: Some(run.experiment.seed),
-                n: made.rows.len() as u64,
-                ..ResultRow::default()
-            };
-            scores.rows.extend(distances(&base, &real, made, run.experiment.seed)?);
-            let fitting = references.iter().map(|(_, reference, _)| reference);
-            for Reference { header, gaussian } in fitting.filter(|reference| judge.fits(run, reference)) {
-                let data = format!("{}, {}", header.data, header.split);
-                let distance = frechet_distance(gaussian, &Gaussian::of(made.features()?)?)?;
-                let (metric, value) = ("frechet_distance".into(), Some(distance));
-                scores.rows.push(ResultRow { data, metric, value, ..base.clone() });
-            }
-            scores.rows.push(found(&base, sources, &asked(&real), &asked(made), run.experiment.seed));
-            Ok(())
-        };
-        if let Some(reconstructions) = &reconstructions {
-            let all = thinned(reconstructions.images());
-            let made = judge.embedded(run, reconstructions.clone(), all, &mut failures)?;
-            add("reconstructed", &made, &made.rows)?;
-        }
-        for kind in [Kind::Generative, Kind::Interpolated] {
-            let chosen = (0..bank.images().len()).filter(|&at| bank.images()[at].kind == kind).collect();
-            let made = judge.embedded(run, bank.clone(), thinned(chosen), &mut failures)?;
-            let sources: Vec<usize> = made.rows.iter().map(|&at| bank.images()[at].source).collect();
-            add(kind.name(), &made, &sources)?;
+    for encoder in encoders {
+        let judged = encoder.load(&device).and_then(|network| {
+            let judge = Judge::Encoder(encoder.name.clone(), Box::new(network));
+            judge.rows(run, &images, &mut references, &mut scores.failures)
+        });
+        match judged {
+            Ok(rows) => scores.rows.extend(rows),
+            Err(error) => scores.failures.push(encoder.unloadable("evaluate", error)?),
         }
     }
-    let unused = references.iter().filter(|(_, _, used)| !used);
-    failures.extend(unused.map(|(path, Reference { header, .. }, _)| {
-        let made = format!("{} by the encoder {}", header.preprocessing, header.encoder);
-        failure(&path.display().to_string(), format!("its statistics ({made}) are of none of evaluate.fid's encoders"))
-    }));
-    scores.failures = failures;
+    if !settings.inception.as_os_str().is_empty() {
+        let judged = Inception::load(&settings.inception, &device)
+            .and_then(|network| Judge::Inception(network).rows(run, &images, &mut references, &mut scores.failures));
+        match judged {
+            Ok(rows) => scores.rows.extend(rows),
+            Err(error) => {
+                let reason = format!("no distances by Inception: {error:#}");
+                scores.failures.push(failure(&settings.inception.display().to_string(), reason));
+            }
+        }
+    }
+    let unused = references.iter().filter(|given| !given.used);
+    let reason = |given: &Given| format!("of none of evaluate.fid's networks: {}", given.unfit.join("; "));
+    scores.failures.extend(unused.map(|given| failure(&given.path.display().to_string(), reason(given))));
     Ok(scores)
+}
+
+/// The images that are judged.
+struct Images {
+    source: Arc<dyn PatchSource>,
+    bank: Arc<SyntheticBank>,
+    reconstructions: Option<Arc<Reconstructions>>,
+}
+
+/// Stored statistics that the experiment gives.
+struct Given<'a> {
+    path: &'a Path,
+    reference: Reference,
+    /// Whether some network had a use for them.
+    used: bool,
+    /// Why others had none.
+    unfit: Vec<String>,
 }
 
 /// What turns images into the features that are compared.
@@ -156,7 +142,10 @@ impl Judge {
     /// What is done to an image before the network.
     fn preprocessing(&self, run: &Run) -> String {
         match self {
-            Self::Encoder(..) => sources::with_stain(run, sources::embed_header(run)).to_string(),
+            Self::Encoder(_, encoder) => {
+                let view = encoder.view.map(|view| json!({ "resize": view.resize, "crop": view.crop }));
+                sources::with_stain(run, view.unwrap_or_else(|| sources::embed_header(run))).to_string()
+            }
             Self::Inception(_) => {
                 let stain = sources::with_stain(run, json!({}));
                 let stain = stain.get("stain").map_or(String::new(), |stain| format!(", stain {stain}"));
@@ -165,8 +154,69 @@ impl Judge {
         }
     }
 
-    fn fits(&self, run: &Run, reference: &Reference) -> bool {
-        reference.require(&self.preprocessing(run), self.hash()).is_ok()
+    /// Distances of everything that was made of the images, and to those stored statistics that are of this network.
+    fn rows(
+        &self,
+        run: &Run,
+        images: &Images,
+        references: &mut [Given],
+        failures: &mut Vec<Failure>,
+    ) -> Result<Vec<ResultRow>> {
+        for given in &mut *references {
+            match given.reference.require(&self.preprocessing(run), self.hash()) {
+                Ok(()) => given.used = true,
+                Err(error) => given.unfit.push(format!("{}: {error}", self.name())),
+            }
+        }
+        let fitting = |given: &&Given| given.reference.require(&self.preprocessing(run), self.hash()).is_ok();
+        let fitting: Vec<&Reference> = references.iter().filter(fitting).map(|given| &given.reference).collect();
+        let Images { source, bank, reconstructions } = images;
+        let real = self.embedded(run, source.clone(), thinned((0..source.len()).collect()), failures)?;
+        self.save_reference(run, &real)?;
+        // As they condition the diffusion model: a large common part says nothing about which image is meant.
+        let by_condition = (self.name() == ENCODER_NAME).then_some(run.experiment.diffusion.condition);
+        let standard = (by_condition == Some(Condition::Standardized)).then(|| Standard::of(&real.values, real.dim));
+        let asked = |embedded: &Embedded| {
+            let mut embedded = embedded.clone();
+            standard.iter().for_each(|standard| standard.apply(&mut embedded.values));
+            embedded
+        };
+        let mut rows = vec![];
+        let mut add = |head: &str, made: &Embedded, sources: &[usize]| -> Result<()> {
+            if made.rows.len() < 2 {
+                return Ok(());
+            }
+            let base = ResultRow {
+                task: "fid".into(),
+                data: data_name(run),
+                encoder: self.name().into(),
+                head: head.into(),
+                seed: Some(run.experiment.seed),
+                n: made.rows.len() as u64,
+                ..ResultRow::default()
+            };
+            rows.extend(distances(&base, &real, made, run.experiment.seed)?);
+            for Reference { header, gaussian } in &fitting {
+                let data = format!("{}, {}", header.data, header.split);
+                let distance = frechet_distance(gaussian, &Gaussian::of(made.features()?)?)?;
+                let (metric, value) = ("frechet_distance".into(), Some(distance));
+                rows.push(ResultRow { data, metric, value, ..base.clone() });
+            }
+            rows.push(found(&base, sources, &asked(&real), &asked(made), run.experiment.seed));
+            Ok(())
+        };
+        if let Some(reconstructions) = reconstructions {
+            let all = thinned(reconstructions.images());
+            let made = self.embedded(run, reconstructions.clone(), all, failures)?;
+            add("reconstructed", &made, &made.rows)?;
+        }
+        for kind in [Kind::Generative, Kind::Interpolated] {
+            let chosen = (0..bank.images().len()).filter(|&at| bank.images()[at].kind == kind).collect();
+            let made = self.embedded(run, bank.clone(), thinned(chosen), failures)?;
+            let sources: Vec<usize> = made.rows.iter().map(|&at| bank.images()[at].source).collect();
+            add(kind.name(), &made, &sources)?;
+        }
+        Ok(rows)
     }
 
     /// Features of those images of `source` that can be read; the others are listed.
@@ -247,8 +297,8 @@ impl Embedded {
 
 /// At most [`JUDGED`], evenly.
 fn thinned(indices: Vec<usize>) -> Vec<usize> {
-    let step = indices.len().div_ceil(JUDGED).max(1);
-    indices.into_iter().step_by(step).collect()
+    let count = indices.len().min(JUDGED);
+    (0..count).map(|i| indices[i * indices.len() / count]).collect()
 }
 
 fn distances(base: &ResultRow, real: &Embedded, made: &Embedded, seed: u64) -> Result<Vec<ResultRow>> {
@@ -302,6 +352,10 @@ pub(super) fn header(run: &Run, input: &Input, encoders: &[Trained]) -> Value {
     let hash = |name: &String| encoders.iter().find(|encoder| encoder.name == *name).map(|encoder| &encoder.hash);
     header["judges"] = run.experiment.evaluate.fid.encoders.iter().map(|name| json!([name, hash(name)])).collect();
     header["preprocessing"] = sources::with_stain(run, sources::embed_header(run));
+    // Their figures are left out until the latents are there again.
+    if !latents::exist(run) {
+        header["without"] = json!("reconstructions");
+    }
     let inception = &run.experiment.evaluate.fid.inception;
     if !inception.as_os_str().is_empty() {
         header["inception"] = json!(digest::of_file(run, inception));
@@ -316,6 +370,14 @@ pub(super) fn header(run: &Run, input: &Input, encoders: &[Trained]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_more_images_than_are_judged_as_many_are_taken_evenly() {
+        assert_eq!(thinned(vec![]), [0; 0]);
+        assert_eq!(thinned(vec![3, 5, 9]), [3, 5, 9]);
+        let taken = thinned((0..JUDGED * 3 / 2).collect());
+        assert_eq!((taken.len(), &taken[..4]), (JUDGED, &[0, 1, 3, 4][..]));
+    }
 
     /// Image n looks along axis n; of each something was made that looks like the next one.
     #[test]
