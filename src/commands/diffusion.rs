@@ -170,7 +170,8 @@ impl Observer for Watcher<'_> {
         let unguided = Sample { guidance: 1.0, ..settings.clone() };
         let painter = Painter::new(model.clone(), self.stage.clone(), &unguided, &device)?;
         let distance = judge.distance(&painter, self.run.experiment.seed)?;
-        self.progress.bar.line(&format!("{STAGE}: step {step}: Fréchet distance of samples {distance:.4}"));
+        let told = format!("Fréchet distance of samples {distance:.4} (of as many real images {:.4})", judge.floor);
+        self.progress.bar.line(&format!("{STAGE}: step {step}: {told}"));
         Ok(Some(distance))
     }
 }
@@ -180,6 +181,8 @@ struct Judge {
     eyes: Eyes,
     wanted: Vec<Vec<f32>>,
     real: Gaussian,
+    /// Distance of the real images that are drawn: what a perfect model comes to.
+    floor: f64,
     dim: usize,
 }
 
@@ -194,7 +197,9 @@ impl Judge {
         };
         let dim = file.header().embedding;
         let real = Gaussian::of(Features::new(&embeddings(REAL)?.concat(), dim)?)?;
-        Ok(Some(Self { eyes, wanted: embeddings(samples)?, real, dim }))
+        let wanted = embeddings(samples)?;
+        let floor = frechet_distance(&real, &Gaussian::of(Features::new(&wanted.concat(), dim)?)?)?;
+        Ok(Some(Self { eyes, wanted, real, floor, dim }))
     }
 
     /// Fréchet distance of samples, each of another image's embedding, in the features of the encoder that conditions.

@@ -1,5 +1,6 @@
 //! `[diffusion]` and `[sample]`: the embedding-conditioned latent diffusion model and how images are drawn from it.
 
+use super::Precision;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -45,6 +46,8 @@ pub struct Diffusion {
     pub judged: usize,
     /// Micro-batches whose gradients are summed, as `pretrain.replicas`.
     pub replicas: usize,
+    /// Arithmetic of the U-Net's products in a training step; samples are drawn in single precision.
+    pub precision: Precision,
 }
 
 /// How embeddings condition.
@@ -183,6 +186,7 @@ impl Default for Diffusion {
             sample_every: 5000,
             judged: 0,
             replicas: 0,
+            precision: Precision::F32,
         }
     }
 }
@@ -287,6 +291,7 @@ impl Diffusion {
         let mut settings = serde_json::to_value(self)?;
         if let Some(settings) = settings.as_object_mut() {
             settings.retain(|key, value| key != "decay_epochs" || *value != 0);
+            settings.retain(|key, value| key != "precision" || *value != "f32");
         }
         for (table, key) in [("unet", "context_in_time"), ("noise", "zero_terminal_snr")] {
             if let Some(table) = settings[table].as_object_mut() {

@@ -3,8 +3,9 @@
 
 use super::kernels;
 pub use super::kernels::silu;
-use super::layers::parameter;
+use super::layers::{for_product, parameter, single};
 use super::random;
+use crate::config::Precision;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
@@ -60,7 +61,14 @@ impl Conv2d {
 
     /// `[B, in, H, W] -> [B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        kernels::conv2d(x, self.weight.val(), self.bias.val(), self.stride, self.padding)
+        self.forward_in(x, Precision::F32)
+    }
+
+    /// The same computed in another precision; what goes in and comes out is single.
+    pub fn forward_in(&self, x: Tensor<4>, precision: Precision) -> Tensor<4> {
+        let [x, weight] = [x, self.weight.val()].map(|factor| for_product(factor, precision));
+        let bias = for_product(self.bias.val(), precision);
+        single(kernels::conv2d(x, weight, bias, self.stride, self.padding), precision)
     }
 }
 

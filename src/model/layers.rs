@@ -98,12 +98,12 @@ impl Projection {
         Self { weight: parameter(weight, [input, output], device) }
     }
 
-    /// `[.., in] -> [.., out]`.
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    /// `[.., in] -> [.., out]`, in the product's type.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>, precision: Precision) -> Tensor<D> {
         let mut shape = x.dims();
         let rows: Tensor<2> = x.reshape([-1, shape[D - 1] as i64]);
         shape[D - 1] = self.weight.dims()[1];
-        rows.matmul(self.weight.val()).reshape(shape)
+        for_product(rows, precision).matmul(for_product(self.weight.val(), precision)).reshape(shape)
     }
 }
 

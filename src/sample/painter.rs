@@ -224,9 +224,9 @@ fn host(tensor: Tensor<4>) -> Result<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Autoencoder as Section, Condition, Noise};
-    use crate::model::FirstStageConfig;
+    use crate::config::{Autoencoder as Section, Condition, Noise, Spacing};
     use crate::model::autoencoder::Autoencoder;
+    use crate::model::autoencoder::FirstStageConfig;
     use crate::model::diffusion::DiffusionConfig;
     use crate::model::unet::tests::golden_unet;
 
@@ -257,11 +257,11 @@ mod tests {
         a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 
-    /// A single step is linear in the network's answer, so that guidance g lies at g on the line from the sample without
+    /// A single step, from where there is most noise, is linear in the network's answer, so that guidance g lies at g on the line from the sample without
     /// condition (0) to the one as trained (1): Ho and Salimans 2022, eq. 6, with 1 + w for g.
     #[test]
     fn guidance_goes_on_from_no_condition_through_the_condition() {
-        let at = |guidance: f64| drawn(Sample { steps: 1, guidance, ..Sample::default() });
+        let at = |guidance: f64| drawn(Sample { steps: 1, spacing: Spacing::Trailing, guidance, ..Sample::default() });
         let (without, with, guided) = (at(0.0), at(1.0), at(2.5));
         let line: Vec<f32> = without.iter().zip(&with).map(|(a, b)| a + 2.5 * (b - a)).collect();
         let (worst, moved) = (apart(&guided, &line), apart(&guided, &with));

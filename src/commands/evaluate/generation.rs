@@ -52,10 +52,10 @@ pub(super) fn generation(run: &Run, input: &Input) -> Result<Scores> {
         let found = trained.iter().find(|trained| trained.name == *name);
         found.with_context(|| format!("evaluate.fid.encoders: there is no {name} among {}", names()))
     };
-    let encoders = settings.encoders.iter().map(named).collect::<Result<Vec<_>>>()?;
     let (source, _) = training::patches(run, "evaluate", Input::open(&run.experiment.data)?)?;
     let kind = augment::shown_bank(run).context("Gen-DINO as it is configured here needs no bank")?;
     let bank = Arc::new(augment::open(run, input, &models, kind, source.clone())?);
+    let encoders = settings.encoders.iter().map(named).collect::<Result<Vec<_>>>()?;
     let reconstructions = match augment::reconstructions(run, input, source.clone()) {
         Ok(reconstructions) => Some(Arc::new(reconstructions)),
         Err(error) => {

@@ -4,7 +4,7 @@ use super::transformer::SpatialTransformer;
 use super::{EPS, Init};
 use crate::config::Precision;
 use crate::model::convolution::{Conv2d, GroupNorm, silu, upsampled};
-use crate::model::layers::Linear;
+use crate::model::layers::{Linear, single};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -83,21 +83,29 @@ impl UnetBlock {
         time: &Tensor<2>,
         context: &Tensor<3>,
         skips: &mut Vec<Tensor<4>>,
+        precision: Precision,
     ) -> Tensor<4> {
         for (i, resnet) in self.resnets.iter().enumerate() {
-            x = self.attend(i, resnet.forward(x, time), context);
+            x = self.attend(i, resnet.forward(x, time, precision), context, precision);
             skips.push(x.clone());
         }
         for downsampler in &self.downsamplers {
-            x = downsampler.conv.forward(x);
+            x = downsampler.conv.forward_in(x, precision);
             skips.push(x.clone());
         }
         x
     }
 
     /// In the middle: a transformer between two residual blocks.
-    pub(super) fn middle(&self, x: Tensor<4>, time: &Tensor<2>, context: &Tensor<3>) -> Tensor<4> {
-        let step = |x, (i, resnet): (usize, &ResBlock)| self.attend(i, resnet.forward(x, time), context);
+    pub(super) fn middle(
+        &self,
+        x: Tensor<4>,
+        time: &Tensor<2>,
+        context: &Tensor<3>,
+        precision: Precision,
+    ) -> Tensor<4> {
+        let step =
+            |x, (i, resnet): (usize, &ResBlock)| self.attend(i, resnet.forward(x, time, precision), context, precision);
         self.resnets.iter().enumerate().fold(x, step)
     }
 
@@ -108,17 +116,19 @@ impl UnetBlock {
         time: &Tensor<2>,
         context: &Tensor<3>,
         skips: &mut Vec<Tensor<4>>,
+        precision: Precision,
     ) -> Tensor<4> {
         for (i, resnet) in self.resnets.iter().enumerate() {
             let skip = skips.pop().expect("the way down left a skip for every block of the way up");
-            x = self.attend(i, resnet.forward(Tensor::cat(vec![x, skip], 1), time), context);
+            let both = Tensor::cat(vec![x, skip], 1);
+            x = self.attend(i, resnet.forward(both, time, precision), context, precision);
         }
-        self.upsamplers.iter().fold(x, |x, upsampler| upsampler.conv.forward(upsampled(x)))
+        self.upsamplers.iter().fold(x, |x, upsampler| upsampler.conv.forward_in(upsampled(x), precision))
     }
 
-    fn attend(&self, i: usize, x: Tensor<4>, context: &Tensor<3>) -> Tensor<4> {
+    fn attend(&self, i: usize, x: Tensor<4>, context: &Tensor<3>, precision: Precision) -> Tensor<4> {
         match self.attentions.get(i) {
-            Some(transformer) => transformer.forward(x, context),
+            Some(transformer) => transformer.forward(x, context, precision),
             None => x,
         }
     }
@@ -140,13 +150,13 @@ impl ResBlock {
     }
 
     /// `[B, input, H, W]` and `time [B, 4 channels]` to `[B, output, H, W]`.
-    fn forward(&self, x: Tensor<4>, time: &Tensor<2>) -> Tensor<4> {
-        let time = self.time_emb_proj.forward(silu(time.clone()), Precision::F32);
-        let [batch, width] = time.dims();
-        let hidden = self.conv1.forward(self.norm1.forward_silu(x.clone())) + time.reshape([batch, width, 1, 1]);
-        let hidden = self.conv2.forward(self.norm2.forward_silu(hidden));
+    fn forward(&self, x: Tensor<4>, time: &Tensor<2>, precision: Precision) -> Tensor<4> {
+        let time = single(self.time_emb_proj.forward(silu(time.clone()), precision), precision);
+        let time = time.unsqueeze_dim::<3>(2).unsqueeze_dim(3);
+        let hidden = self.conv1.forward_in(self.norm1.forward_silu(x.clone()), precision) + time;
+        let hidden = self.conv2.forward_in(self.norm2.forward_silu(hidden), precision);
         let shortcut = match &self.conv_shortcut {
-            Some(conv) => conv.forward(x),
+            Some(conv) => conv.forward_in(x, precision),
             None => x,
         };
         shortcut + hidden

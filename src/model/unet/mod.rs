@@ -44,6 +44,8 @@ pub struct Unet {
     pub conv_out: Conv2d,
     #[module(skip)]
     channels: usize,
+    #[module(skip)]
+    precision: Precision,
 }
 
 /// Sines of the time, or the context, through two layers.
@@ -120,7 +122,13 @@ impl Unet {
             conv_norm_out: GroupNorm::new(channels, shape.groups, EPS, device),
             conv_out: Conv2d::new(channels, latent, 3, seed, "conv_out", device).zeroed(),
             channels,
+            precision: Precision::F32,
         })
+    }
+
+    /// The same network computing its products in `precision`, but for the first layers and the last, which are cheap.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The context of embeddings `[B, embedding]`: one token each, `[B, 1, context]`. A dropped condition is an embedding
@@ -139,11 +147,11 @@ impl Unet {
         let mut x = self.conv_in.forward(latents);
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
-            x = block.down(x, &time, &context, &mut skips);
+            x = block.down(x, &time, &context, &mut skips, self.precision);
         }
-        x = self.mid_block.middle(x, &time, &context);
+        x = self.mid_block.middle(x, &time, &context, self.precision);
         for block in &self.up_blocks {
-            x = block.up(x, &time, &context, &mut skips);
+            x = block.up(x, &time, &context, &mut skips, self.precision);
         }
         self.conv_out.forward(self.conv_norm_out.forward_silu(x))
     }

@@ -4,7 +4,7 @@ use super::Init;
 use crate::config::Precision;
 use crate::model::convolution::{Conv2d, GroupNorm};
 use crate::model::kernels::{gelu, softmax};
-use crate::model::layers::{LayerNorm, Linear, Projection};
+use crate::model::layers::{LayerNorm, Linear, Projection, for_product, single};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -75,13 +75,14 @@ impl SpatialTransformer {
     }
 
     /// `[B, width, H, W]` under `context [B, T, context]`.
-    pub(super) fn forward(&self, x: Tensor<4>, context: &Tensor<3>) -> Tensor<4> {
+    pub(super) fn forward(&self, x: Tensor<4>, context: &Tensor<3>, precision: Precision) -> Tensor<4> {
         let [batch, width, height, columns] = x.dims();
-        let tokens = self.proj_in.forward(self.norm.forward(x.clone()));
+        let tokens = self.proj_in.forward_in(self.norm.forward(x.clone()), precision);
         let tokens = tokens.reshape([batch, width, height * columns]).swap_dims(1, 2);
-        let tokens = self.transformer_blocks.iter().fold(tokens, |tokens, block| block.forward(tokens, context));
+        let step = |tokens, block: &TransformerBlock| block.forward(tokens, context, precision);
+        let tokens = self.transformer_blocks.iter().fold(tokens, step);
         let map = tokens.swap_dims(1, 2).reshape([batch, width, height, columns]);
-        x + self.proj_out.forward(map)
+        x + self.proj_out.forward_in(map, precision)
     }
 }
 
@@ -111,46 +112,48 @@ impl TransformerBlock {
         }
     }
 
-    fn forward(&self, x: Tensor<3>, context: &Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, context: &Tensor<3>, precision: Precision) -> Tensor<3> {
         let normal = self.norm1.forward(x.clone());
-        let x = x + self.attn1.forward(normal.clone(), normal);
+        let x = x + self.attn1.forward(normal.clone(), normal, precision);
         // One token gets all attention of every position: queries and keys do not matter.
         let told = match context.dims()[1] {
-            1 => self.attn2.of_one_token(context.clone()),
-            _ => self.attn2.forward(self.norm2.forward(x.clone()), context.clone()),
+            1 => self.attn2.of_one_token(context.clone(), precision),
+            _ => self.attn2.forward(self.norm2.forward(x.clone()), context.clone(), precision),
         };
         let x = x + told;
-        x.clone() + self.ff.forward(self.norm3.forward(x))
+        x.clone() + self.ff.forward(self.norm3.forward(x), precision)
     }
 }
 
 impl CrossAttention {
     /// `x [B, N, width]` to `context [B, T, _]`.
-    fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, context: Tensor<3>, precision: Precision) -> Tensor<3> {
         let [batch, count, width] = x.dims();
         let heads = |tokens: Tensor<3>| {
             let [batch, count, width] = tokens.dims();
             tokens.reshape([batch, count, self.heads, width / self.heads]).swap_dims(1, 2)
         };
         let scale = ((width / self.heads) as f64).powf(-0.5);
-        let q = heads(self.to_q.forward(x)).mul_scalar(scale);
-        let k = heads(self.to_k.forward(context.clone()));
-        let v = heads(self.to_v.forward(context));
-        let mixed = softmax(q.matmul(k.swap_dims(2, 3))).matmul(v);
-        self.to_out.forward(mixed.swap_dims(1, 2).reshape([batch, count, width]), Precision::F32)
+        let q = heads(self.to_q.forward(x, precision)).mul_scalar(scale);
+        let k = heads(self.to_k.forward(context.clone(), precision));
+        let v = heads(self.to_v.forward(context, precision));
+        // The softmax in single precision, as autocast has it.
+        let scores = softmax(single(q.matmul(k.swap_dims(2, 3)), precision));
+        let mixed = for_product(scores, precision).matmul(v);
+        single(self.to_out.forward(mixed.swap_dims(1, 2).reshape([batch, count, width]), precision), precision)
     }
 
     /// As [`forward`](Self::forward) where the context is one token: the softmax over one score is 1, so that every
     /// position gets the same `[B, 1, width]`.
-    fn of_one_token(&self, context: Tensor<3>) -> Tensor<3> {
-        self.to_out.forward(self.to_v.forward(context), Precision::F32)
+    fn of_one_token(&self, context: Tensor<3>, precision: Precision) -> Tensor<3> {
+        single(self.to_out.forward(self.to_v.forward(context, precision), precision), precision)
     }
 }
 
 impl GatedPerceptron {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let values = self.proj.forward_part(x.clone(), 0, 2, Precision::F32);
-        let gates = self.proj.forward_part(x, 1, 2, Precision::F32);
-        self.out.forward(values * gelu(gates), Precision::F32)
+    fn forward(&self, x: Tensor<3>, precision: Precision) -> Tensor<3> {
+        let [values, gates] =
+            [0, 1].map(|part| single(self.proj.forward_part(x.clone(), part, 2, precision), precision));
+        single(self.out.forward(values * gelu(gates), precision), precision)
     }
 }

@@ -7,7 +7,7 @@ use super::optimizer::{AdamW, Gradients, Update, take_gradients};
 use super::replicas::Replicas;
 use super::schedule::decayed;
 use super::{CHECKPOINT, METRICS};
-use crate::config::Diffusion;
+use crate::config::{Diffusion, Precision};
 use crate::data::latents::LatentFile;
 use crate::data::order::EpochOrder;
 use crate::model::diffusion::{DiffusionConfig, DiffusionModel};
@@ -17,7 +17,7 @@ use crate::model::random::{keyed, normal};
 use crate::model::unet::Unet;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -27,8 +27,7 @@ use std::path::Path;
 pub const MODEL: &str = "diffusion.safetensors";
 
 /// What to do about a loss or a gradient that is not finite.
-const NOT_FINITE: &str =
-    "Train anew (another --out, or --update) with a lower diffusion.lr or a longer diffusion.warmup_steps";
+const NOT_FINITE: &str = "Train anew (another --out, or --update) with a lower diffusion.lr or a longer diffusion.warmup_steps; with precision bf16, try f32";
 
 /// What decides what a run computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,12 +98,16 @@ impl Trainer {
         let [channels, side] = config.latent;
         diffusion.unet.check_latents(side)?;
         ensure!(steps_per_epoch > 0, "not one whole batch of diffusion.batch = {} in an epoch", diffusion.batch);
-        let unet = Unet::new(&diffusion.unet, channels, config.embedding, *seed, device)?;
         let on_cpu = lies_in_host_memory(device);
+        ensure!(
+            diffusion.precision == Precision::F32 || (!on_cpu && device.supports_dtype(DType::BF16)),
+            "diffusion.precision = \"bf16\" needs an accelerator that computes in bf16 (--device); use \"f32\" here"
+        );
+        let unet = Unet::new(&diffusion.unet, channels, config.embedding, *seed, device)?;
         Ok(Self {
             optimizer: AdamW::new(&unet, 0.0, on_cpu).decaying_vectors(),
             average: unet.clone(),
-            unet,
+            unet: unet.with_precision(diffusion.precision),
             schedule: NoiseSchedule::new(&diffusion.noise),
             settings: settings.clone(),
             steps_per_epoch,

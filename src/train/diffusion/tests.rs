@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Condition, UnetShape};
+use crate::config::{Condition, Precision, UnetShape};
 use crate::data::latents::{Encoded, LatentHeader, LatentWriter};
 use crate::model::parameters;
 use crate::model::unet::tests::{golden_input, golden_unet};
@@ -140,6 +140,7 @@ fn the_rate_warms_up_and_falls_to_zero_where_that_is_asked_for() {
     let mut settings = settings();
     let recorded = settings.diffusion.recorded().unwrap();
     assert!(recorded.get("decay_epochs").is_none() && recorded["noise"].get("zero_terminal_snr").is_none());
+    assert!(recorded.get("precision").is_none());
     assert!(recorded["unet"].get("context_in_time").is_none() && recorded["unet"]["context"] == 6);
     settings.diffusion = Diffusion { epochs: 5, decay_epochs: 2, lr: 1.0, ..settings.diffusion };
     let trainer = Trainer::new(&settings, 2, &Device::flex()).unwrap();
@@ -163,6 +164,26 @@ fn the_loss_falls() {
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let (early, late) = (mean(&notes.losses[..20]), mean(&notes.losses[160..]));
     assert!((0.8..1.2).contains(&notes.losses[0]) && late < 0.8 * early, "{early} to {late}");
+}
+
+/// The bf16 path on the CPU, which a run may not take there: steps whose losses agree with f32's to the 3 digits that 8 bits of
+/// mantissa leave.
+#[test]
+fn products_in_bf16_follow_those_in_f32() {
+    let mut settings = settings();
+    let losses = [Precision::F32, Precision::Bf16].map(|precision| {
+        let mut trainer = Trainer::new(&settings, 10, &Device::flex()).unwrap();
+        let (unet, _) = golden_unet();
+        (trainer.unet, trainer.average) = (unet.clone().with_precision(precision), unet);
+        let batch = LatentBatch { size: 2, latents: golden_input(100, 384), embeddings: golden_input(102, 10) };
+        [0, 1, 2].map(|step| trainer.step(&batch, step).unwrap().loss)
+    });
+    for (single, half) in losses[0].iter().zip(losses[1]) {
+        assert!((single - half).abs() < 0.02 * single && *single != half, "{losses:?}");
+    }
+    settings.diffusion.precision = Precision::Bf16;
+    let message = Trainer::new(&settings, 10, &Device::flex()).unwrap_err().to_string();
+    assert!(message.contains("bf16") && message.contains("f32"), "{message}");
 }
 
 #[test]
