@@ -3,6 +3,7 @@
 import sys
 import time
 
+import timm
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
@@ -24,6 +25,15 @@ stage = AutoencoderKL(
     down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, sample_size=SIDE,
 )
 stage_adam = torch.optim.Adam(stage.parameters(), lr=1e-4, betas=(0.5, 0.9))
+eyes = timm.create_model("vit_small_patch16_224", patch_size=8, img_size=SIDE, embed_dim=EMBEDDING, depth=6, num_heads=4, num_classes=0)
+eyes.requires_grad_(False)
+layers = [torch.nn.Conv2d(3, 64, 4, 2, 1), torch.nn.LeakyReLU(0.2, True)]
+for width, stride in [(64, 2), (128, 2), (256, 1)]:
+    layers += [torch.nn.Conv2d(width, 2 * width, 4, stride, 1, bias=False), torch.nn.BatchNorm2d(2 * width), torch.nn.LeakyReLU(0.2, True)]
+judge = torch.nn.Sequential(*layers, torch.nn.Conv2d(512, 1, 4, 1, 1))
+whole_stage = AutoencoderKL.from_config(stage.config)
+whole_adam = torch.optim.Adam(whole_stage.parameters(), lr=1e-4, betas=(0.5, 0.9))
+judge_adam = torch.optim.Adam(judge.parameters(), lr=1e-4, betas=(0.5, 0.9))
 betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
 alphas = torch.cumprod(1 - betas, 0)
 latents, embeddings = torch.rand(BATCH, 3, SIDE // 4, SIDE // 4) * 2 - 1, torch.rand(BATCH, EMBEDDING)
@@ -53,6 +63,35 @@ def autoencoder_step():
     stage_adam.step()
 
 
+def tokens(images):
+    """Unit vectors of the tokens of four blocks; images are normalised already."""
+    blocks = eyes.forward_intermediates(images, [1, 2, 4, 5], output_fmt="NLC", intermediates_only=True)
+    return [torch.nn.functional.normalize(block, dim=2) for block in blocks]
+
+
+def whole_autoencoder_step():
+    """Latent-diffusion's losses, but with one reconstruction for both networks, as gensis."""
+    posterior = whole_stage.encode(pixels).latent_dist
+    found = whole_stage.decode(posterior.sample()).sample
+    with torch.no_grad():
+        wanted = tokens(pixels)
+    features = torch.stack([(a - b).square().sum(2).mean() for a, b in zip(wanted, tokens(found))]).mean()
+    nll = ((found - pixels).abs() + features).sum() / BATCH
+    judge.requires_grad_(False)
+    against = -judge(found).mean()
+    last = whole_stage.decoder.conv_out.weight
+    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (nll, against)]
+    weight = 0.5 * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    whole_adam.zero_grad(set_to_none=True)
+    (nll + 1e-6 * posterior.kl().mean() + weight * against).backward()
+    whole_adam.step()
+    judge.requires_grad_(True)
+    loss = 0.5 * (torch.relu(1 - judge(pixels)).mean() + torch.relu(1 + judge(found.detach())).mean())
+    judge_adam.zero_grad(set_to_none=True)
+    loss.backward()
+    judge_adam.step()
+
+
 @torch.no_grad()
 def ddim():
     scheduler = DDIMScheduler(num_train_timesteps=1000, trained_betas=betas.numpy(), clip_sample=False,
@@ -66,7 +105,7 @@ def ddim():
     stage.decode(x)
 
 
-CASES = {"autoencoder": autoencoder_step, "unet": unet_step, "ddim": ddim}
+CASES = {"autoencoder": autoencoder_step, "whole_autoencoder": whole_autoencoder_step, "unet": unet_step, "ddim": ddim}
 for line in sys.stdin:
     run = CASES[line.strip()]
     run()

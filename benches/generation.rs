@@ -1,22 +1,24 @@
-//! The steps of latent diffusion beside PyTorch and diffusers at the same sizes on the CPU: a step of the autoencoder, a
-//! step of the U-Net, and sampling by DDIM.
+//! The steps of latent diffusion beside PyTorch and diffusers at the same sizes on the CPU: a step of the autoencoder, with
+//! and without features and discriminator, a step of the U-Net, and sampling by DDIM.
 //!
-//! `cargo bench --bench generation -- PYTHON`, where PYTHON has torch and diffusers: starts benches/generation.py, takes
+//! `cargo bench --bench generation -- PYTHON`, where PYTHON has torch, timm and diffusers: starts benches/generation.py, takes
 //! turns with it (on a shared machine only times taken side by side compare), and prints medians of seconds and of the
 //! ratios of rates, and the ratio of the fastest turns.
 
 mod peer;
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::{Device, Distribution, Tensor};
-use gensis::config::{Autoencoder, AutoencoderKind, Condition, Diffusion, PerceptualKind, Sample, UnetShape};
+use gensis::config::{Autoencoder, AutoencoderKind, Condition, Diffusion, Model, PerceptualKind, Sample, UnetShape};
 use gensis::data::SquareBatch;
-use gensis::model::FirstStage;
 use gensis::model::autoencoder::FirstStageConfig;
 use gensis::model::diffusion::DiffusionConfig;
 use gensis::model::perceptual::Perceptual;
+use gensis::model::vit::Vit;
+use gensis::model::{Encoder, EncoderConfig, FirstStage};
 use gensis::sample::painter::{Painter, Wish};
 use gensis::train::{autoencoder, diffusion};
 
@@ -40,7 +42,8 @@ fn main() -> Result<()> {
     println!("| what | gensis s | PyTorch s | against PyTorch | fastest |\n|---|---:|---:|---:|---:|");
     let device = Device::flex();
     let mut unet = unet_trainer(&device)?;
-    let mut stage = stage_trainer(&device)?;
+    let stage = stage_trainer(false, &device)?;
+    let whole_stage = stage_trainer(true, &device)?;
     let first_stage = FirstStage::new(
         stage.network.clone(),
         FirstStageConfig {
@@ -54,19 +57,21 @@ fn main() -> Result<()> {
     let latents = values(BATCH * 3 * (SIDE / 4).pow(2), &device)?;
     let batch = diffusion::LatentBatch { size: BATCH, latents, embeddings: values(BATCH * EMBEDDING, &device)? };
     let pixels = values(BATCH * 3 * SIDE * SIDE, &device)?;
-    let squares = SquareBatch { pixels, side: SIDE, indices: (0..BATCH).collect() };
+    let squares = Rc::new(SquareBatch { pixels, side: SIDE, indices: (0..BATCH).collect() });
     let condition = painter.condition(&batch.embeddings[..EMBEDDING]);
     let wishes: Vec<Wish> = (0..BATCH as u64).map(|seed| Wish { condition: condition.clone(), seed }).collect();
 
     let mut step = 0;
-    let mut cases: [(&str, Box<Run>); 3] = [
-        ("autoencoder", {
-            let mut step = 0;
-            Box::new(move || {
-                step += 1;
-                stage.step(&squares, step - 1).map(drop)
-            })
-        }),
+    let of_stage = |mut stage: autoencoder::Trainer| -> Box<Run> {
+        let (squares, mut step) = (squares.clone(), 0);
+        Box::new(move || {
+            step += 1;
+            stage.step(&squares, step - 1).map(drop)
+        })
+    };
+    let mut cases: [(&str, Box<Run>); 4] = [
+        ("autoencoder", of_stage(stage)),
+        ("whole_autoencoder", of_stage(whole_stage)),
         (
             "unet",
             Box::new(move || {
@@ -123,19 +128,34 @@ fn unet_trainer(device: &Device) -> Result<diffusion::Trainer> {
     diffusion::Trainer::new(&diffusion::Settings { seed: 0, diffusion: section, config }, 1000, device)
 }
 
-fn stage_trainer(device: &Device) -> Result<autoencoder::Trainer> {
+/// `whole`: with the features of an encoder and a discriminator.
+fn stage_trainer(whole: bool, device: &Device) -> Result<autoencoder::Trainer> {
     let section = Autoencoder {
         kind: AutoencoderKind::KlF4,
         channels: 32,
         image_size: SIDE,
         batch: BATCH,
         epochs: 1000,
-        perceptual: PerceptualKind::None,
-        disc_weight: 0.0,
+        perceptual: if whole { PerceptualKind::Encoder } else { PerceptualKind::None },
+        disc_weight: if whole { 0.5 } else { 0.0 },
+        disc_start: 0,
         ..Autoencoder::default()
     };
-    let settings = autoencoder::Settings { seed: 0, autoencoder: section.resolve()?, perceptual: None };
-    autoencoder::Trainer::new(&settings, Perceptual::None, 1000, device)
+    let perceptual = match whole {
+        true => Perceptual::Encoder(Box::new(encoder(device)?)),
+        false => Perceptual::None,
+    };
+    let hash = perceptual.hash().map(str::to_owned);
+    let settings = autoencoder::Settings { seed: 0, autoencoder: section.resolve()?, perceptual: hash };
+    autoencoder::Trainer::new(&settings, perceptual, 1000, device)
+}
+
+fn encoder(device: &Device) -> Result<Encoder> {
+    let model =
+        Model { arch: "custom".into(), patch: 8, image_size: SIDE, dim: EMBEDDING, depth: 6, heads: 4, drop_path: 0.0 };
+    let model = model.resolve()?;
+    let config = EncoderConfig { model, mean: [0.5; 3], std: [0.5; 3], origin: serde_json::Value::Null };
+    Ok(Encoder::new(Vit::new(&config.model, 0, device), config, device))
 }
 
 fn values(count: usize, device: &Device) -> Result<Vec<f32>> {

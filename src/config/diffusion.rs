@@ -154,7 +154,7 @@ pub enum Solver {
     Ddpm,
 }
 
-/// Which of the trained time steps are sampling steps; diffusers' `timestep_spacing` has the same names.
+/// Which of the trained time steps are sampling steps; diffusers' `timestep_spacing` has the names of the first two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
@@ -163,6 +163,8 @@ pub enum Spacing {
     Leading,
     /// From the last, the noisiest, on (Lin et al. 2024, table 2).
     Trailing,
+    /// From the last on, ever closer together towards the image, where details are decided (Song et al. 2021, appendix D.2).
+    Quadratic,
 }
 
 impl Default for Diffusion {
@@ -361,9 +363,9 @@ impl Sample {
             noise.steps
         );
         ensure!(
-            !noise.zero_terminal_snr || self.spacing == Spacing::Trailing,
-            "diffusion.noise.zero_terminal_snr needs sample.spacing = \"trailing\": the step that sampling leaves out otherwise is the one \
-             that begins with nothing but noise"
+            !noise.zero_terminal_snr || self.spacing != Spacing::Leading,
+            "diffusion.noise.zero_terminal_snr needs sample.spacing = \"trailing\" or \"quadratic\": the step that sampling leaves out \
+             otherwise is the one that begins with nothing but noise"
         );
         ensure!((0.0..=1.0).contains(&self.eta), "sample.eta lies between 0 and 1");
         ensure!(self.guidance >= 0.0 && self.guidance.is_finite(), "sample.guidance is 0 or more");

@@ -265,11 +265,11 @@ mod tests {
 
     /// What a model without a trace of the image at its last step needs: a velocity, and sampling that begins there.
     #[test]
-    fn zero_terminal_snr_asks_for_velocity_and_trailing_steps() {
+    fn zero_terminal_snr_asks_for_velocity_and_the_last_step() {
         let noise = "[diffusion.noise]\nzero_terminal_snr = true\n";
         assert!(error(noise, &[]).contains("prediction = \"velocity\""));
         let velocity = "diffusion.noise.prediction=velocity";
-        assert!(error(noise, &[velocity]).contains("sample.spacing = \"trailing\""));
+        assert!(error(noise, &[velocity]).contains("sample.spacing = \"trailing\" or \"quadratic\""));
         assert!(
             error(noise, &[velocity, "sample.spacing=trailing", "sample.steps=0"])
                 .contains("sample.steps = 0 is not between")

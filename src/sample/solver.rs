@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 /// The time steps of `count` sampling steps, from noise to image. Leading: `1 + steps i / count`, which are latent-diffusion's
 /// where `count` divides `steps`; all of them where it is `steps`. A `count` that does not divide still begins near the last
 /// step, where images are noise. Trailing: `steps i / count - 1`, rounded, which begins at the last step.
+/// Quadratic: `steps (i / count)² - 1`, rounded, each time step once.
 pub fn times(steps: usize, count: usize, spacing: Spacing) -> Vec<usize> {
     match spacing {
         Spacing::Leading => {
@@ -14,7 +15,11 @@ pub fn times(steps: usize, count: usize, spacing: Spacing) -> Vec<usize> {
             (0..count).rev().map(|i| offset + i * steps / count).collect()
         }
         Spacing::Trailing => {
-            (1..=count).rev().map(|i| (steps as f64 * i as f64 / count as f64).round() as usize - 1).collect()
+            (1..=count).rev().map(|i| (steps as f64 * i as f64 / count as f64).round_ties_even() as usize - 1).collect()
+        }
+        Spacing::Quadratic => {
+            let share = |i: usize| (i as f64 / count as f64).powi(2);
+            (1..=count).rev().map(|i| ((steps as f64 * share(i)).round() as usize).max(i) - 1).collect()
         }
     }
 }
@@ -114,9 +119,19 @@ mod tests {
         assert_eq!(leading(1000, 1000), (0..1000).rev().collect::<Vec<_>>());
         assert_eq!(leading(1000, 600).len(), 600);
         assert_eq!(leading(7, 3), [5, 3, 1]);
+        // Halves go to the even step, as with diffusers: 812.5 of 16 steps is 812.
+        assert_eq!(times(1000, 16, Spacing::Trailing)[2..4], [874, 811]);
         // Every whole step of 7 / 3, rounded.
         assert_eq!(times(7, 3, Spacing::Trailing), [6, 4, 1]);
         assert_eq!(times(1000, 1000, Spacing::Trailing), (0..1000).rev().collect::<Vec<_>>());
+        // 1000 (i / 20)² for i = 20, 19, ..., 1.
+        let quadratic = times(1000, 20, Spacing::Quadratic);
+        assert_eq!((quadratic[0], quadratic[1], &quadratic[17..]), (999, 902, &[22, 9, 2][..]));
+        for count in 1..=1000 {
+            let times = times(1000, count, Spacing::Quadratic);
+            assert_eq!((times.len(), times[0]), (count, 999));
+            assert!(times.is_sorted_by(|a, b| a > b), "{times:?}");
+        }
     }
 
     /// The worked step: x = 1, ε = 0.5, ᾱ = 0.25, next ᾱ = 0.5.
@@ -177,6 +192,6 @@ mod tests {
                 compared += 1;
             }
         }
-        assert_eq!(compared, 2 * (10 + 10 + 10 + 20) + 3 * (8 + 8 + 12 + 20));
+        assert_eq!(compared, 2 * (10 + 10 + 10 + 20) + 3 * (8 + 8 + 12 + 20) + 3 * (12 + 20));
     }
 }

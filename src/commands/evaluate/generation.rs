@@ -162,14 +162,16 @@ impl Judge {
         references: &mut [Given],
         failures: &mut Vec<Failure>,
     ) -> Result<Vec<ResultRow>> {
-        for given in &mut *references {
-            match given.reference.require(&self.preprocessing(run), self.hash()) {
-                Ok(()) => given.used = true,
-                Err(error) => given.unfit.push(format!("{}: {error}", self.name())),
+        let mut fitting: Vec<&Reference> = vec![];
+        for Given { reference, used, unfit, .. } in references {
+            match reference.require(&self.preprocessing(run), self.hash()) {
+                Ok(()) => {
+                    *used = true;
+                    fitting.push(reference);
+                }
+                Err(error) => unfit.push(format!("{}: {error}", self.name())),
             }
         }
-        let fitting = |given: &&Given| given.reference.require(&self.preprocessing(run), self.hash()).is_ok();
-        let fitting: Vec<&Reference> = references.iter().filter(fitting).map(|given| &given.reference).collect();
         let Images { source, bank, reconstructions } = images;
         let real = self.embedded(run, source.clone(), thinned((0..source.len()).collect()), failures)?;
         self.save_reference(run, &real)?;

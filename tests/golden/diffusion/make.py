@@ -111,6 +111,8 @@ def samples():
         # diffusers' DDIM takes the step to the next time for 1000 / steps, which it is where that is whole.
         trailing = [("ddim", 8, 0.0), ("ddim", 8, 0.7), ("dpm", 12, 0.0), ("ddpm", 20, 0.0)]
         cases_of = [("leading", *case) for case in leading] + [("trailing", *case) for case in trailing]
+        # Of diffusers' schedulers, these two go over any times.
+        cases_of += [("quadratic", "dpm", 12, 0.0), ("quadratic", "ddpm", 20, 0.0)]
         if zero_snr:  # what only the last time step changes
             cases_of = cases_of[len(leading):]
         for spacing, name, steps, eta in cases_of:
@@ -128,11 +130,13 @@ def samples():
                 scheduler = DDPMScheduler(**common, clip_sample=False, variance_type="fixed_small")
             if zero_snr:  # DPM-Solver's own, for all: the others' 0 differs from it by 2e-4 in the first step
                 scheduler.alphas_cumprod[-1] = 2**-24
-            # DDIM's own times for all: 1, 1 + c, ... with c = 1000 / steps, or ..., 999 - c, 999.
+            # DDIM's own times for all: 1, 1 + c, ... with c = 1000 / steps, or ..., 999 - c, 999; the quadratic ones by hand.
             if spacing == "leading":
                 times = [1 + 1000 // steps * i for i in reversed(range(steps))]
-            else:
+            elif spacing == "trailing":
                 times = [int(t) for t in np.round(np.arange(1000, 0, -1000 / steps)) - 1]
+            else:
+                times = [int(t) for t in np.floor(1000 * (np.arange(steps, 0, -1) / steps) ** 2 + 0.5) - 1]
             scheduler.set_timesteps(steps) if name == "ddim" else scheduler.set_timesteps(timesteps=times)
             assert [int(t) for t in scheduler.timesteps] == times
             x, trajectory = start.clone(), []
