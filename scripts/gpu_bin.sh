@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One stripped binary for GPU machines: CUDA (NVRTC) and wgpu (Vulkan), without OpenSlide and HDF5, so that it starts
 # on a machine that has neither. The drivers are loaded at run time. FUSION=off leaves kernel fusion out:
-# `gensis doctor --selftest --beside gensis-without-fusion` puts both into one table.
+# `gensis doctor --selftest --beside ./gensis-without-fusion` puts both into one table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -107,7 +107,7 @@ pub enum Command {
         Example:\n  gensis report runs/mosaic\n  gensis report runs/seed0 runs/seed1 runs/seed2 --out tables"
     )]
     Report(ReportArgs),
-    /// Draw a small cohort of slides and run the whole experiment on it (3 to 7 minutes on two CPU cores).
+    /// Draw a small cohort of slides and run the whole experiment on it (3 to 8 minutes on two CPU cores).
     #[command(after_help = "Example:\n  gensis demo --out demo-run")]
     Demo(DemoArgs),
     /// Print configurations.

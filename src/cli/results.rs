@@ -47,6 +47,16 @@ pub enum Task {
     Copies,
 }
 
+impl Task {
+    /// Whether it is about images of its own, or of the run, and needs no embeddings of the run.
+    pub fn has_own_images(self) -> bool {
+        match self {
+            Self::Video | Self::Retrieval | Self::Copies => true,
+            Self::All | Self::Knn | Self::Linear | Self::Robustness | Self::Slide | Self::Fid => false,
+        }
+    }
+}
+
 /// Options of `export`.
 #[derive(Debug, Clone, Args)]
 pub struct ExportArgs {

@@ -107,7 +107,7 @@ pub(super) fn evaluate(run: &Run, task: Task) -> Result<()> {
 
 /// Scores the embeddings of `trained`.
 pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Option<Vec<Trained>>) -> Result<()> {
-    if matches!(task, Task::Video | Task::Retrieval | Task::Copies) {
+    if task.has_own_images() {
         return only_own_images(run, task, input, trained);
     }
     let own = trained.map(|trained| match own_embeddings(run, trained.clone()) {
@@ -149,7 +149,10 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
                     Task::Slide => "slides",
                     Task::Fid => "the bank's images",
                     Task::Linear => "linear probes",
-                    _ => "robustness",
+                    Task::Robustness => "robustness",
+                    Task::All | Task::Video | Task::Retrieval | Task::Copies => {
+                        unreachable!("nothing that score is asked")
+                    }
                 };
                 lost.push(slides::failure(item, format!("{error:#}")));
                 main_lost |= matches!(one, Task::Knn | Task::Slide);
@@ -278,7 +281,7 @@ fn gather(run: &Run, header: &Value, asked: &[Task], own_rows: Vec<ResultRow>, l
 fn check_task(run: &Run, task: Task, input: &Input) -> Result<()> {
     let evaluate = &run.experiment.evaluate;
     match (input, task) {
-        (_, Task::Video | Task::Retrieval | Task::Copies) => Ok(()),
+        (_, task) if task.has_own_images() => Ok(()),
         (Input::Images(_), Task::Slide) => bail!("image folders have no slides to score"),
         (Input::Slides(_), Task::Knn | Task::Linear) => {
             bail!("the patches of slides have no labels of their own: `gensis evaluate slide` scores the slides")

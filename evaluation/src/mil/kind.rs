@@ -81,7 +81,10 @@ impl HeadKind {
     /// Whether it weighs patches by attention, so that there is something to draw. The weights of mean pooling are all alike,
     /// those of max pooling count hidden units.
     pub fn has_attention(self) -> bool {
-        !matches!(self, Self::Mean | Self::Max)
+        match self {
+            Self::Mean | Self::Max => false,
+            Self::Abmil | Self::ClamSb | Self::ClamMb | Self::Dsmil | Self::Transmil => true,
+        }
     }
 
     /// An error for settings this head cannot train with.

@@ -125,7 +125,7 @@ mod tests {
     fn every_kind_is_read_back_by_its_file_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("head.safetensors");
-        let saves: [fn(&Path); 7] = [
+        let saves: [fn(&Path); HeadKind::ALL.len()] = [
             save::<MeanPool>,
             save::<MaxPool>,
             save::<GatedAbmil>,

@@ -12,6 +12,7 @@
 //! | 2 | implement `Reader` for it: rectangles inside a level, from any thread | same file |
 //! | 3 | `detect` (from the path and first bytes, cheap) and `open`, which fills `Info` | same file |
 //! | 4 | a line in [`FORMATS`], before every format that would take its files less well | here |
+//! | | its extensions in `EXTENSIONS`, by which a folder of slides is searched | `manifest/search.rs` |
 //! | 5 | real or generated files in `tests/formats`: against another reader, cut short, damaged | tests |
 
 use std::collections::BTreeMap;

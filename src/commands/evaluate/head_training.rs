@@ -82,7 +82,11 @@ fn loss_and_steps(trained: &TrainedFold, validation: &CrossValidation) -> Option
 /// large one make few steps, and the encoder gets the blame. Other losses than a cross-entropy have no such measure.
 fn warn_if_hardly_trained(encoder: &str, kind: HeadKind, classes: usize, losses: &[(f64, usize)]) {
     let (mut losses, mut steps): (Vec<f64>, Vec<usize>) = losses.iter().copied().unzip();
-    if losses.is_empty() || !matches!(kind, HeadKind::Mean | HeadKind::Max | HeadKind::Abmil | HeadKind::Transmil) {
+    let by_cross_entropy = match kind {
+        HeadKind::Mean | HeadKind::Max | HeadKind::Abmil | HeadKind::Transmil => true,
+        HeadKind::ClamSb | HeadKind::ClamMb | HeadKind::Dsmil => false,
+    };
+    if losses.is_empty() || !by_cross_entropy {
         return;
     }
     losses.sort_by(f64::total_cmp);

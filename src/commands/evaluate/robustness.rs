@@ -44,7 +44,7 @@ pub(super) fn check(settings: &Robustness) -> Result<()> {
     ensure!(
         settings.enabled(),
         "nothing is asked for: set evaluate.robustness.tissue=true for changes of the test images, or name a folder with \
-         evaluate.robustness.imagenet_a, _r, _sketch, _v2 or _c"
+         evaluate.robustness.imagenet_a, _r, _sketch or _c, or folders with imagenet_v2"
     );
     Ok(())
 }
