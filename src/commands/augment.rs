@@ -127,9 +127,11 @@ pub(super) fn make(
     for (&interpolation, header) in banks.iter().zip(&headers) {
         let folder = folder(run, interpolation);
         let name = interpolation.name();
+        let mut generator = None;
         let work = match Work::new(&folder, header, part) {
-            // Only a bank of other settings is refused.
+            // Only a bank of other settings is refused. It stays where nothing can be drawn in its place.
             Err(_) if run.update => {
+                generator = Some(of(interpolation)?);
                 set_aside("augment", "bank", &folder)?;
                 Work::new(&folder, header, part)?
             }
@@ -138,11 +140,15 @@ pub(super) fn make(
         if work.done == work.images {
             eprintln!("augment: {name}: up to date");
         } else {
+            let generator = match generator {
+                Some(generator) => generator,
+                None => of(interpolation)?,
+            };
             run.dir.forget("bank")?;
             let progress = Progress::new("augment", work.images as u64, "images");
             progress.start_at(work.done as u64);
             let batch = run.experiment.sample.batch;
-            let made = work.run(&*of(interpolation)?, batch, |images| progress.advance(images as u64))?;
+            let made = work.run(&*generator, batch, |images| progress.advance(images as u64))?;
             progress.finish(&format!("{name}: {made}"));
             let shares: Value = made.shares().map(|(part, share)| json!([part, share])).into_iter().collect();
             let figures = json!({ "images": made.images, "seconds": made.seconds, "busy": shares });

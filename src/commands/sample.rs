@@ -49,7 +49,10 @@ pub(super) fn sample(args: &SampleArgs) -> Result<Outcome> {
     }
     if !args.interpolate.is_empty() {
         let moving = rows.iter().filter(|row| studio.follows(row)).count();
-        eprintln!("sample: with every step of α the first image gained on the second in {moving} of {} strips", rows.len());
+        eprintln!(
+            "sample: with every step of α the first image gained on the second in {moving} of {} strips",
+            rows.len()
+        );
     }
     let images: Vec<Vec<RgbImage>> =
         rows.into_iter().map(|row| row.into_iter().map(|drawn| drawn.image).collect()).collect();
