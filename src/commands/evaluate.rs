@@ -150,9 +150,7 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
                     Task::Fid => "the bank's images",
                     Task::Linear => "linear probes",
                     Task::Robustness => "robustness",
-                    Task::All | Task::Video | Task::Retrieval | Task::Copies => {
-                        unreachable!("nothing that score is asked")
-                    }
+                    Task::All | Task::Video | Task::Retrieval | Task::Copies => "images of its own",
                 };
                 lost.push(slides::failure(item, format!("{error:#}")));
                 main_lost |= matches!(one, Task::Knn | Task::Slide);
