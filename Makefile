@@ -21,7 +21,7 @@ build: setup
 	@cargo build --release --locked
 
 demo: build
-	@echo "== running the demo: 24 slides, 3 classes, 3 to 7 minutes on two idle cores"
+	@echo "== running the demo: 24 slides, 3 classes, 3 to 8 minutes on two idle cores"
 	target/release/gensis demo --out demo-run
 
 lint: setup
