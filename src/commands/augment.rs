@@ -35,7 +35,7 @@ pub(super) fn augment(run: &Run, part: Part) -> Result<()> {
         // They may have been removed to make room, or be of an earlier version.
         let latents = match latents::open(run, &input, &stage, &encoder) {
             Ok(latents) => latents,
-            Err(_) => latents::make_again(run, &input, stage, encoder)?,
+            Err(_) => latents::make_again(run, &input, (stage, encoder), &models.without)?,
         };
         Ok(Box::new(EmbeddingGenerator::new(painter, latents, interpolation)?))
     })

@@ -258,7 +258,14 @@ fn held_out(source: Arc<dyn PatchSource>, side: usize) -> Result<(Arc<dyn PatchS
 /// A given first stage as the run's own; the scale of a foreign one is measured.
 fn taken(stage: FirstStage, loader: &SquareLoader, folder: &Path, device: &Device) -> Result<FirstStage> {
     let foreign = stage.config.origin["imported"] == true;
-    let stage = if foreign { scaled(stage, loader, device)? } else { stage };
+    let stage = if foreign {
+        let mut measured = scaled(stage.clone(), loader, device)?;
+        // From here on the scale is known, in whichever run the file is used.
+        measured.config.origin = json!({ "imported": stage.hash });
+        measured
+    } else {
+        stage
+    };
     stage.save(&folder.join(FIRST_STAGE))?;
     Ok(stage)
 }

@@ -15,7 +15,7 @@ use crate::config::{Diffusion, Sample};
 use crate::data::latents::{Encoded, LatentFile};
 use crate::device;
 use crate::model::diffusion::{DiffusionConfig, DiffusionModel};
-use crate::model::{Encoder, FirstStage};
+use crate::model::{Encoder, FirstStage, require_precision};
 use crate::run_dir::StageRecord;
 use crate::sample::encode::Eyes;
 use crate::sample::painter::{Painter, Wish};
@@ -51,6 +51,7 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
     let side = experiment.autoencoder.image_size;
     // Before anything is set aside for it.
     experiment.diffusion.unet.check_latents(side / stage.factor())?;
+    require_precision(STAGE, experiment.diffusion.precision, &device)?;
     let (source, unusable) = training::patches(run, STAGE, input)?;
     let Diffusion { epochs, batch, .. } = experiment.diffusion;
     ensure!(source.len() >= batch, "{} images do not fill a batch of diffusion.batch = {batch}", source.len());
@@ -64,7 +65,7 @@ pub(super) fn diffusion(run: &Run, must_resume: bool) -> Result<()> {
     let (file, failures) =
         latents::make(run, &source, eyes.clone(), &latents::header(run, &header, &stage, encoder.dim()))?;
     let without = latents::without(&file, source.len())?;
-    let examples = latents::some(&file, SHEET[0])?;
+    let examples = latents::some(&file, SHEET[0]).map(|record| file.read(record, 0)).collect::<Result<_>>()?;
     let judge = Judge::new(&file, eyes, experiment.diffusion.judged)?;
 
     let settings = Settings {
@@ -116,7 +117,7 @@ pub(super) fn header(run: &Run, input: &Input, encoder: &str, autoencoder: &str)
         // Of AdamW: every parameter, where an earlier version left vectors out.
         "decay": "all",
         "image_size": run.experiment.autoencoder.image_size,
-        "embed": sources::embed_header(run),
+        "embed": sources::embed_header(&run.experiment.embed),
         "encoder": encoder,
         "autoencoder": autoencoder,
         "data": training::fingerprint(run, input),
@@ -193,7 +194,7 @@ impl Judge {
             return Ok(None);
         }
         let embeddings = |count| -> Result<Vec<Vec<f32>>> {
-            Ok(latents::some(file, count)?.into_iter().map(|encoded| encoded.embedding).collect())
+            latents::some(file, count).map(|record| file.embedding(record)).collect()
         };
         let dim = file.header().embedding;
         let real = Gaussian::of(Features::new(&embeddings(REAL)?.concat(), dim)?)?;

@@ -49,7 +49,8 @@ pub(super) fn sha256(path: &Path) -> std::io::Result<String> {
     Ok(hex(hash))
 }
 
-fn sampled(path: &Path) -> std::io::Result<String> {
+/// [`of_file`] of a file as it is now.
+pub(super) fn sampled(path: &Path) -> std::io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     let mut hash = Sha256::new();

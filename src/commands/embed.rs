@@ -91,7 +91,8 @@ pub(super) fn embed_with(run: &Run, input: Input, trained: &[Trained]) -> Result
     failures.extend(lost);
     failures.sort_by(|a, b| a.item.cmp(&b.item));
     failures.dedup();
-    let header = json!({ "encoder": first.hash, "embed": sources::embed_header(run), "baselines": baselines });
+    let header =
+        json!({ "encoder": first.hash, "embed": sources::embed_header(&run.experiment.embed), "baselines": baselines });
     let mut summary = json!({ "encoder": first.hash, "dim": dims[&first.name], "dims": dims, "hashes": hashes });
     if !unloadable.is_empty() {
         summary[UNLOADABLE] = json!(unloadable);

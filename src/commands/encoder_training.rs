@@ -16,7 +16,7 @@ use super::{Run, embed};
 use crate::config::Pretrain;
 use crate::data::{Batches, CropLoader, MultiCrop, Synthetics};
 use crate::device;
-use crate::model::Encoder;
+use crate::model::{Encoder, require_precision};
 use crate::run_dir::{Failure, StageRecord};
 use crate::train::dino::Settings;
 use crate::train::pretrain::{ENCODER, Observer, pretrain as train};
@@ -76,6 +76,8 @@ impl Training<'_> {
         };
         let crops = MultiCrop::new(settings.crops.clone())?.with(synthetics);
         let loader = CropLoader::treated(source.clone(), crops, batches)?;
+        let device = device::open(run.device)?;
+        require_precision("pretrain", settings.pretrain.precision, &device)?;
         // Once nothing is left that may refuse it.
         let resume = training::begin(run, record, header, &[CHECKPOINT, ENCODER])?;
         run.dir.forget(record)?;
@@ -88,7 +90,6 @@ impl Training<'_> {
             unreadable: Unreadable::open(stage, &folder, resume),
             progress: Steps::new(stage, loader.steps_per_epoch() * epochs, batch, "patches"),
         };
-        let device = device::open(run.device)?;
         let encoder = train(settings, &loader, &folder, resume, &device, &mut watcher)?;
 
         let last = training::last_metrics(&folder.join(METRICS));

@@ -333,7 +333,7 @@ fn own_embeddings(run: &Run, encoders: Vec<Trained>) -> Result<Own> {
     let embed = run.dir.record("embed").context("there are no embeddings: run `gensis embed` first")?;
     let current = encoders.iter().all(|trained| embed.summary["hashes"][&trained.name] == *trained.hash);
     ensure!(
-        current && embed.header["embed"] == as_stored(&sources::embed_header(run)),
+        current && embed.header["embed"] == as_stored(&sources::embed_header(&run.experiment.embed)),
         "the embeddings are of another encoder or of other settings: run `gensis embed` first"
     );
     Ok(Own { encoders, summary: embed.summary })

@@ -17,6 +17,7 @@ use super::evaluate::examples;
 use super::sources::{self, Input};
 use super::{Run, latents, training};
 use crate::config::{Embed, Interpolation};
+use crate::data::loader::read;
 use crate::data::normalize::Normalize;
 use crate::data::{Squares, crop};
 use crate::device;
@@ -50,7 +51,7 @@ pub(super) fn figures(run: &Run) -> Result<()> {
     let there = |_: &StageRecord| augment::shown_bank(run).is_some() && models(run, &input).is_ok();
     let bank = run.dir.record("bank").filter(there).map(|record| record.header);
     let hashes: Vec<_> = encoders.iter().map(|trained| json!([trained.name, trained.hash])).collect();
-    let mut header = json!({ "stage": FOLDER, "encoders": hashes, "bank": bank, "embed": sources::embed_header(run) });
+    let mut header = json!({ "stage": FOLDER, "encoders": hashes, "bank": bank, "embed": sources::embed_header(&run.experiment.embed) });
     // Pictures between two patches are left out until the latents are there again.
     if bank.is_some() && !latents::exist(run) {
         header["without"] = json!(STRIPS);
@@ -64,8 +65,16 @@ pub(super) fn figures(run: &Run) -> Result<()> {
     let shown = shown(&*source);
     for trained in &encoders {
         let encoder = trained.load(&device)?;
-        let rows = shown.iter().map(|(_, image)| attention(&encoder, image, &run.experiment.embed, &device));
-        write(run, &format!("attention_{}.png", trained.name), &rows.collect::<Result<Vec<_>>>()?)?;
+        let row = |(index, image): &(usize, RgbImage)| match attention(&encoder, image, &run.experiment.embed, &device)
+        {
+            Ok(row) => Some(row),
+            Err(error) => {
+                eprintln!("figures: {} is left out of {}'s: {error:#}", source.key(*index).item, trained.name);
+                None
+            }
+        };
+        let rows: Vec<_> = shown.iter().filter_map(row).collect();
+        write(run, &format!("attention_{}.png", trained.name), &rows)?;
     }
     for stale in ["synthetic.png", STRIPS] {
         remove(&run.dir.file(&format!("{FOLDER}/{stale}"))?)?;
@@ -90,17 +99,17 @@ fn write(run: &Run, name: &str, rows: &[Vec<RgbImage>]) -> Result<()> {
 /// Some patches, evenly over the source, but those that cannot be read.
 fn shown(source: &dyn PatchSource) -> Vec<(usize, RgbImage)> {
     let count = SHOWN.min(source.len());
-    let read = |i: usize| {
+    let patch = |i: usize| {
         let index = i * source.len() / count;
-        match source.read(index) {
-            Ok(patch) => Some((index, patch.image)),
-            Err(error) => {
-                eprintln!("figures: {} is left out: {error}", source.key(index).item);
+        match read(source, index) {
+            Ok(image) => Some((index, image)),
+            Err(failure) => {
+                eprintln!("figures: {} is left out: {}", failure.key.item, failure.reason);
                 None
             }
         }
     };
-    (0..count).filter_map(read).collect()
+    (0..count).filter_map(patch).collect()
 }
 
 /// A patch, the mean over the heads of what [CLS] attends to in the last block, and each head's (Caron et al. 2021,

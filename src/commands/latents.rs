@@ -14,12 +14,12 @@ use super::sources::Input;
 use super::training::{self, AHEAD, Unreadable};
 use crate::config::{Condition, Embed, Experiment};
 use crate::data::ReadFailure;
-use crate::data::latents::{Encoded, LatentFile, LatentHeader, LatentWriter};
-use crate::data::loader::{image_size, read, require_size};
+use crate::data::latents::{LatentFile, LatentHeader, LatentWriter};
+use crate::data::loader::{image_size, read, require_most, require_size};
 use crate::data::prefetch::{Prefetch, Work, thread_pool};
 use crate::device;
 use crate::model::{Encoder, FirstStage};
-use crate::run_dir::{Failure, as_stored};
+use crate::run_dir::{Failure, as_stored, remove};
 use crate::sample::encode::{Eyes, View};
 use crate::train::checkpoint::first_difference;
 
@@ -66,15 +66,34 @@ pub(super) fn open(run: &Run, input: &Input, stage: &FirstStage, encoder: &Encod
     bail!("{} is missing or of other settings{difference}: run `gensis diffusion` again", path.display())
 }
 
-/// The latents that the model was trained on, where they are not on disk.
-pub(super) fn make_again(run: &Run, input: &Input, stage: FirstStage, encoder: Encoder) -> Result<LatentFile> {
+/// The latents that the model was trained on, where they are not on disk: of all images but `known_without`, ascending.
+///
+/// # Errors
+/// One of these that cannot be read any more.
+pub(super) fn make_again(
+    run: &Run,
+    input: &Input,
+    (stage, encoder): (FirstStage, Encoder),
+    known_without: &[usize],
+) -> Result<LatentFile> {
     let (source, _) = training::patches(run, STAGE, Input::open(&run.experiment.data)?)?;
     let model = super::diffusion::header(run, input, &encoder.hash, &stage.hash)?;
     let header = header(run, &model, &stage, encoder.dim());
     let Experiment { autoencoder, embed, diffusion, .. } = &run.experiment;
     let device = device::open(run.device)?;
     let eyes = Eyes::new(stage, encoder, autoencoder.image_size as u32, embed, diffusion, &device);
-    Ok(make(run, &source, eyes, &header)?.0)
+    let (file, failures) = make(run, &source, eyes, &header)?;
+    let lost = without(&file, source.len())?.into_iter().find(|image| known_without.binary_search(image).is_err());
+    if let Some(image) = lost {
+        let item = source.key(image).item;
+        let why =
+            failures.iter().find(|failure| failure.item == item).map_or("it cannot be read", |failure| &failure.reason);
+        let path = run.dir.file(&format!("{FOLDER}/{FILE}"))?;
+        // Not to be taken for whole by the next run.
+        remove(&path)?;
+        bail!("{item} was there when the diffusion model was trained, and now: {why}. Put it back and run this again");
+    }
+    Ok(file)
 }
 
 /// That real images are embedded at the size of generated ones, where they are embedded as they are.
@@ -131,6 +150,7 @@ pub(super) fn make(
             }
         }
         unreadable.take(&met)?;
+        require_most(&met, numbers.end - done)?;
         let encoded = eyes.encode(&views)?;
         for (image, flips) in images.iter().zip(encoded.chunks(eyes.flips())) {
             writer.add(*image, flips)?;
@@ -139,14 +159,17 @@ pub(super) fn make(
     }
     writer.finish()?;
     progress.finish(&format!("{} images, {} failure(s)", source.len(), unreadable.failures.len()));
+    if !unreadable.failures.is_empty() {
+        eprintln!("latents: what failed stays without; to have it read again, remove {}", folder.display());
+    }
     let file = LatentFile::open(&path, header)?.context("the latents just written")?;
     Ok((file, unreadable.failures))
 }
 
-/// `count` images, evenly over the file.
-pub(super) fn some(file: &LatentFile, count: usize) -> Result<Vec<Encoded>> {
-    let count = count.min(file.len());
-    (0..count).map(|i| file.read(i * file.len() / count, 0)).collect()
+/// Records of `count` images, evenly over the file.
+pub(super) fn some(file: &LatentFile, count: usize) -> impl Iterator<Item = usize> + use<> {
+    let (count, records) = (count.min(file.len()), file.len());
+    (0..count).map(move |i| i * records / count)
 }
 
 /// Images of a data set of `count` that are not in the file, ascending.
@@ -166,7 +189,7 @@ pub(super) fn statistics(file: &LatentFile, condition: Condition) -> Result<[Vec
     let width = file.header().embedding;
     let (mut sums, mut squares) = (vec![0.0f64; width], vec![0.0f64; width]);
     for record in 0..file.len() {
-        for (i, value) in file.read(record, 0)?.embedding.into_iter().enumerate() {
+        for (i, value) in file.embedding(record)?.into_iter().enumerate() {
             sums[i] += f64::from(value);
             squares[i] += f64::from(value).powi(2);
         }

@@ -12,6 +12,8 @@ use super::{
 };
 use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
+use crate::device;
+use crate::model::require_precision;
 use crate::sample::bank::Part;
 
 pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
@@ -38,11 +40,19 @@ fn work(run: &Run) -> Result<()> {
     // A stain reference or an encoder that cannot be read should not be found out after hours of tiling.
     Target::new(&run.experiment.stain)?;
     encoders::foreign_encoders(run)?;
+    let Experiment { pretrain, diffusion, pretrained_only, gen_dino, .. } = &run.experiment;
+    let device = device::open(run.device)?;
+    if !pretrained_only || gen_dino.enabled {
+        require_precision("pretrain", pretrain.precision, &device)?;
+    }
+    if gen_dino.enabled {
+        require_precision("diffusion", diffusion.precision, &device)?;
+    }
     tile::tile(run)?;
-    if !run.experiment.pretrained_only {
+    if !pretrained_only {
         pretrain::pretrain(run, false)?;
     }
-    if run.experiment.gen_dino.enabled {
+    if gen_dino.enabled {
         autoencoder::autoencoder(run, false)?;
         diffusion::diffusion(run, false)?;
         augment::augment(run, Part::WHOLE)?;

@@ -1,28 +1,31 @@
 //! `gensis sample`: images from the diffusion model of a run, of embeddings, of images or between two images, in one
 //! picture, with a table of how near to their sources they came.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use evaluation::embeddings::EmbeddingTable;
 use image::RgbImage;
-use serde_json::Value;
-use slide_io::stain::Target;
+use serde_json::{Value, json};
+use slide_io::stain::{Method, Target};
 use slide_io::{folder, h5};
 
-use super::Outcome;
 use super::output::say_line;
+use super::{Outcome, digest, sources};
 use crate::cli::{Line, SampleArgs};
 use crate::config::{Diffusion, Experiment, Interpolation};
 use crate::device;
 use crate::model::diffusion::DiffusionModel;
 use crate::model::{Encoder, FirstStage};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, as_stored, read_record};
 use crate::sample::encode::Eyes;
 use crate::sample::interpolate::mix_pixels;
 use crate::sample::painter::{Painter, Wish};
 use crate::sample::sheet::{sheet, write_png};
 use crate::train::autoencoder::FIRST_STAGE;
+use crate::train::checkpoint::first_difference;
 use crate::train::diffusion::MODEL;
 use crate::train::pretrain::ENCODER;
 
@@ -30,7 +33,9 @@ use crate::train::pretrain::ENCODER;
 const SHOWN: u32 = 96;
 
 pub(super) fn sample(args: &SampleArgs) -> Result<Outcome> {
-    let picture = free_path(args)?;
+    if let Some(path) = &args.picture {
+        ensure!(!path.exists(), "{} exists; choose another name with --picture", path.display());
+    }
     let studio = Studio::open(args)?;
     let rows = match (&args.interpolate[..], &args.embeddings) {
         ([first, second], _) => studio.between(first, second, args)?,
@@ -56,19 +61,35 @@ pub(super) fn sample(args: &SampleArgs) -> Result<Outcome> {
     }
     let images: Vec<Vec<RgbImage>> =
         rows.into_iter().map(|row| row.into_iter().map(|drawn| drawn.image).collect()).collect();
+    let picture = claimed_path(args)?;
     write_png(&picture, &sheet(&images, SHOWN))?;
     eprintln!("sample: {}", picture.display());
     Ok(Outcome::Done)
 }
 
-/// The picture's path: the one asked for, which must be free, or the first free one in the run folder.
-fn free_path(args: &SampleArgs) -> Result<PathBuf> {
+/// The picture's path, with an empty file that keeps others from it: the one asked for, which must be free, or the first free one
+/// in the run folder.
+fn claimed_path(args: &SampleArgs) -> Result<PathBuf> {
+    let claimed = |path: &Path| -> Result<bool> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        match File::create_new(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("cannot write {}", path.display())),
+        }
+    };
     if let Some(path) = &args.picture {
-        ensure!(!path.exists(), "{} exists; choose another name with --picture", path.display());
+        ensure!(claimed(path)?, "{} exists; choose another name with --picture", path.display());
         return Ok(path.clone());
     }
     let name = |number: usize| args.run.join("samples").join(format!("sample-{number:03}.png"));
-    (1..).map(name).find(|path| !path.exists()).context("there is a free name")
+    let mut number = 1;
+    while !claimed(&name(number))? {
+        number += 1;
+    }
+    Ok(name(number))
 }
 
 /// An image with what it was made of.
@@ -99,6 +120,7 @@ impl Studio {
         RunDir::experiment(&args.run)?;
         let experiment = Experiment::load(Some(&args.run.join("experiment.toml")), &args.settings)?;
         super::start_threads(args.compute.threads)?;
+        require_view(&args.run, &experiment)?;
         let device = device::open(args.compute.device)?;
         let file = |folder: &str, name: &str| args.run.join(folder).join(name);
         let there = file("diffusion", MODEL).exists();
@@ -117,14 +139,14 @@ impl Studio {
 
     /// Rows of an image, and samples of its embedding.
     fn of_images(&self, args: &SampleArgs) -> Result<Vec<Vec<Drawn>>> {
-        let row = |path: &PathBuf| -> Result<Vec<Drawn>> {
-            let source = self.read(path)?;
-            let embedding = self.embedding(&source)?;
+        // What cannot be read is found out before the first is drawn.
+        let sources = args.images.iter().map(|path| self.read(path)).collect::<Result<Vec<_>>>()?;
+        let row = |(source, embedding): (RgbImage, Vec<f32>)| -> Result<Vec<Drawn>> {
             let mut row = vec![self.shown("source", source)?];
             row.extend(self.samples(&embedding, args.count as usize)?);
             Ok(row)
         };
-        args.images.iter().map(row).collect()
+        sources.into_iter().map(row).collect()
     }
 
     /// Rows of samples of stored embeddings.
@@ -145,10 +167,10 @@ impl Studio {
             );
         }
         let rows = values.len() / dim.max(1);
-        let row = |&row: &usize| {
-            ensure!(row < rows, "{} has {rows} embeddings, and row {row} (from 0) is asked for", path.display());
-            self.samples(&values[row * dim..(row + 1) * dim], args.count as usize)
-        };
+        for row in &args.rows {
+            ensure!(*row < rows, "{} has {rows} embeddings, and row {row} (from 0) is asked for", path.display());
+        }
+        let row = |&row: &usize| self.samples(&values[row * dim..(row + 1) * dim], args.count as usize);
         args.rows.iter().map(row).collect()
     }
 
@@ -162,8 +184,7 @@ impl Studio {
 
     /// Rows from the second image to the first: α, the weight of the first, grows from left to right.
     fn between(&self, first: &Path, second: &Path, args: &SampleArgs) -> Result<Vec<Vec<Drawn>>> {
-        let (one, two) = (self.read(first)?, self.read(second)?);
-        let (e1, e2) = (self.embedding(&one)?, self.embedding(&two)?);
+        let ((one, e1), (two, e2)) = (self.read(first)?, self.read(second)?);
         let squares = [&one, &two].map(|image| self.eyes.square(image));
         let [one, two] = squares;
         let (one, two) = (one?, two?);
@@ -204,15 +225,16 @@ impl Studio {
         self.painter.images(&alphas.iter().map(wish).collect::<Vec<_>>())
     }
 
-    /// An image, with the stain that the run gives its images: by the statistics of this image.
-    fn read(&self, path: &Path) -> Result<RgbImage> {
+    /// An image, with the stain that the run gives its images: by the statistics of this image; and its embedding.
+    fn read(&self, path: &Path) -> Result<(RgbImage, Vec<f32>)> {
         let mut image = folder::read_image(path)?;
         if let Some(stain) = &self.stain {
             let normalizer = stain.normalizer(image.as_chunks::<3>().0);
             let lacking = |why| anyhow!("{}: its stain cannot be normalised: {why}", path.display());
             normalizer.map_err(lacking)?.apply(&mut image);
         }
-        Ok(image)
+        let embedding = self.embedding(&image).with_context(|| format!("cannot embed {}", path.display()))?;
+        Ok((image, embedding))
     }
 
     fn embedding(&self, image: &RgbImage) -> Result<Vec<f32>> {
@@ -244,6 +266,25 @@ impl Studio {
         places.sort_by(|a, b| a.0.total_cmp(&b.0));
         places.is_sorted_by(|a, b| a.0 == b.0 || a.1 < b.1)
     }
+}
+
+/// That images are put before the encoder as the diffusion model learnt to know them. A folder that was given the weights alone
+/// has no record to compare with.
+fn require_view(run: &Path, experiment: &Experiment) -> Result<()> {
+    let Some(record) = read_record(run, "diffusion") else { return Ok(()) };
+    let learnt = json!({ "embed": record.header["embed"], "stain": record.header["stain"] });
+    let mut asked = json!({ "embed": sources::embed_header(&experiment.embed), "stain": null });
+    if experiment.stain.normalize != Method::None {
+        let reference = digest::sampled(&experiment.stain.reference).ok();
+        asked["stain"] = sources::stain_header(&experiment.stain, reference);
+    }
+    if let Some((key, learnt, asked)) = first_difference("", &learnt, &as_stored(&asked)) {
+        bail!(
+            "the diffusion model was trained with {key} = {learnt}, and {asked} is asked for: set it back with --set, or train \
+             the model anew (`gensis diffusion --update`)"
+        );
+    }
+    Ok(())
 }
 
 /// Width and values of the embeddings in a table (`.parquet`) or a slide's features (`.h5`), and the hash of their encoder where

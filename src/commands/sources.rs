@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use slide_io::manifest::{ColumnNames, Problem, Split, csv_text, slide_id};
 use slide_io::pack::{self, PackedPatches, PackedSlide};
-use slide_io::stain::{Method, Normalized, Target};
+use slide_io::stain::{Method, Normalized, StainParams, Target};
 use slide_io::{
     Cohort, Error, GridSpec, ImageFolder, Mpp, PatchSource, Point, SlidePatches, SlideRecord, TissueMethod, folder, h5,
     label_mask, regions,
 };
 
 use super::{Run, digest, encoders};
-use crate::config::Data;
+use crate::config::{Data, Embed};
 use crate::run_dir::{Failure, as_stored};
 
 /// What an experiment works on.
@@ -257,8 +257,7 @@ pub(super) fn is_current_but_for_content(path: &Path, asked: &Value) -> bool {
 }
 
 /// How patches are put before an encoder, as headers have it. How many at a time changes no embedding.
-pub(super) fn embed_header(run: &Run) -> Value {
-    let embed = &run.experiment.embed;
+pub(super) fn embed_header(embed: &Embed) -> Value {
     json!({ "resize": embed.resize, "crop": embed.crop })
 }
 
@@ -276,7 +275,7 @@ pub(super) fn features_header(run: &Run, encoder_hash: &str, record: &SlideRecor
         "stage": "embed",
         "format": FORMAT,
         "encoder": encoder_hash,
-        "embed": embed_header(run),
+        "embed": embed_header(&run.experiment.embed),
         "coordinates": patches_header(run, record),
     });
     with_stain(run, encoders::with_weights(run, encoder_hash, header))
@@ -287,9 +286,15 @@ pub(super) fn features_header(run: &Run, encoder_hash: &str, record: &SlideRecor
 pub(super) fn with_stain(run: &Run, mut header: Value) -> Value {
     let stain = &run.experiment.stain;
     if stain.normalize != Method::None {
-        header["stain"] = json!(stain);
-        header["stain"]["reference"] = json!(digest::of_file(run, &stain.reference));
+        header["stain"] = stain_header(stain, digest::of_file(run, &stain.reference));
     }
+    header
+}
+
+/// How stain is normalised, with the digest of its reference.
+pub(super) fn stain_header(stain: &StainParams, reference: Option<String>) -> Value {
+    let mut header = json!(stain);
+    header["reference"] = json!(reference);
     header
 }
 
@@ -316,7 +321,7 @@ pub(super) fn table_header(run: &Run, encoder: &str, folder: &ImageFolder) -> Va
         "stage": "embed",
         "format": FORMAT,
         "encoder": encoder,
-        "embed": embed_header(run),
+        "embed": embed_header(&run.experiment.embed),
         "data": images_fingerprint(folder),
     });
     with_stain(run, encoders::with_weights(run, encoder, header))

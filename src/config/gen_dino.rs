@@ -174,11 +174,31 @@ impl GenDino {
                 "the variant {name} without its part of the loss is DINO: set synthetic or disentangle above 0"
             );
         }
+        let recipes = self.recipes();
+        for (i, one) in recipes.iter().enumerate() {
+            if let Some(other) = recipes[..i].iter().find(|other| other.what_counts() == one.what_counts()) {
+                let names = [other, one].map(|recipe| recipe.variant.name());
+                anyhow::bail!(
+                    "with disentangle = {} and synthetic = {} the variants {} and {} are the same training: leave one out",
+                    self.disentangle,
+                    self.synthetic,
+                    names[0],
+                    names[1]
+                );
+            }
+        }
         Ok(())
     }
 }
 
 impl Recipe {
+    /// What its training depends on: not its name, nor what has no weight.
+    fn what_counts(&self) -> impl PartialEq + use<> {
+        let seen = self.synthetic > 0.0;
+        let mixed = (self.disentangle > 0.0).then(|| (self.disentangle, self.variant.interpolation(), self.targets));
+        (self.synthetic, seen.then_some(self.locals), mixed)
+    }
+
     /// The bank its interpolated images come from, where it needs any.
     pub fn bank_of_interpolations(&self) -> Option<Interpolation> {
         self.variant.interpolation().filter(|_| self.disentangle > 0.0)

@@ -166,6 +166,10 @@ impl Pretrain {
             (self.lr > 0.0 && self.lr.is_finite(), "pretrain.lr must be above 0"),
             (self.warmup_epochs <= self.epochs, "pretrain.warmup_epochs must not exceed pretrain.epochs"),
             (
+                self.warmup_teacher_temp_epochs <= self.epochs,
+                "pretrain.warmup_teacher_temp_epochs must not exceed pretrain.epochs",
+            ),
+            (
                 self.teacher_temp > 0.0 && self.warmup_teacher_temp > 0.0 && self.student_temp > 0.0,
                 "temperatures must be above 0",
             ),

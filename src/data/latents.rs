@@ -125,6 +125,14 @@ impl LatentFile {
         Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | usize::from(byte)))
     }
 
+    /// Embedding of image `record` as it is.
+    ///
+    /// # Errors
+    /// A disk that fails.
+    pub fn embedding(&self, record: usize) -> Result<Vec<f32>> {
+        Ok(singles(&self.bytes(record, 8 + 2 * self.header.latent_len(), 4 * self.header.embedding)?))
+    }
+
     /// Flip `flip` of image `record`.
     ///
     /// # Errors
@@ -133,12 +141,15 @@ impl LatentFile {
         let bytes = self.bytes(record, 8 + flip * self.header.flip_bytes(), self.header.flip_bytes())?;
         let (latent, embedding) = bytes.split_at(2 * self.header.latent_len());
         let (halves, _) = latent.as_chunks::<2>();
-        let (singles, _) = embedding.as_chunks::<4>();
         Ok(Encoded {
             latent: halves.iter().map(|&half| f16::from_le_bytes(half).to_f32()).collect(),
-            embedding: singles.iter().map(|&single| f32::from_le_bytes(single)).collect(),
+            embedding: singles(embedding),
         })
     }
+}
+
+fn singles(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&single| f32::from_le_bytes(single)).collect()
 }
 
 /// The header of an open file, if it is of this version, and where it ends.
@@ -293,6 +304,7 @@ mod tests {
         assert_eq!((file.len(), file.source(2).unwrap()), (3, 70_000));
         assert_eq!(file.read(1, 0).unwrap(), encoded(900));
         assert_eq!(file.read(1, 1).unwrap(), encoded(901));
+        assert_eq!(file.embedding(1).unwrap(), encoded(900).embedding);
         let other = LatentHeader { origin: json!({ "autoencoder": "b" }), ..header() };
         assert!(LatentFile::open(&path, &other).unwrap().is_none());
         let cut = std::fs::read(&path).unwrap();

@@ -161,6 +161,21 @@ mod tests {
         assert_eq!(line, [0.5, 0.5]);
     }
 
+    /// At a quarter of the way from the second to the first: 22.5 degrees from the second.
+    #[test]
+    fn alpha_weighs_the_first() {
+        let config = config(Condition::Sphere, [vec![], vec![]]);
+        let between = |kind, alpha| config.between(kind, &[2.0, 0.0], &[0.0, 5.0], alpha);
+        let (sine, cosine) = (std::f32::consts::PI / 8.0).sin_cos();
+        let arc = between(Interpolation::Slerp, 0.25);
+        assert!((arc[0] - sine).abs() < 1e-6 && (arc[1] - cosine).abs() < 1e-6, "{arc:?}");
+        assert_eq!(between(Interpolation::Lerp, 0.25), [0.25, 0.75]);
+        for kind in [Interpolation::Slerp, Interpolation::Lerp] {
+            let [first, second] = [1.0, 0.0].map(|alpha| between(kind, alpha));
+            assert!((first[0] - 1.0).abs() < 1e-6 && (second[1] - 1.0).abs() < 1e-6, "{first:?} {second:?}");
+        }
+    }
+
     #[test]
     fn a_channel_that_never_changed_says_nothing() {
         let config = config(Condition::Standardized, [vec![1.0, 4.0], vec![0.5, 1e-8]]);

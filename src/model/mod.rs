@@ -23,7 +23,21 @@ pub use projection::{Dino, DinoHead};
 pub use vit::{StochasticDepth, Vit};
 pub use weights::{Encoder, EncoderConfig, Tokens};
 
-use burn::tensor::Device;
+use crate::config::Precision;
+use anyhow::{Result, ensure};
+use burn::tensor::{DType, Device};
+
+/// That products can be computed in `precision` on `device`. `section` is where the configuration asks for it.
+///
+/// # Errors
+/// A device that cannot, with the key.
+pub fn require_precision(section: &str, precision: Precision, device: &Device) -> Result<()> {
+    ensure!(
+        precision == Precision::F32 || (!lies_in_host_memory(device) && device.supports_dtype(DType::BF16)),
+        "{section}.precision = \"bf16\" needs an accelerator that computes in bf16 (--device); use \"f32\" here"
+    );
+    Ok(())
+}
 
 /// Whether a tensor of `device` is memory of this process, so that it can be worked on in place and from any thread.
 pub fn lies_in_host_memory(device: &Device) -> bool {

@@ -222,7 +222,7 @@ fn host(tensor: Tensor<4>) -> Result<Vec<f32>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::{Autoencoder as Section, Condition, Noise, Spacing};
     use crate::model::autoencoder::Autoencoder;
@@ -230,8 +230,8 @@ mod tests {
     use crate::model::diffusion::DiffusionConfig;
     use crate::model::unet::tests::golden_unet;
 
-    /// The latent that a network of random weights draws for one embedding.
-    fn drawn(settings: Sample) -> Vec<f32> {
+    /// Networks of random weights, for embeddings of width 5.
+    pub(crate) fn painter(settings: Sample) -> Painter {
         let (unet, _) = golden_unet();
         let config = DiffusionConfig {
             unet: Default::default(),
@@ -248,7 +248,12 @@ mod tests {
         let network = Section { channels: 4, groups: 2, ..Section::default() }.sizes().unwrap();
         let stage = FirstStageConfig { network: network.clone(), scale: 1.0, origin: serde_json::Value::Null };
         let stage = FirstStage::new(Autoencoder::new(&network, 0, &device), stage);
-        let painter = Painter::new(DiffusionModel::new(unet, config), stage, &settings, &device).unwrap();
+        Painter::new(DiffusionModel::new(unet, config), stage, &settings, &device).unwrap()
+    }
+
+    /// The latent that a network of random weights draws for one embedding.
+    fn drawn(settings: Sample) -> Vec<f32> {
+        let painter = painter(settings);
         let wish = Wish { condition: painter.condition(&[0.5, -1.0, 2.0, 0.1, -0.3]), seed: 3 };
         painter.latents(&[wish]).unwrap().remove(0).values
     }

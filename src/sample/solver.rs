@@ -95,7 +95,8 @@ impl<'a> Trajectory<'a> {
             None => clean,
             Some(before) => {
                 let h_before = half_log_snr(now) - half_log_snr(self.schedule.alpha(self.times[i - 1]));
-                let slope = h / (2.0 * h_before);
+                // Steps with the same trace of the image, the least that zero_terminal_snr leaves, tell no direction.
+                let slope = if h_before > 0.0 { h / (2.0 * h_before) } else { 0.0 };
                 clean.mul_scalar(1.0 + slope) - before.mul_scalar(slope)
             }
         };
@@ -149,6 +150,29 @@ mod tests {
             let mean = 1.133_974_6 * 0.5f64.sqrt() + if eta == 0.0 { 0.5 * 0.5f64.sqrt() } else { 0.5 / 6f64.sqrt() };
             assert!((f64::from(x) - mean).abs() < 1e-6, "{x} is not {mean}");
             assert!(eta > 0.0 || (x - expected).abs() < 1e-6);
+        }
+    }
+
+    /// Of many steps several hold the least trace of the image that there is, and nothing lies between them.
+    #[test]
+    fn steps_with_one_and_the_same_noise_end_at_an_image() {
+        let noise = Noise { prediction: Prediction::Velocity, zero_terminal_snr: true, ..Noise::default() };
+        let schedule = NoiseSchedule::new(&noise);
+        assert_eq!(schedule.alpha(998), schedule.alpha(999));
+        for solver in [Solver::Dpm, Solver::Ddim, Solver::Ddpm] {
+            let settings = Sample { solver, steps: 1000, spacing: Spacing::Trailing, ..Sample::default() };
+            let mut trajectory = Trajectory::new(&schedule, &settings);
+            let one = || Tensor::<4>::full([1, 1, 1, 1], 1.0, &Device::flex());
+            // The answer of a network that knows the image to be 0.3.
+            let mut x = one();
+            for i in 0..1000 {
+                let alpha = schedule.alpha(trajectory.times()[i]);
+                let epsilon = (x.clone() - 0.3 * alpha.sqrt()).div_scalar((1.0 - alpha).sqrt());
+                let answer = epsilon.mul_scalar(alpha.sqrt()) - 0.3 * (1.0 - alpha).sqrt();
+                x = trajectory.step(i, x, answer, one);
+            }
+            let end = x.into_scalar::<f32>();
+            assert!((end - 0.3).abs() < 0.05, "{solver:?}: {end}");
         }
     }
 

@@ -7,15 +7,15 @@ use super::loss::{disentanglement_loss, mixed_targets, multi_crop_loss};
 use super::optimizer::{AdamW, Gradients, take_gradients};
 use super::replicas::Replicas;
 use super::schedule::{Schedule, StepValues};
-use crate::config::{Crops, Head, Model, Precision, Pretrain, Recipe, Targets};
+use crate::config::{Crops, Head, Model, Pretrain, Recipe, Targets};
 use crate::data::{CropBatch, MixedBatch};
-use crate::model::lies_in_host_memory;
 use crate::model::projection::Dino;
 use crate::model::vit::StochasticDepth;
+use crate::model::{lies_in_host_memory, require_precision};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::module::Module;
 use burn::tensor::activation::softmax;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::Path;
@@ -121,10 +121,7 @@ impl Trainer {
     pub fn new(settings: &Settings, steps_per_epoch: usize, device: &Device) -> Result<Self> {
         let Settings { seed, model, head, crops, pretrain, .. } = settings;
         let on_cpu = lies_in_host_memory(device);
-        ensure!(
-            pretrain.precision == Precision::F32 || (!on_cpu && device.supports_dtype(DType::BF16)),
-            "pretrain.precision = \"bf16\" needs an accelerator that computes in bf16 (--device); use \"f32\" here"
-        );
+        require_precision("pretrain", pretrain.precision, device)?;
         ensure!(pretrain.batch > 0, "pretrain.batch = 0 trains nothing");
         for (key, size) in [("global_size", crops.global_size), ("local_size", crops.local_size)] {
             let patch = model.patch;

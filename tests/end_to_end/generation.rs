@@ -260,6 +260,9 @@ fn samples(run: &Path, folder: &Path) {
     assert_eq!((told[1][3], told[1][5], told[4][3], told[4][4]), ("0", "1.0000", "1", "1.0000"), "{}", ended.stdout);
     assert_eq!(image::open(&picture).unwrap().height(), 4 + 96 + 4);
     gensis(strip).with_error(["exists", "--picture"]);
+    weighs_the_first(&run, [&one, &two], folder);
+    gensis(["sample", &run, "--images", &one, "--set", "embed.crop=24", "--set", "embed.resize=24"])
+        .with_error(["was trained with embed.crop = 32, and 24 is asked for"]);
     gensis(["sample", &run, "--images", &one, &two, "--count", "2", "--set", "sample.solver=dpm"]).with_code(0);
     assert!(Path::new(&run).join("samples/sample-001.png").exists());
     let features = Path::new(&run).join("features/dino-test.parquet").to_str().unwrap().to_owned();
@@ -268,12 +271,38 @@ fn samples(run: &Path, folder: &Path) {
     let others = Path::new(&run).join("features/gen_dino-test.parquet").to_str().unwrap().to_owned();
     gensis(["sample", &run, "--embeddings", &others, "--rows", "0"])
         .with_error(["embeddings by the encoder", "is conditioned on"]);
-    gensis(["sample", &run, "--images", "absent.png"]).with_error(["absent.png"]);
+    gensis(["sample", &run, "--images", &one, "absent.png"]).with_error(["absent.png"]);
     gensis(["sample", &run, "--images", &one, "--set", "sample.steps=2000"]).with_error(["sample.steps = 2000"]);
     // An encoder that the diffusion model does not know.
     let gen_dino = Path::new(&run).join("gen_dino/full/encoder.safetensors");
     fs::copy(gen_dino, Path::new(&run).join("pretrain/encoder.safetensors")).unwrap();
     gensis(["sample", &run, "--images", &one]).with_error(["was trained with the encoder", "and this is"]);
+}
+
+/// At α = 1 every line ends at the first image: what is drawn is a sample of it, what is mixed is the image itself.
+fn weighs_the_first(run: &str, [one, two]: [&str; 2], folder: &Path) {
+    let picture = |name: &str, words: &[&str]| {
+        let path = folder.join(name);
+        let command = ["sample", run, "--count", "1", "--picture", path.to_str().unwrap()];
+        gensis(command.into_iter().chain(words.iter().copied())).with_code(0);
+        image::open(path).unwrap().to_rgb8()
+    };
+    // Cells of 96 px, 4 px apart.
+    let cell = |picture: &image::RgbImage, number: u32| {
+        image::imageops::crop_imm(picture, 4 + number * 100, 4, 96, 96).to_image()
+    };
+    let (first, second) = (picture("first.png", &["--images", one]), picture("second.png", &["--images", two]));
+    // In other company, so that the last bit may be rounded otherwise.
+    let alike = |a: &image::RgbImage, b: &image::RgbImage| a.iter().zip(b.iter()).all(|(a, b)| a.abs_diff(*b) <= 1);
+    for line in ["slerp", "lerp", "pixels"] {
+        let strip = picture(&format!("{line}.png"), &["--interpolate", one, two, "--alphas", "0,1", "--line", line]);
+        // The second image, what is drawn at 0 and at 1, the first.
+        let ends = if line == "pixels" { 0 } else { 1 };
+        let [at_0, at_1] = [1, 2].map(|number| cell(&strip, number));
+        assert!(alike(&at_0, &cell(&second, ends)) && alike(&at_1, &cell(&first, ends)), "{line}");
+        // So little trained, the model hardly tells embeddings apart.
+        assert!(line != "pixels" || !alike(&at_0, &at_1));
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ use crate::commands::sources::{self, ENCODER_NAME, Input};
 use crate::commands::{Run, digest, embed, latents, training, unreadable};
 use crate::config::Condition;
 use crate::data::ReadFailure;
+use crate::data::loader::read;
 use crate::device;
 use crate::model::Encoder;
 use crate::model::inception::{self, Inception};
@@ -144,7 +145,8 @@ impl Judge {
         match self {
             Self::Encoder(_, encoder) => {
                 let view = encoder.view.map(|view| json!({ "resize": view.resize, "crop": view.crop }));
-                sources::with_stain(run, view.unwrap_or_else(|| sources::embed_header(run))).to_string()
+                sources::with_stain(run, view.unwrap_or_else(|| sources::embed_header(&run.experiment.embed)))
+                    .to_string()
             }
             Self::Inception(_) => {
                 let stain = sources::with_stain(run, json!({}));
@@ -208,12 +210,19 @@ impl Judge {
             Ok(())
         };
         if let Some(reconstructions) = reconstructions {
-            let all = thinned(reconstructions.images());
+            let mut all = reconstructions.images();
+            all.retain(|at| real.rows.binary_search(at).is_ok());
+            let all = thinned(all);
             let made = self.embedded(run, reconstructions.clone(), all, failures)?;
             add("reconstructed", &made, &made.rows)?;
         }
         for kind in [Kind::Generative, Kind::Interpolated] {
-            let chosen = (0..bank.images().len()).filter(|&at| bank.images()[at].kind == kind).collect();
+            // Of images whose source is at hand: otherwise few of a large set could find theirs.
+            let judged = |&at: &usize| {
+                let image = &bank.images()[at];
+                image.kind == kind && real.rows.binary_search(&image.source).is_ok()
+            };
+            let chosen = (0..bank.images().len()).filter(judged).collect();
             let made = self.embedded(run, bank.clone(), thinned(chosen), failures)?;
             let sources: Vec<usize> = made.rows.iter().map(|&at| bank.images()[at].source).collect();
             add(kind.name(), &made, &sources)?;
@@ -245,17 +254,15 @@ impl Judge {
             Self::Inception(inception) => {
                 let (mut rows, mut values) = (vec![], vec![]);
                 for batch in indices.chunks(run.experiment.embed.batch.max(1)) {
-                    let read: Vec<_> = batch.par_iter().map(|&index| (index, source.read(index))).collect();
+                    let read: Vec<_> = batch.par_iter().map(|&index| (index, read(&*source, index))).collect();
                     let mut images: Vec<RgbImage> = Vec::with_capacity(read.len());
                     for (index, patch) in read {
                         match patch {
-                            Ok(patch) => {
-                                images.push(patch.image);
+                            Ok(image) => {
+                                images.push(image);
                                 rows.push(index);
                             }
-                            Err(error) => {
-                                list(&ReadFailure { index, key: source.key(index), reason: error.to_string() });
-                            }
+                            Err(failure) => list(&failure),
                         }
                     }
                     values.extend(inception.embed(&images)?);
@@ -353,7 +360,7 @@ pub(super) fn header(run: &Run, input: &Input, encoders: &[Trained]) -> Value {
     header["patches"] = training::fingerprint(run, input);
     let hash = |name: &String| encoders.iter().find(|encoder| encoder.name == *name).map(|encoder| &encoder.hash);
     header["judges"] = run.experiment.evaluate.fid.encoders.iter().map(|name| json!([name, hash(name)])).collect();
-    header["preprocessing"] = sources::with_stain(run, sources::embed_header(run));
+    header["preprocessing"] = sources::with_stain(run, sources::embed_header(&run.experiment.embed));
     // Their figures are left out until the latents are there again.
     if !latents::exist(run) {
         header["without"] = json!("reconstructions");

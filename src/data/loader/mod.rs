@@ -84,20 +84,29 @@ impl Failures {
 
     /// An error once too many reads failed.
     pub(super) fn check(&self) -> Result<()> {
-        let tally = self.lock();
-        if tally.failed > MAX_FAILED && tally.failed as f64 > MAX_FAILED_SHARE * tally.reads as f64 {
-            let first: Vec<_> =
-                tally.by_index.values().take(3).map(|f| format!("\n  {}: {}", f.key.item, f.reason)).collect();
-            bail!(
-                "{} of {} reads failed, more than {} %; training on the rest would not be training on this data. First:{}",
-                tally.failed,
-                tally.reads,
-                MAX_FAILED_SHARE * 100.0,
-                first.concat()
-            );
-        }
-        Ok(())
+        let Tally { by_index, reads, failed } = &*self.lock();
+        require_share(*failed, *reads, by_index.values())
     }
+}
+
+/// That not too many of `reads` images are among `failed`.
+///
+/// # Errors
+/// [`MAX_FAILED_SHARE`], with the first failures.
+pub fn require_most(failed: &[ReadFailure], reads: usize) -> Result<()> {
+    require_share(failed.len(), reads, failed.iter())
+}
+
+fn require_share<'a>(failed: usize, reads: usize, which: impl Iterator<Item = &'a ReadFailure>) -> Result<()> {
+    if failed > MAX_FAILED && failed as f64 > MAX_FAILED_SHARE * reads as f64 {
+        let first: Vec<_> = which.take(3).map(|f| format!("\n  {}: {}", f.key.item, f.reason)).collect();
+        bail!(
+            "{failed} of {reads} reads failed, more than {} %; training on the rest would not be training on this data. First:{}",
+            MAX_FAILED_SHARE * 100.0,
+            first.concat()
+        );
+    }
+    Ok(())
 }
 
 /// Reads one patch.

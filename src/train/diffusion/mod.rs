@@ -7,17 +7,17 @@ use super::optimizer::{AdamW, Gradients, Update, take_gradients};
 use super::replicas::Replicas;
 use super::schedule::decayed;
 use super::{CHECKPOINT, METRICS};
-use crate::config::{Diffusion, Precision};
+use crate::config::Diffusion;
 use crate::data::latents::LatentFile;
 use crate::data::order::EpochOrder;
 use crate::model::diffusion::{DiffusionConfig, DiffusionModel};
-use crate::model::lies_in_host_memory;
 use crate::model::noise::NoiseSchedule;
 use crate::model::random::{keyed, normal};
 use crate::model::unet::Unet;
+use crate::model::{lies_in_host_memory, require_precision};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -99,10 +99,7 @@ impl Trainer {
         diffusion.unet.check_latents(side)?;
         ensure!(steps_per_epoch > 0, "not one whole batch of diffusion.batch = {} in an epoch", diffusion.batch);
         let on_cpu = lies_in_host_memory(device);
-        ensure!(
-            diffusion.precision == Precision::F32 || (!on_cpu && device.supports_dtype(DType::BF16)),
-            "diffusion.precision = \"bf16\" needs an accelerator that computes in bf16 (--device); use \"f32\" here"
-        );
+        require_precision("diffusion", diffusion.precision, device)?;
         let unet = Unet::new(&diffusion.unet, channels, config.embedding, *seed, device)?;
         Ok(Self {
             optimizer: AdamW::new(&unet, 0.0, on_cpu).decaying_vectors(),

@@ -1,6 +1,7 @@
 //! Tests of steps over crops alone.
 
 use super::*;
+use crate::config::Precision;
 use crate::model::parameters;
 
 fn list<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
