@@ -1,6 +1,6 @@
 //! The latents and embeddings of the training images, computed once for all diffusion models of a run folder.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -130,6 +130,9 @@ pub(super) fn make(
     let mut writer = LatentWriter::open(&path, header)?;
     let mut unreadable = Unreadable::open(STAGE, &folder, !writer.begun().is_empty());
     let done = writer.begun().last().map_or(0, |last| last + 1);
+    // What comes after that is read again, as after a share that had dropped out.
+    let before: HashSet<String> = (0..done).map(|image| source.key(image).item).collect();
+    unreadable.failures.retain(|failure| before.contains(&failure.item));
     let progress = Progress::new("latents", source.len() as u64, "images");
     progress.start_at(done as u64);
     let pool = thread_pool(run.threads)?;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
-use crate::device;
+use crate::device::{self, DeviceChoice};
 use crate::model::require_precision;
 use crate::sample::bank::Part;
 
@@ -24,7 +24,21 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
     };
     // A run without its data should leave no folder behind.
     Input::open(&experiment.data)?;
+    check_precision(&experiment, args.compute.device)?;
     stages(&Run::open(experiment, &out, args.update, &args.compute)?)
+}
+
+/// That the device computes in the precision of every training: not to be found out after hours of tiling.
+fn check_precision(experiment: &Experiment, choice: DeviceChoice) -> Result<()> {
+    let Experiment { pretrain, diffusion, pretrained_only, gen_dino, .. } = experiment;
+    let device = device::open(choice)?;
+    if !pretrained_only || gen_dino.enabled {
+        require_precision("pretrain", pretrain.precision, &device)?;
+    }
+    if gen_dino.enabled {
+        require_precision("diffusion", diffusion.precision, &device)?;
+    }
+    Ok(())
 }
 
 /// Tile, pretrain, with Gen-DINO the autoencoder, the diffusion model, the bank and training again, embed, evaluate,
@@ -40,19 +54,11 @@ fn work(run: &Run) -> Result<()> {
     // A stain reference or an encoder that cannot be read should not be found out after hours of tiling.
     Target::new(&run.experiment.stain)?;
     encoders::foreign_encoders(run)?;
-    let Experiment { pretrain, diffusion, pretrained_only, gen_dino, .. } = &run.experiment;
-    let device = device::open(run.device)?;
-    if !pretrained_only || gen_dino.enabled {
-        require_precision("pretrain", pretrain.precision, &device)?;
-    }
-    if gen_dino.enabled {
-        require_precision("diffusion", diffusion.precision, &device)?;
-    }
     tile::tile(run)?;
-    if !pretrained_only {
+    if !run.experiment.pretrained_only {
         pretrain::pretrain(run, false)?;
     }
-    if gen_dino.enabled {
+    if run.experiment.gen_dino.enabled {
         autoencoder::autoencoder(run, false)?;
         diffusion::diffusion(run, false)?;
         augment::augment(run, Part::WHOLE)?;

@@ -327,6 +327,32 @@ fn stages_ask_for_the_one_before_and_sizes_that_do_not_fit_are_refused() {
     let deeper = "diffusion.unet.channel_mult=[1,1,1,1,1]";
     stage(&["diffusion", "--update", "--set", deeper]).with_error(["8 x 8", "diffusion.unet.channel_mult"]);
     stage(&["diffusion", "--set", "diffusion.unet.attention=[3]"]).with_error(["diffusion.unet.attention = 3"]);
+    // A finished training stays where it is until nothing is left that may refuse the next one.
+    for name in ["pretrain", "diffusion"] {
+        let bf16 = format!("{name}.precision=bf16");
+        stage(&[name, "--update", "--set", &bf16]).with_error([&format!("{name}.precision = \"bf16\" needs")]);
+        stage(&[name, "--update"]).with_code(0).saying(["up to date"]);
+    }
+}
+
+/// A share that drops out leaves no latents of the few images that were left; once it is back, all have theirs.
+#[test]
+fn latents_stop_where_most_images_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = experiment(folder.path());
+    let out = folder.path().join("run");
+    let stage = |name: &str| gensis([name, "--config", file.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    stage("pretrain").with_code(0);
+    stage("autoencoder").with_code(0);
+    let class = |name: &str| fs::read_dir(folder.path().join("images/train").join(name)).unwrap();
+    let files = ["dots", "stripes"].into_iter().flat_map(class).map(|entry| entry.unwrap().path());
+    let whole: Vec<(PathBuf, Vec<u8>)> = files.map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+    assert_eq!(whole.len(), 16);
+    // As long as before, so that nobody notices.
+    whole.iter().skip(4).for_each(|(path, bytes)| fs::write(path, vec![0; bytes.len()]).unwrap());
+    stage("diffusion").with_error(["12 of 16 reads failed", ".png"]);
+    whole.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    stage("diffusion").with_code(0).saying(["latents: 16 images, 0 failure(s)"]);
 }
 
 /// Latents are computed once for all trainings of a run folder, and what could not be read stays listed.
