@@ -1,6 +1,7 @@
 //! Files that appear whole or not at all: written beside their place under a temporary name, synced, then renamed.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -36,6 +37,30 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |temporary| fs::write(temporary, bytes).map_err(|e| Error::io(path, e)))
 }
 
+/// Writes `bytes` to `path` if nothing is there, and says whether it did. Of several programs at once one succeeds.
+///
+/// # Errors
+/// As [`write`].
+pub fn create(path: &Path, bytes: &[u8]) -> Result<bool> {
+    if path.exists() {
+        return Ok(false);
+    }
+    // A folder of its own, so that programs that write the same name do not meet.
+    let parent = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+    let folder = parent.join(format!("{TEMPORARY_PREFIX}{}", std::process::id()));
+    let temporary = folder.join("file");
+    let linked = write(&temporary, bytes).and_then(|()| match fs::hard_link(&temporary, path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        // Not every file system has links.
+        Err(_) if path.exists() => Ok(false),
+        Err(_) => fs::rename(&temporary, path).map(|()| true).map_err(|e| Error::io(path, e)),
+    });
+    let _ = fs::remove_dir_all(&folder);
+    linked
+}
+
 fn publish(temporary: &Path, folder: &Path, path: &Path) -> Result<()> {
     let sync = |at: &Path| File::open(at).and_then(|file| file.sync_all());
     sync(temporary).and_then(|()| fs::rename(temporary, path)).map_err(|e| Error::io(path, e))?;
@@ -47,6 +72,17 @@ fn publish(temporary: &Path, folder: &Path, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_there_is_not_replaced_by_what_is_created() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deeper").join("picture.png");
+        assert!(create(&path, b"first").unwrap());
+        assert!(!create(&path, b"second").unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+        assert!(create(&folder.path().join("deeper/picture.png/below"), b"x").is_err());
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_file_and_nothing_beside_it() {

@@ -78,6 +78,7 @@ impl Training<'_> {
         let loader = CropLoader::treated(source.clone(), crops, batches)?;
         let device = device::open(run.device)?;
         require_precision("pretrain", settings.pretrain.precision, &device)?;
+        settings.pretrain.check_temperatures()?;
         // Once nothing is left that may refuse it.
         let resume = training::begin(run, record, header, &[CHECKPOINT, ENCODER])?;
         run.dir.forget(record)?;

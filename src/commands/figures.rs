@@ -65,15 +65,19 @@ pub(super) fn figures(run: &Run) -> Result<()> {
     let shown = shown(&*source);
     for trained in &encoders {
         let encoder = trained.load(&device)?;
-        let row = |(index, image): &(usize, RgbImage)| match attention(&encoder, image, &run.experiment.embed, &device)
-        {
-            Ok(row) => Some(row),
-            Err(error) => {
-                eprintln!("figures: {} is left out of {}'s: {error:#}", source.key(*index).item, trained.name);
-                None
+        let (mut rows, mut failed) = (vec![], None);
+        for (index, image) in &shown {
+            match attention(&encoder, image, &run.experiment.embed, &device) {
+                Ok(row) => rows.push(row),
+                Err(error) => {
+                    eprintln!("figures: {} is left out of {}'s: {error:#}", source.key(*index).item, trained.name);
+                    failed = Some(error);
+                }
             }
-        };
-        let rows: Vec<_> = shown.iter().filter_map(row).collect();
+        }
+        if let Some(error) = failed.filter(|_| rows.is_empty()) {
+            return Err(error);
+        }
         write(run, &format!("attention_{}.png", trained.name), &rows)?;
     }
     for stale in ["synthetic.png", STRIPS] {

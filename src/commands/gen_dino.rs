@@ -39,6 +39,7 @@ pub(super) fn train(run: &Run, input: Input, models: &Models, must_resume: bool)
     }
     ensure!(!must_resume || !left.is_empty(), "there is nothing to resume: all variants are trained");
     if let Some(first) = left.first() {
+        run.experiment.gen_dino.check_variants()?;
         first.check_begun(must_resume)?;
         run.dir.forget("gen_dino")?;
         let (source, unusable) = training::patches(run, "gen_dino", Input::open(&run.experiment.data)?)?;

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
-use super::Run;
 use super::progress::Progress;
 use super::sources::Input;
 use super::training::{self, AHEAD, Unreadable};
+use super::{Run, item};
 use crate::config::{Condition, Embed, Experiment};
 use crate::data::ReadFailure;
 use crate::data::latents::{LatentFile, LatentHeader, LatentWriter};
@@ -85,7 +85,7 @@ pub(super) fn make_again(
     let (file, failures) = make(run, &source, eyes, &header)?;
     let lost = without(&file, source.len())?.into_iter().find(|image| known_without.binary_search(image).is_err());
     if let Some(image) = lost {
-        let item = source.key(image).item;
+        let item = item(&source.key(image));
         let why =
             failures.iter().find(|failure| failure.item == item).map_or("it cannot be read", |failure| &failure.reason);
         let path = run.dir.file(&format!("{FOLDER}/{FILE}"))?;
@@ -131,8 +131,10 @@ pub(super) fn make(
     let mut unreadable = Unreadable::open(STAGE, &folder, !writer.begun().is_empty());
     let done = writer.begun().last().map_or(0, |last| last + 1);
     // What comes after that is read again, as after a share that had dropped out.
-    let before: HashSet<String> = (0..done).map(|image| source.key(image).item).collect();
-    unreadable.failures.retain(|failure| before.contains(&failure.item));
+    let mut lost: BTreeSet<usize> = (0..done).collect();
+    writer.begun().iter().for_each(|image| _ = lost.remove(image));
+    let items: HashSet<String> = lost.iter().map(|&image| item(&source.key(image))).collect();
+    unreadable.keep(|failure| items.contains(&failure.item))?;
     let progress = Progress::new("latents", source.len() as u64, "images");
     progress.start_at(done as u64);
     let pool = thread_pool(run.threads)?;
@@ -153,7 +155,8 @@ pub(super) fn make(
             }
         }
         unreadable.take(&met)?;
-        require_most(&met, numbers.end - done)?;
+        // Of all: images come in their order, and one damaged slide may be the first.
+        require_most(&met, lost.len() + met.len(), source.len())?;
         let encoded = eyes.encode(&views)?;
         for (image, flips) in images.iter().zip(encoded.chunks(eyes.flips())) {
             writer.add(*image, flips)?;
@@ -163,7 +166,10 @@ pub(super) fn make(
     writer.finish()?;
     progress.finish(&format!("{} images, {} failure(s)", source.len(), unreadable.failures.len()));
     if !unreadable.failures.is_empty() {
-        eprintln!("latents: what failed stays without; to have it read again, remove {}", folder.display());
+        eprintln!(
+            "latents: the model is trained without what failed; to have it read again, stop now and remove {}",
+            folder.display()
+        );
     }
     let file = LatentFile::open(&path, header)?.context("the latents just written")?;
     Ok((file, unreadable.failures))

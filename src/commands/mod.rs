@@ -143,11 +143,15 @@ fn guarded<T>(work: impl FnOnce() -> slide_io::Result<T>) -> Result<T, String> {
 
 /// A patch that `stage` could not read, for `failures.csv`.
 fn unreadable(stage: &str, failure: &ReadFailure) -> Failure {
-    let item = match failure.key.origin {
-        Some(origin) => format!("{} (x {}, y {})", failure.key.item, origin.x, origin.y),
-        None => failure.key.item.clone(),
-    };
-    Failure { stage: stage.into(), item, reason: failure.reason.clone() }
+    Failure { stage: stage.into(), item: item(&failure.key), reason: failure.reason.clone() }
+}
+
+/// A patch's name in `failures.csv`.
+fn item(key: &slide_io::PatchKey) -> String {
+    match key.origin {
+        Some(origin) => format!("{} (x {}, y {})", key.item, origin.x, origin.y),
+        None => key.item.clone(),
+    }
 }
 
 /// Runs a parsed command line.

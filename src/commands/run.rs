@@ -1,6 +1,6 @@
 //! `gensis run`: the stages of an experiment in their order.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use slide_io::stain::Target;
@@ -14,6 +14,7 @@ use crate::cli::{RunArgs, Task};
 use crate::config::Experiment;
 use crate::device::{self, DeviceChoice};
 use crate::model::require_precision;
+use crate::run_dir::read_record;
 use crate::sample::bank::Part;
 
 pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
@@ -24,19 +25,21 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome> {
     };
     // A run without its data should leave no folder behind.
     Input::open(&experiment.data)?;
-    check_precision(&experiment, args.compute.device)?;
+    check_trainings(&experiment, &out, args.compute.device)?;
     stages(&Run::open(experiment, &out, args.update, &args.compute)?)
 }
 
-/// That the device computes in the precision of every training: not to be found out after hours of tiling.
-fn check_precision(experiment: &Experiment, choice: DeviceChoice) -> Result<()> {
+/// What would stop a training that is still to come: not to be found out after hours of tiling.
+fn check_trainings(experiment: &Experiment, out: &Path, choice: DeviceChoice) -> Result<()> {
     let Experiment { pretrain, diffusion, pretrained_only, gen_dino, .. } = experiment;
-    let device = device::open(choice)?;
-    if !pretrained_only || gen_dino.enabled {
-        require_precision("pretrain", pretrain.precision, &device)?;
+    let missing = |stage: &str| read_record(out, stage).is_none();
+    if !pretrained_only && missing("pretrain") {
+        pretrain.check_temperatures()?;
+        require_precision("pretrain", pretrain.precision, &device::open(choice)?)?;
     }
-    if gen_dino.enabled {
-        require_precision("diffusion", diffusion.precision, &device)?;
+    if gen_dino.enabled && missing("diffusion") {
+        gen_dino.check_variants()?;
+        require_precision("diffusion", diffusion.precision, &device::open(choice)?)?;
     }
     Ok(())
 }

@@ -1,8 +1,6 @@
 //! `gensis sample`: images from the diffusion model of a run, of embeddings, of images or between two images, in one
 //! picture, with a table of how near to their sources they came.
 
-use std::fs::File;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -10,7 +8,7 @@ use evaluation::embeddings::EmbeddingTable;
 use image::RgbImage;
 use serde_json::{Value, json};
 use slide_io::stain::{Method, Target};
-use slide_io::{folder, h5};
+use slide_io::{atomic_file, folder, h5};
 
 use super::output::say_line;
 use super::{Outcome, digest, sources};
@@ -23,7 +21,7 @@ use crate::run_dir::{RunDir, as_stored, read_record};
 use crate::sample::encode::Eyes;
 use crate::sample::interpolate::mix_pixels;
 use crate::sample::painter::{Painter, Wish};
-use crate::sample::sheet::{sheet, write_png};
+use crate::sample::sheet::{png, sheet};
 use crate::train::autoencoder::FIRST_STAGE;
 use crate::train::checkpoint::first_difference;
 use crate::train::diffusion::MODEL;
@@ -61,32 +59,24 @@ pub(super) fn sample(args: &SampleArgs) -> Result<Outcome> {
     }
     let images: Vec<Vec<RgbImage>> =
         rows.into_iter().map(|row| row.into_iter().map(|drawn| drawn.image).collect()).collect();
-    let picture = claimed_path(args)?;
-    write_png(&picture, &sheet(&images, SHOWN))?;
+    let picture = publish(args, &sheet(&images, SHOWN))?;
     eprintln!("sample: {}", picture.display());
     Ok(Outcome::Done)
 }
 
-/// The picture's path, with an empty file that keeps others from it: the one asked for, which must be free, or the first free one
-/// in the run folder.
-fn claimed_path(args: &SampleArgs) -> Result<PathBuf> {
-    let claimed = |path: &Path| -> Result<bool> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        }
-        match File::create_new(path) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("cannot write {}", path.display())),
-        }
-    };
+/// Writes the picture where it was asked for, or under the first free name in the run folder. Nothing is replaced: another that came
+/// to be there meanwhile sends it to the run folder too.
+fn publish(args: &SampleArgs, image: &RgbImage) -> Result<PathBuf> {
+    let bytes = png(image)?;
     if let Some(path) = &args.picture {
-        ensure!(claimed(path)?, "{} exists; choose another name with --picture", path.display());
-        return Ok(path.clone());
+        if atomic_file::create(path, &bytes)? {
+            return Ok(path.clone());
+        }
+        eprintln!("sample: {} has come to exist meanwhile", path.display());
     }
     let name = |number: usize| args.run.join("samples").join(format!("sample-{number:03}.png"));
     let mut number = 1;
-    while !claimed(&name(number))? {
+    while !atomic_file::create(&name(number), &bytes)? {
         number += 1;
     }
     Ok(name(number))
@@ -275,8 +265,12 @@ fn require_view(run: &Path, experiment: &Experiment) -> Result<()> {
     let learnt = json!({ "embed": record.header["embed"], "stain": record.header["stain"] });
     let mut asked = json!({ "embed": sources::embed_header(&experiment.embed), "stain": null });
     if experiment.stain.normalize != Method::None {
-        let reference = digest::sampled(&experiment.stain.reference).ok();
-        asked["stain"] = sources::stain_header(&experiment.stain, reference);
+        let reference = &experiment.stain.reference;
+        let digest = match reference.as_os_str().is_empty() {
+            true => None,
+            false => Some(digest::sampled(reference).with_context(|| format!("cannot read {}", reference.display()))?),
+        };
+        asked["stain"] = sources::stain_header(&experiment.stain, digest);
     }
     if let Some((key, learnt, asked)) = first_difference("", &learnt, &as_stored(&asked)) {
         bail!(

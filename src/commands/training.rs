@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::sources::{self, Input};
 use super::{Run, unreadable};
 use crate::data::ReadFailure;
-use crate::run_dir::{Failure, as_stored};
+use crate::run_dir::{Failure, as_stored, remove};
 use crate::train::checkpoint::first_difference;
 
 /// Batches made ahead of the step.
@@ -167,6 +167,15 @@ impl Unreadable {
         let earlier = if resume { std::fs::read(&path).ok() } else { None };
         let failures = earlier.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         Self { stage, path, failures, taken: 0 }
+    }
+
+    /// Forgets those that are not to be kept, on disk too.
+    pub fn keep(&mut self, kept: impl Fn(&Failure) -> bool) -> Result<()> {
+        self.failures.retain(kept);
+        match self.failures.is_empty() {
+            true => remove(&self.path),
+            false => Ok(atomic_file::write(&self.path, &serde_json::to_vec_pretty(&self.failures)?)?),
+        }
     }
 
     pub fn take(&mut self, met: &[ReadFailure]) -> Result<()> {

@@ -349,6 +349,10 @@ impl Sample {
         let mut settings = serde_json::to_value(self)?;
         if let Some(settings) = settings.as_object_mut() {
             settings.retain(|key, value| key != "batch" && (key != "spacing" || *value != "leading"));
+            if self.solver != Solver::Ddim {
+                // Of DDIM alone.
+                settings.insert("eta".into(), 0.0.into());
+            }
         }
         Ok(settings)
     }
@@ -368,11 +372,6 @@ impl Sample {
              otherwise is the one that begins with nothing but noise"
         );
         ensure!((0.0..=1.0).contains(&self.eta), "sample.eta lies between 0 and 1");
-        ensure!(
-            self.eta == 0.0 || self.solver == Solver::Ddim,
-            "sample.eta = {} is of DDIM, and sample.solver is another: set it to 0",
-            self.eta
-        );
         ensure!(self.guidance >= 0.0 && self.guidance.is_finite(), "sample.guidance is 0 or more");
         ensure!(self.batch > 0, "sample.batch must be above 0");
         Ok(())

@@ -174,6 +174,14 @@ impl GenDino {
                 "the variant {name} without its part of the loss is DINO: set synthetic or disentangle above 0"
             );
         }
+        Ok(())
+    }
+
+    /// That no two variants are the same training: days of it, printed as if it meant something.
+    ///
+    /// # Errors
+    /// Two that are, by name.
+    pub fn check_variants(&self) -> Result<()> {
         let recipes = self.recipes();
         for (i, one) in recipes.iter().enumerate() {
             if let Some(other) = recipes[..i].iter().find(|other| other.what_counts() == one.what_counts()) {
@@ -211,5 +219,33 @@ impl Recipe {
         let mut banks: Vec<_> = generative.into_iter().chain(self.bank_of_interpolations()).collect();
         banks.dedup();
         banks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_that_leave_nothing_out_are_told() {
+        let all = [
+            Variant::Full,
+            Variant::WithoutDisentanglement,
+            Variant::WithoutGenerative,
+            Variant::Lerp,
+            Variant::PixelMixing,
+        ];
+        let section =
+            |variants: &[Variant]| GenDino { enabled: true, variants: variants.to_vec(), ..GenDino::default() };
+        section(&all).check_variants().unwrap();
+        let told = |section: GenDino| section.check_variants().unwrap_err().to_string();
+        for other in [Variant::WithoutDisentanglement, Variant::Lerp, Variant::PixelMixing] {
+            let same = told(GenDino { disentangle: 0.0, ..section(&[Variant::Full, other]) });
+            assert!(same.contains(&format!("full and {} are the same training", other.name())), "{same}");
+        }
+        let views = || GenDino { synthetic: 0.0, ..section(&[Variant::WithoutGenerative, Variant::Full]) };
+        assert!(told(views()).contains("without_generative and full are the same training"));
+        // Four targets are two real views of each image, where without generative images one is enough.
+        GenDino { targets: Targets::Four, ..views() }.check_variants().unwrap();
     }
 }

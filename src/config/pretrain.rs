@@ -1,6 +1,6 @@
 //! `[head]`, `[crops]` and `[pretrain]`: DINO.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::load::all_hold;
@@ -151,6 +151,19 @@ pub enum Precision {
 }
 
 impl Pretrain {
+    /// That the teacher's temperature has risen by the end of the run.
+    ///
+    /// # Errors
+    /// A longer rise, with both keys.
+    pub fn check_temperatures(&self) -> Result<()> {
+        let Self { epochs, warmup_teacher_temp_epochs, .. } = self;
+        ensure!(
+            warmup_teacher_temp_epochs <= epochs,
+            "pretrain.warmup_teacher_temp_epochs = {warmup_teacher_temp_epochs} is longer than pretrain.epochs = {epochs}"
+        );
+        Ok(())
+    }
+
     /// Checks the values on their own.
     ///
     /// # Errors
@@ -165,10 +178,6 @@ impl Pretrain {
             ),
             (self.lr > 0.0 && self.lr.is_finite(), "pretrain.lr must be above 0"),
             (self.warmup_epochs <= self.epochs, "pretrain.warmup_epochs must not exceed pretrain.epochs"),
-            (
-                self.warmup_teacher_temp_epochs <= self.epochs,
-                "pretrain.warmup_teacher_temp_epochs must not exceed pretrain.epochs",
-            ),
             (
                 self.teacher_temp > 0.0 && self.warmup_teacher_temp > 0.0 && self.student_temp > 0.0,
                 "temperatures must be above 0",

@@ -13,6 +13,8 @@ use rayon::prelude::*;
 
 /// Images encoded by one thread at a time.
 const PIECE: usize = 4;
+/// Views an accelerator encodes at a time: with all flips of a batch of images at once, its memory would be what flips decide.
+const BATCH: usize = 32;
 
 /// Encoder and autoencoder, with the view that each has of an image.
 #[derive(Clone, Debug)]
@@ -94,7 +96,8 @@ impl Eyes {
     /// Sizes the networks cannot take, a failing device.
     pub fn encode(&self, views: &[View]) -> Result<Vec<Encoded>> {
         if !lies_in_host_memory(&self.device) {
-            return self.piece(views);
+            let pieces = views.chunks(BATCH).map(|piece| self.piece(piece)).collect::<Result<Vec<_>>>()?;
+            return Ok(pieces.into_iter().flatten().collect());
         }
         let pieces = views.par_chunks(PIECE).map(|piece| self.piece(piece)).collect::<Result<Vec<_>>>()?;
         Ok(pieces.into_iter().flatten().collect())

@@ -33,9 +33,17 @@ pub fn sheet(rows: &[Vec<RgbImage>], side: u32) -> RgbImage {
 /// # Errors
 /// A folder that cannot be written to.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
+    Ok(slide_io::atomic_file::write(path, &png(image)?)?)
+}
+
+/// A picture as the bytes of a PNG.
+///
+/// # Errors
+/// A picture without pixels.
+pub fn png(image: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, ImageFormat::Png)?;
-    Ok(slide_io::atomic_file::write(path, bytes.get_ref())?)
+    Ok(bytes.into_inner())
 }
 
 #[cfg(test)]

@@ -65,11 +65,7 @@ impl Schedule {
             warmup_epochs <= epochs,
             "pretrain.warmup_epochs = {warmup_epochs} is longer than pretrain.epochs = {epochs}"
         );
-        ensure!(
-            warmup_teacher_temp_epochs <= epochs,
-            "pretrain.warmup_teacher_temp_epochs = {warmup_teacher_temp_epochs} is longer than pretrain.epochs = \
-             {epochs}"
-        );
+        settings.check_temperatures()?;
         let steps = epochs * steps_per_epoch;
         let warmup = warmup_epochs * steps_per_epoch;
         let peak = settings.lr * settings.batch as f64 / 256.0;

@@ -353,6 +353,7 @@ fn latents_stop_where_most_images_cannot_be_read() {
     stage("diffusion").with_error(["12 of 16 reads failed", ".png"]);
     whole.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
     stage("diffusion").with_code(0).saying(["latents: 16 images, 0 failure(s)"]);
+    assert!(!out.join("latents/unreadable.json").exists());
 }
 
 /// Latents are computed once for all trainings of a run folder, and what could not be read stays listed.

@@ -361,6 +361,10 @@ pub(super) fn header(run: &Run, input: &Input, encoders: &[Trained]) -> Value {
     let hash = |name: &String| encoders.iter().find(|encoder| encoder.name == *name).map(|encoder| &encoder.hash);
     header["judges"] = run.experiment.evaluate.fid.encoders.iter().map(|name| json!([name, hash(name)])).collect();
     header["preprocessing"] = sources::with_stain(run, sources::embed_header(&run.experiment.embed));
+    // An earlier version looked for sources among images that it did not look at.
+    if bank.header["banks"][0]["images"].as_u64().is_some_and(|images| images > JUDGED as u64) {
+        header["judged"] = json!("with their sources");
+    }
     // Their figures are left out until the latents are there again.
     if !latents::exist(run) {
         header["without"] = json!("reconstructions");

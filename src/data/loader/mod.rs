@@ -89,12 +89,12 @@ impl Failures {
     }
 }
 
-/// That not too many of `reads` images are among `failed`.
+/// That not too many of `reads` images `failed`, the last of them `met`.
 ///
 /// # Errors
-/// [`MAX_FAILED_SHARE`], with the first failures.
-pub fn require_most(failed: &[ReadFailure], reads: usize) -> Result<()> {
-    require_share(failed.len(), reads, failed.iter())
+/// [`MAX_FAILED_SHARE`], with the first that were met.
+pub fn require_most(met: &[ReadFailure], failed: usize, reads: usize) -> Result<()> {
+    require_share(failed, reads, met.iter())
 }
 
 fn require_share<'a>(failed: usize, reads: usize, which: impl Iterator<Item = &'a ReadFailure>) -> Result<()> {
