@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
@@ -62,6 +63,10 @@ pub struct StageRecord {
 pub struct RunDir {
     root: PathBuf,
     log: Mutex<File>,
+    /// The configuration that this one has replaced.
+    replaced: Option<Vec<u8>>,
+    /// Whether a stage has begun or ended since.
+    touched: AtomicBool,
     /// Held, never read: the lock ends with the process.
     _lock: File,
 }
@@ -88,12 +93,27 @@ impl RunDir {
         }
         remove_temporary_files(root);
         let text = experiment.to_toml()?;
+        let there = fs::read(&recorded).ok();
         // What stands there already needs no room on a full disk.
-        if fs::read(&recorded).ok().as_deref() != Some(text.as_bytes()) {
+        if there.as_deref() != Some(text.as_bytes()) {
             atomic_file::write(&recorded, text.as_bytes())?;
         }
-        let log = File::options().create(true).append(true).open(root.join(LOG))?;
-        Ok(Self { root: root.to_owned(), log: Mutex::new(log), _lock: lock })
+        let replaced = there.filter(|there| there != text.as_bytes());
+        let log = root.join(LOG);
+        let opened = File::options().create(true).append(true).open(&log);
+        let log = Mutex::new(opened.with_context(|| format!("cannot write {}", log.display()))?);
+        Ok(Self { root: root.to_owned(), log, replaced, touched: AtomicBool::new(false), _lock: lock })
+    }
+
+    /// Puts the replaced configuration back, unless a stage has begun with this one: after a failure the folder would otherwise
+    /// claim settings that nothing in it was made with.
+    pub fn put_back(&self) -> Result<()> {
+        match &self.replaced {
+            Some(text) if !self.touched.load(Ordering::Relaxed) => {
+                Ok(atomic_file::write(&self.root.join(EXPERIMENT), text)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The configuration recorded in a run folder.
@@ -131,6 +151,7 @@ impl RunDir {
 
     /// Records that `stage` is finished.
     pub fn finish(&self, stage: &str, record: &StageRecord) -> Result<()> {
+        self.touched.store(true, Ordering::Relaxed);
         let path = self.file(&format!("stages/{stage}.json"))?;
         atomic_file::write(&path, &serde_json::to_vec_pretty(record)?)?;
         self.log("stage finished", json!({ "stage": stage, "failures": record.failures.len() }))
@@ -138,6 +159,7 @@ impl RunDir {
 
     /// Forgets that `stage` was finished; called before its output is touched.
     pub fn forget(&self, stage: &str) -> Result<()> {
+        self.touched.store(true, Ordering::Relaxed);
         remove(&self.root.join(format!("stages/{stage}.json")))
     }
 
@@ -237,7 +259,10 @@ pub fn take(root: &Path, record: &str) -> Result<File> {
 /// # Errors
 /// A folder that is in use.
 pub fn lock(root: &Path) -> Result<File> {
-    let file = File::options().create(true).append(true).open(root.join(LOCK))?;
+    let path = root.join(LOCK);
+    let opened = File::options().create(true).append(true).open(&path);
+    let file =
+        opened.with_context(|| format!("cannot lock {}: {} cannot be written", root.display(), path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => bail!("{} is in use by another gensis process", root.display()),
@@ -292,6 +317,21 @@ mod tests {
         fs::create_dir(&foreign).unwrap();
         fs::write(foreign.join("thesis.doc"), b"precious").unwrap();
         assert!(RunDir::open(&foreign, &experiment, true).is_err());
+    }
+
+    #[test]
+    fn settings_that_nothing_was_made_with_are_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let seed = || RunDir::experiment(dir.path()).unwrap().seed;
+        let open = |seed: u64| RunDir::open(dir.path(), &Experiment { seed, ..Experiment::default() }, true).unwrap();
+        open(1).put_back().unwrap();
+        assert_eq!(seed(), 1, "there was nothing before");
+        open(2).put_back().unwrap();
+        assert_eq!(seed(), 1);
+        let begun = open(3);
+        begun.forget("tile").unwrap();
+        begun.put_back().unwrap();
+        assert_eq!(seed(), 3);
     }
 
     #[test]

@@ -199,6 +199,9 @@ impl<'a> Strata<'a> {
         let groups: BTreeSet<&String> = self.groups.iter().collect();
         match groups.len() {
             0 => Err(Error::usage("no labelled slide to split")),
+            1 => Err(Error::usage(
+                "there is only 1 group (patient, or slide where no group is given) with a label: folds need at least two",
+            )),
             count if count < folds => Err(Error::usage(format!(
                 "there are only {count} group(s) (patients, or slides where no group is given), fewer than the {folds} folds; \
                  use at most {count} folds"

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use slide_io::PatchSource;
 
@@ -20,11 +20,12 @@ use crate::data::latents::LatentFile;
 use crate::device;
 use crate::model::diffusion::DiffusionModel;
 use crate::model::{Encoder, FirstStage};
-use crate::run_dir::StageRecord;
+use crate::run_dir::{StageRecord, as_stored};
 use crate::sample::bank::{Decoder, Generator, Header, Origin, Part, SyntheticBank, Work};
 use crate::sample::generator::EmbeddingGenerator;
 use crate::sample::painter::Painter;
 use crate::sample::reconstructions::Reconstructions;
+use crate::train::checkpoint::first_difference;
 
 /// Makes what is missing of `part` of the banks that the experiment needs.
 pub(super) fn augment(run: &Run, part: Part) -> Result<()> {
@@ -163,6 +164,27 @@ pub(super) fn make(
     }
     let images: usize = headers.iter().map(|header| (header.images - header.without.len()) * header.per_image()).sum();
     run.dir.finish("bank", &StageRecord { header: record, failures: vec![], summary: json!({ "images": images }) })
+}
+
+/// That the whole bank has been made with these settings by these models.
+///
+/// # Errors
+/// No bank, an unfinished one, or one of other settings: the first key and both values.
+pub(super) fn require_bank(run: &Run, input: &Input) -> Result<()> {
+    let models = models(run, input)?;
+    let made =
+        run.dir.record("bank").context("there is no whole bank of generated images: run `gensis augment` first")?;
+    for (number, interpolation) in banks(run).into_iter().enumerate() {
+        let asked = as_stored(&json!(header(run, input, &models, interpolation)?));
+        if let Some((key, there, asked)) = first_difference("", &made.header["banks"][number], &asked) {
+            bail!(
+                "the bank of {} interpolations was made with {key} = {there}, and this run has {asked}: make it anew with \
+                 `gensis augment --update`",
+                interpolation.name()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The banks that the experiment's variants need; the usual one where no variant is trained.

@@ -43,7 +43,7 @@ use super::embed::is_current;
 use super::encoders::{Trained, ready_encoders, require_encoders};
 use super::output::say;
 use super::sources::{self, ImageSets, Input, UNTRAINED_NAME};
-use super::{Run, digest};
+use super::{Run, augment, digest};
 use crate::cli::Task;
 use crate::config::{Baseline, Experiment};
 use crate::device;
@@ -115,6 +115,9 @@ pub(super) fn evaluate_with(run: &Run, task: Task, input: &Input, trained: Optio
         own => own,
     });
     let own = own.transpose()?;
+    if task == Task::Fid {
+        augment::require_bank(run, input)?;
+    }
     let encoders = own.as_ref().map(|own| &own.encoders[..]);
     let header = header(run, input, own.as_ref())?;
     let missing = |task: &Task| kept::kept(run, &header, *task).is_none();

@@ -203,6 +203,7 @@ fn start_threads(threads: usize) -> Result<usize> {
 fn stage(args: &StageArgs, more: &[&str], work: impl FnOnce(&Run) -> Result<()>) -> Result<Outcome> {
     let run = Run::open_stage(args, more)?;
     // What failed on the way is worth knowing all the more when the stage fails; its own error is the one to tell.
-    let (result, outcome) = (work(&run), run.close());
-    result.and(outcome)
+    let result = work(&run);
+    let (put_back, outcome) = (if result.is_err() { run.dir.put_back() } else { Ok(()) }, run.close());
+    result.and(put_back).and(outcome)
 }

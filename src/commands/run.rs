@@ -48,8 +48,10 @@ fn check_trainings(experiment: &Experiment, out: &Path, choice: DeviceChoice) ->
 /// heatmap, figures, report.
 pub(super) fn stages(run: &Run) -> Result<Outcome> {
     // What failed on the way is worth knowing all the more when a stage fails; its own error is the one to tell.
-    let (result, outcome, report) = (work(run), run.close(), report::write(run.dir.root()));
-    result.and(outcome).and_then(|outcome| report.map(|_| outcome))
+    let result = work(run);
+    let put_back = if result.is_err() { run.dir.put_back() } else { Ok(()) };
+    let (outcome, report) = (run.close(), report::write(run.dir.root()));
+    result.and(put_back).and(outcome).and_then(|outcome| report.map(|_| outcome))
 }
 
 fn work(run: &Run) -> Result<()> {

@@ -17,7 +17,7 @@ use super::output::say;
 use super::{Outcome, report};
 use crate::cli::ReportArgs;
 use crate::config::Experiment;
-use crate::run_dir::RunDir;
+use crate::run_dir::{self, RunDir};
 
 /// Settings in which runs may differ and still be repetitions of each other: seeds, places, what is only looked at, and how
 /// many figures are made of one training.
@@ -67,6 +67,8 @@ const REPEATED: [&str; 44] = [
     "evaluate.slide.keep_heads",
     "heatmap.",
 ];
+/// What tells a folder of tables from a folder of the user's.
+const RECORD: &str = "tables.json";
 /// Settings that only concern encoders from elsewhere.
 const ELSEWHERE: [&str; 2] = ["encoders", "pretrained_only"];
 /// Settings that only concern encoders trained with synthetic images.
@@ -104,6 +106,10 @@ fn tables(paths: &[PathBuf], out: &Path) -> Result<Outcome> {
         }
     }
     ensure!(!runs.is_empty(), "none of these runs has results");
+    // Files of others in the folder stay as they are.
+    let _lock = run_dir::take(out, RECORD)?;
+    let of = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "runs": paths });
+    atomic_file::write(&out.join(RECORD), &serde_json::to_vec_pretty(&of)?)?;
     tell_apart(&mut runs)?;
     let across = across::compare_runs(&runs)?;
     let within =

@@ -291,7 +291,12 @@ impl Autoencoder {
         );
         let weights = [self.perceptual_weight, self.kl_weight, self.codebook_weight];
         ensure!(
-            weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0) && self.disc_weight.is_finite(),
+            self.disc_weight.is_finite(),
+            "autoencoder.disc_weight = {} is no number: 0 trains without, below 0 takes the kind's",
+            self.disc_weight
+        );
+        ensure!(
+            weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0),
             "autoencoder.perceptual_weight, kl_weight and codebook_weight are 0 or more"
         );
         ensure!(

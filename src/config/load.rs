@@ -84,6 +84,7 @@ impl Experiment {
             ),
             (scale_range(self.crops.local_scale), "crops.local_scale is [smallest, largest] share of the area, 0 to 1"),
             (self.head.out > 1, "head.out must be above 1"),
+            (self.head.hidden > 0 && self.head.bottleneck > 0, "head.hidden and head.bottleneck must be above 0"),
             (
                 !self.pretrained_only || !self.encoders.is_empty(),
                 "pretrained_only leaves nothing to embed with: name [[encoders]]",

@@ -207,6 +207,18 @@ fn judged_first(whole: &Path, folder: &Path) {
     gensis(line(&["pretrain", "--out", out])).with_code(0).saying(["pretrain: up to date"]);
 }
 
+/// Of a bank of other settings, or of another model, nothing is said under these.
+fn judges_its_own_bank_alone(run: &str) {
+    let fid =
+        |more: &[&str]| gensis(["evaluate", "fid", "--out", run, "--update"].into_iter().chain(more.iter().copied()));
+    let recorded = || fs::read_to_string(Path::new(run).join("experiment.toml")).unwrap();
+    let before = recorded();
+    let other = ["--set", "sample.guidance=5"];
+    fid(&other).with_error(["was made with sampler.guidance = 2.0, and this run has 5.0", "gensis augment --update"]);
+    assert_eq!(recorded(), before, "a refused command leaves the experiment as it was");
+    fid(&[]).with_code(0).saying(["evaluate: up to date"]);
+}
+
 /// Embedded as they are, images of another size than the first, or than generated ones, are listed or refused.
 #[test]
 fn images_of_other_sizes_give_no_latents() {
@@ -261,6 +273,7 @@ fn samples(run: &Path, folder: &Path) {
     assert_eq!(image::open(&picture).unwrap().height(), 4 + 96 + 4);
     gensis(strip).with_error(["exists", "--picture"]);
     weighs_the_first(&run, [&one, &two], folder);
+    judges_its_own_bank_alone(&run);
     gensis(["sample", &run, "--images", &one, "--set", "embed.crop=24", "--set", "embed.resize=24"])
         .with_error(["was trained with embed.crop = 32, and 24 is asked for"]);
     gensis(["sample", &run, "--images", &one, &two, "--count", "2", "--set", "sample.solver=dpm"]).with_code(0);

@@ -15,9 +15,13 @@ fn runs_of_other_seeds_become_one_row_and_other_settings_another() {
     let out = at("b");
     REFERENCE.cohort.run(Path::new(&out), &["--set", "seed=1"]).with_code(0);
     let ended = gensis(["report", &at("a"), &out, "--out", &at("tables")]).with_code(0);
-    let names: Vec<String> = files(Path::new(&at("tables"))).into_keys().collect();
+    let mut names: Vec<String> = files(Path::new(&at("tables"))).into_keys().collect();
+    names.retain(|name| !name.starts_with('.'));
     let expected = ["comparisons", "figures", "results"].map(|name| [format!("{name}.csv"), format!("{name}.parquet")]);
-    assert_eq!(names, [expected.concat(), vec!["tables.md".into(), "tables.tex".into()]].concat());
+    assert_eq!(
+        names,
+        [expected.concat(), ["json", "md", "tex"].map(|kind| format!("tables.{kind}")).to_vec()].concat()
+    );
     let text = fs::read_to_string(root.path().join("tables/tables.md")).unwrap();
     assert_eq!(ended.stdout, text);
     assert!(text.contains("## Table 9: Slide-level classification") && text.contains("| DINO |"), "{text}");
@@ -56,6 +60,13 @@ fn runs_of_other_seeds_become_one_row_and_other_settings_another() {
         .saying(["none", "is not a run folder"]);
     gensis(["report", &at("none"), &out]).with_error(["--out"]);
     gensis(["report", &out, &out, "--out", &at("twice")]).with_error(["given twice"]);
+    // Tables of the user, and of the run itself, are not written over; one's own are.
+    fs::create_dir(at("thesis")).unwrap();
+    fs::write(root.path().join("thesis/results.csv"), "precious").unwrap();
+    for place in [at("thesis"), format!("{out}/results")] {
+        gensis(["report", &out, "--out", &place]).with_error(["holds files that gensis did not write"]);
+    }
+    gensis(["report", &out, "--out", &at("tables")]).with_code(0);
 }
 
 #[test]
