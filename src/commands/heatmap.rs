@@ -15,6 +15,7 @@ use slide_io::h5;
 use super::evaluate::heads::{HeadIndex, folder_name};
 use super::output::say;
 use super::progress::Progress;
+use super::sources::ENCODER_NAME;
 use super::{Outcome, Run, sources};
 use crate::cli::HeatmapArgs;
 use crate::config::Experiment;
@@ -52,6 +53,7 @@ pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
     RunDir::experiment(&args.run)?;
     let experiment = Experiment::load(Some(&args.run.join("experiment.toml")), &args.settings)?;
     let index = HeadIndex::read(&args.run)?;
+    warn_of_earlier_encoder(&args.run, &index);
     let differing = RunDir::experiment(&args.run)?.differences(&experiment)?;
     let other = differing.iter().find(|line| !line.starts_with("heatmap."));
     ensure!(
@@ -98,6 +100,21 @@ pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
     say!("{}", String::from_utf8_lossy(&table.into_inner()?))?;
     ensure!(failures < args.slides.len(), "no heatmap could be drawn");
     Ok(Outcome::of(failures))
+}
+
+/// Says where the run's encoder has been trained anew since its heads were.
+fn warn_of_earlier_encoder(run: &Path, index: &HeadIndex) {
+    let trained =
+        run_dir::read_record(run, "pretrain").and_then(|record| Some(record.summary["encoder"].as_str()?.to_owned()));
+    let heads = index.encoders.iter().find(|heads| heads.name == ENCODER_NAME);
+    if let (Some(trained), Some(heads)) = (trained, heads)
+        && heads.hash != trained
+    {
+        eprintln!(
+            "heatmap: warning: the encoder has been trained anew since the heads were: `gensis embed` and `gensis evaluate` bring \
+             them up to date"
+        );
+    }
 }
 
 fn named(name: &str) -> Result<HeadKind> {
