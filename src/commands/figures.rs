@@ -56,7 +56,10 @@ pub(super) fn figures(run: &Run) -> Result<()> {
     if bank.is_some() && !latents::exist(run) {
         header["without"] = json!(STRIPS);
     }
-    if run.dir.current(FOLDER, &header).is_some() {
+    let of_encoders = encoders.iter().map(|trained| format!("attention_{}.png", trained.name));
+    let mut pictures = of_encoders.chain(bank.is_some().then(|| "synthetic.png".to_owned()));
+    let there = pictures.all(|name| run.dir.root().join(FOLDER).join(name).exists());
+    if there && run.dir.current(FOLDER, &header).is_some() {
         eprintln!("figures: up to date");
         return Ok(());
     }

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use evaluation::heatmap::Scale;
 use evaluation::mil::HeadKind;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use slide_io::h5;
 
 use super::evaluate::heads::{HeadIndex, folder_name};
@@ -138,7 +138,7 @@ pub(super) fn stage(run: &Run) -> Result<()> {
         "evaluation": index.evaluation,
         "settings": settings,
     });
-    if run.dir.current(FOLDER, &header).is_some() {
+    if run.dir.current(FOLDER, &header).is_some_and(|record| is_there(run.dir.root(), record.summary)) {
         eprintln!("heatmap: up to date");
         return Ok(());
     }
@@ -170,6 +170,15 @@ pub(super) fn stage(run: &Run) -> Result<()> {
     }
     progress.finish(&format!("{} pictures in {}", drawn.len(), run.dir.root().join(FOLDER).display()));
     run.dir.finish(FOLDER, &StageRecord { header, failures, summary: json!(drawn) })
+}
+
+/// Whether what the stage drew lies there as it was drawn: nobody has removed it, or drawn over it by hand on another scale.
+fn is_there(root: &Path, summary: Value) -> bool {
+    let (found, recorded) = (drawn(root), serde_json::from_value::<Vec<Drawn>>(summary).unwrap_or_default());
+    recorded.iter().all(|one| {
+        let same = |other: &Drawn| other.picture == one.picture && other.scale == one.scale;
+        found.iter().any(same) && root.join(&one.picture).exists()
+    })
 }
 
 /// Every heatmap in a run folder, by slide, encoder and head.

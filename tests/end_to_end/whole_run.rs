@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 use slide_io::{Slide, h5};
@@ -118,9 +119,17 @@ fn the_same_command_again_does_nothing() {
     assert_eq!(ready, 2, "tile and embed have nothing to do:\n{}", again.stderr);
     assert_same(&results(&run), &results(&reference.run));
     // But for what somebody has removed.
-    for lost in ["results/results.csv", "results/slide_scores.csv", "cohort_sheet/page_001.jpg"] {
+    let heatmaps: Vec<String> = files(&run.join("heatmap")).into_keys().filter(|name| name.ends_with(".png")).collect();
+    let heatmap = format!("heatmap/{}", heatmaps[0]);
+    let lost =
+        ["results/results.csv", "results/slide_scores.csv", "cohort_sheet/page_001.jpg", "figures/attention_dino.png"];
+    for lost in lost.into_iter().chain([heatmap.as_str()]) {
         fs::remove_file(run.join(lost)).unwrap();
     }
+    // Or drawn over by hand.
+    let slide = Path::new(&heatmaps[1]).file_stem().unwrap().to_str().unwrap();
+    let by_hand = ["heatmap", run.to_str().unwrap(), "--slides", slide, "--set", "heatmap.scale=weight"];
+    crate::program::gensis(by_hand).with_code(0);
     reference.cohort.run(&run, &[]).with_code(0);
     assert_same(&results(&run), &results(&reference.run));
     let log = fs::read_to_string(run.join("log.jsonl")).unwrap();
