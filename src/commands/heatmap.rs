@@ -90,7 +90,15 @@ pub(super) fn heatmap(args: &HeatmapArgs) -> Result<Outcome> {
     let mut failures = 0;
     for slide in &args.slides {
         match draw(&args.run, &experiment, &atlas, slide, &ending) {
-            Ok(drawn) => table.serialize(drawn)?,
+            Ok(drawn) => {
+                if args.class.is_some() && drawn.shown.is_empty() {
+                    eprintln!(
+                        "heatmap: {slide}: {} has one attention for all classes: --class changes nothing",
+                        drawn.head
+                    );
+                }
+                table.serialize(drawn)?;
+            }
             Err(error) => {
                 eprintln!("heatmap: {slide}: {error:#}");
                 failures += 1;

@@ -105,6 +105,10 @@ fn slides_on_request_and_outside_the_cohort() {
     let high = area / (SIDE * SIDE) as f64;
     assert!(high >= 1.0 && high <= 0.1 * patches as f64 + 1.0, "{high} of {patches} patches");
 
+    gensis(["heatmap", out, "--slides", "s03", "--aggregator", "abmil", "--class", "1"])
+        .with_code(0)
+        .saying(["abmil has one attention for all classes"]);
+
     let refused = |more: &[&str]| gensis(["heatmap", out, "--slides", "s03"].iter().chain(more));
     refused(&["--aggregator", "mean"]).with_error(["mean pools without attention"]);
     refused(&["--aggregator", "clam_sb"]).with_error(["clam_sb was not trained"]);
